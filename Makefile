@@ -1,0 +1,87 @@
+# Rayndom's tasks. `make` alone lists them.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.rayndom_setup
+UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
+
+# Settings, e.g. `make test ARGS="tests/numerics -x"`.
+PYTHON ?=
+EXTRAS ?=
+ARGS ?=
+# Tests use tiny tensors: more threads than two only cost time.
+TEST_THREADS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow check bench lock clean
+
+help: ## List these tasks
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo '  PYTHON=3.12 chooses the Python of `make setup`; EXTRAS=server,dashboard adds optional packages to it;'
+	@echo '  ARGS="..." goes on to demo, test, test-slow, bench and lock.'
+
+setup: $(STAMP) ## Make .venv with the locked packages (about 6 GB, once); a no-op when nothing changed
+ifneq ($(strip $(EXTRAS)),)
+	$(UV) pip install --quiet --python $(PY) --constraint requirements.lock --editable '.[$(EXTRAS)]'
+endif
+
+demo: $(STAMP) ## Sweep, train, attack and report a defence on real images, in minutes, on any computer
+	$(VENV)/bin/rayndom demo $(ARGS)
+
+test: $(STAMP) ## Run the tests, without the long ones and those that need a GPU
+	OMP_NUM_THREADS=$(TEST_THREADS) $(PY) -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-slow: $(STAMP) ## Run the long tests, and those that need a GPU where there is one
+	OMP_NUM_THREADS=$(TEST_THREADS) $(PY) -m pytest -m "slow or gpu" $(ARGS)
+
+check: $(STAMP) ## Check style, formatting and the direction of imports
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports --no-logo
+
+bench: $(STAMP) ## Measure speed on this computer
+	$(PY) -m benchmarks $(ARGS)
+
+lock: | $(UV) ## Renew requirements.lock after a change of pyproject.toml (ARGS=--upgrade: newest versions)
+	$(UV) pip compile pyproject.toml --universal --python-version 3.11 --group test \
+		--no-emit-index-url --no-header -q -o requirements.lock $(ARGS)
+	@! grep -n '://' requirements.lock || { echo 'requirements.lock must not name a server (see above)' >&2; exit 1; }
+
+clean: ## Remove caches and build leftovers; .venv, data and results stay
+	rm -rf .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './.uv/*' -type d -prune -exec rm -rf {} +
+
+# uv installs itself into .uv/ when it is missing: nothing outside this folder is touched.
+.uv/bin/uv:
+	@command -v python3 >/dev/null || { \
+		echo 'python3 is missing. On Debian and Ubuntu: sudo apt-get install python3 python3-venv' >&2; exit 1; }
+	@python3 -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo 'python3 cannot make virtual environments. On Debian and Ubuntu: sudo apt-get install python3-venv' >&2; \
+		echo 'Or install uv yourself; then run this again.' >&2; exit 1; }
+	@echo 'uv is not installed: getting it into .uv/'
+	@python3 -m venv --clear .uv
+	@.uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+# An environment that is recent enough is kept; the lock decides what is in it.
+$(STAMP): requirements.lock pyproject.toml | $(UV)
+	@if $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && [ -z '$(PYTHON)' ]; then \
+		echo 'Keeping $(VENV)'; \
+	else \
+		python='$(PYTHON)'; \
+		if [ -z "$$python" ]; then \
+			python=$$(python3 -c 'import sys; print(sys.executable if sys.version_info >= (3, 11) else "")' 2>/dev/null); \
+		fi; \
+		if [ -z "$$python" ]; then \
+			echo "Rayndom needs Python 3.11 or newer; python3 here is $$(python3 --version 2>&1 || true)."; \
+			echo 'uv looks for another one, and downloads one if there is none (the system Python stays as it is).'; \
+			python='>=3.11'; \
+		fi; \
+		rm -rf $(VENV) && $(UV) venv --quiet --python "$$python" $(VENV); \
+	fi
+	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Rayndom needs Python 3.11 or newer; PYTHON=$(PYTHON) is older." >&2; rm -rf $(VENV); exit 1; }
+	@echo "Installing the locked packages (the first time about 6 GB: minutes)"
+	$(UV) pip sync --python $(PY) requirements.lock
+	$(UV) pip install --quiet --python $(PY) --no-deps --editable .
+	@touch $@

@@ -1,0 +1,1 @@
+"""Attacks on finished models, each against a model whose draws the protocol provides."""

@@ -1,0 +1,167 @@
+"""Running one block of an evaluation, on any worker."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from analysis.attacked_model import AttackedModel
+from analysis.attacks.registry import AttackOutput, AttackProblem, attack_entry, parse_attack_parameters
+from analysis.examination import liveness, missing_gradients, output_facts, shares_draw_in_batch
+from analysis.fingerprints import data_hash, weights_hash
+from analysis.protocols import BlockOutcome, BlockSetting, run_protocol, score_clean
+from analysis.records import Record, pack_rows
+from analysis.state_guard import StateReport, restored_state
+from analysis.tasks import BlockTask, bare_model
+from models.batch_statistics import mode
+from models.randomness import derive_seed, resample
+from models.threat_model import ThreatModel
+
+_NUM_EXAMINED = 200
+_NUM_LIVE = 16
+
+
+def run_block(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> Record:
+    """Run one block and return its record.
+
+    Args:
+        model: the model of the plan, on any device; it is as before afterwards.
+        x, y: all images and labels of the plan, not only the block's.
+        task: from `plan_blocks`.
+
+    Raises:
+        ValueError: weights or images are not those of the plan.
+    """
+    model = bare_model(model)
+    hash_before = weights_hash(model)
+    if hash_before != task.checkpoint:
+        raise ValueError(f"the model's weights are {hash_before}, the task is for {task.checkpoint}")
+    rows = list(task.ids)
+    if data_hash(x[rows], y[rows]) != task.data:
+        raise ValueError(f"the images of block {task.block} are not those of the plan")
+    like = next(model.parameters(), x)
+    x_block, y_block = x[rows].to(like), y[rows].to(device=like.device, dtype=torch.long)
+
+    started = time.perf_counter()
+    with mode(model, "eval"), restored_state(model) as report:
+        live_seed = derive_seed(task.seed, "examination", task.block)
+        before = liveness(model, x_block[:_NUM_LIVE], live_seed)
+        outcome = _run(model, x_block, y_block, task)
+        training_modules = sum(module.training for module in model.modules())
+        after = liveness(model, x_block[:_NUM_LIVE], live_seed)
+        examined = _examine(model, x_block, y_block, task) if task.kind == "clean" and task.block == 0 else {}
+    seconds = time.perf_counter() - started
+
+    threat_model = _threat_model(task)
+    return {
+        "key": task.key,
+        "header": {**_header(task), "radius": threat_model.epsilon, "bounded": _bounded(task)},
+        "samples": _columns(outcome, task, y_block),
+        "block": {
+            **_block_facts(outcome),
+            "liveness": {"before": before, "after": after},
+            "hygiene": _hygiene(report, training_modules, weights_hash(model) == hash_before),
+            "examination": examined,
+        },
+        "measured": {"seconds": seconds, "device": _device_name(like.device), "versions": _versions()},
+    }
+
+
+def _run(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> BlockOutcome:
+    name = "clean" if task.item is None else f"{task.item.name}:{task.kind}"
+    setting = BlockSetting(
+        model,
+        x,
+        y,
+        seed=task.seed,
+        attack_name=name,
+        block=task.block,
+        scoring=task.scoring,
+        num_draws=task.item.num_draws if task.item is not None else 1,
+    )
+    if task.item is None:
+        return score_clean(setting, averaged=task.protocol == "T4")
+    entry = attack_entry(task.item.attack)
+    parameters = parse_attack_parameters(task.item.attack, task.item.parameters_for(task.randomized))
+    threat_model = _threat_model(task)
+
+    def attack(attacked: AttackedModel, seed: int) -> AttackOutput:
+        return entry.run(attacked, AttackProblem(x, y, threat_model, task.num_classes, seed), parameters)
+
+    return run_protocol(task.protocol, setting, attack)
+
+
+def _threat_model(task: BlockTask) -> ThreatModel:
+    return task.threat_model if task.item is None else task.item.threat_model(task.threat_model)
+
+
+def _bounded(task: BlockTask) -> bool:
+    return task.item is None or attack_entry(task.item.attack).bounded
+
+
+def _columns(outcome: BlockOutcome, task: BlockTask, y: Tensor) -> dict[str, Any]:
+    return {
+        "ids": list(task.ids),
+        "labels": y.tolist(),
+        "correct": {name: pack_rows(matrix.cpu().numpy()) for name, matrix in outcome.correct.items()},
+        "num_correct": {name: matrix.sum(1).tolist() for name, matrix in outcome.correct.items()},
+        "margin": outcome.margin_S.tolist(),
+        "linf": outcome.linf_S.tolist(),
+        "l2": outcome.l2_S.tolist(),
+        "num_unchanged": outcome.num_unchanged_S.tolist(),
+        "skippable": outcome.skippable_S.int().tolist(),
+    }
+
+
+def _block_facts(outcome: BlockOutcome) -> dict[str, Any]:
+    return {
+        "num_draws": {name: matrix.shape[1] for name, matrix in outcome.correct.items()},
+        "exact": outcome.exact,
+        "num_points": outcome.num_points,
+        "lowest": outcome.lowest,
+        "highest": outcome.highest,
+        "num_not_finite": outcome.num_not_finite,
+        "num_out_of_range": outcome.num_out_of_range,
+        "num_forward": outcome.num_forward,
+        "num_backward": outcome.num_backward,
+        "draws_disjoint": outcome.draws_disjoint,
+    }
+
+
+def _hygiene(report: StateReport, training_modules: int, same_weights: bool) -> dict[str, Any]:
+    return {"changed": report.changed, "training_modules": training_modules, "same_weights": same_weights}
+
+
+def _examine(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> dict[str, Any]:
+    x, y = x[:_NUM_EXAMINED], y[:_NUM_EXAMINED]
+    seed = derive_seed(task.seed, "examination")
+    resample(model, torch.Generator().manual_seed(seed))
+    return {
+        "num_samples": len(x),
+        "shares_draw_in_batch": shares_draw_in_batch(model, x, seed),
+        "missing_gradients": missing_gradients(model, x, y, task.threat_model, seed),
+        "outputs": output_facts(model, x, y, seed),
+    }
+
+
+def _header(task: BlockTask) -> dict[str, Any]:
+    return task.model_dump(mode="json", exclude={"ids", "cost"})
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("rayndom", "torch", "numpy", "torchattacks"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions

@@ -1,0 +1,87 @@
+"""What is measured on the model itself for the checks: whether its randomness lives, its gradients exist, its outputs are logits.
+
+Shapes: B batch, K classes. All measurements return JSON-able values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from analysis.attacked_model import AttackedModel, Predictor
+from analysis.draws import ONLY_DRAW, FixedDraws, seeded_draws, set_draw
+from models.randomness import is_randomized
+from models.threat_model import ThreatModel
+from trainers.attacks import AttackLoss, ball_around, cross_entropy, margin
+
+_DIFFERENT = 1e-4  # on logits scaled to a largest absolute value of 1
+_NUM_OTHER_DRAWS = 8  # so that a model with few configurations is not called dead by coincidence
+_NUM_GRADIENT_DRAWS = 10
+
+
+@torch.no_grad()
+def liveness(model: nn.Module, x: Tensor, seed: int) -> dict[str, float]:
+    """Return the shares of samples whose logits differ between draws, and whose logits differ under one and the same draw.
+
+    The model is measured in the mode in which it is; draws in place are not restored.
+    """
+    draws = seeded_draws(1 + _NUM_OTHER_DRAWS, seed, "liveness") if is_randomized(model) else (ONLY_DRAW,) * 2
+    set_draw(model, draws[0])
+    first = _scaled(model(x))
+    repeated = (_scaled(model(x)) - first).abs().amax(1) > _DIFFERENT
+    differs = torch.zeros_like(repeated)
+    for draw in draws[1:]:
+        set_draw(model, draw)
+        differs |= (_scaled(model(x)) - first).abs().amax(1) > _DIFFERENT
+        if bool(differs.all()):
+            break
+    return {"differing": differs.float().mean().item(), "unrepeatable": repeated.float().mean().item()}
+
+
+@torch.no_grad()
+def shares_draw_in_batch(model: nn.Module, x: Tensor, seed: int) -> bool:
+    """Return whether one image twice in a batch meets the same draw."""
+    (draw,) = seeded_draws(1, seed, "scope")
+    set_draw(model, draw)
+    scaled = _scaled(model(torch.cat([x[:1], x[:1]])))
+    return bool((scaled[0] - scaled[1]).abs().max() <= _DIFFERENT)
+
+
+def missing_gradients(
+    model: nn.Module, x: Tensor, y: Tensor, threat_model: ThreatModel, seed: int
+) -> dict[str, float]:
+    """Return, per loss and point, the share of samples whose mean input gradient over draws is zero or not finite."""
+    draws = seeded_draws(_NUM_GRADIENT_DRAWS, seed, "gradient") if is_randomized(model) else (ONLY_DRAW,)
+    ball = ball_around(x, threat_model.epsilon, threat_model.norm)
+    start = ball.random_start(torch.Generator().manual_seed(draws[0].value))
+    losses: dict[str, AttackLoss] = {"cross_entropy": cross_entropy, "margin": margin}
+    shares = {}
+    for point_name, point in (("image", x), ("random start", start)):
+        for loss_name, loss in losses.items():
+            attacked = AttackedModel(Predictor(model), FixedDraws(draws))
+            gradient, _, _ = attacked.gradient(point, y, loss)
+            flat = gradient.flatten(1)
+            missing = ~flat.isfinite().all(1) | (flat == 0).all(1)
+            shares[f"{loss_name}, {point_name}"] = missing.float().mean().item()
+    return shares
+
+
+@torch.no_grad()
+def output_facts(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> dict[str, Any]:
+    """Return whether outputs are probabilities instead of logits, and the median margin (absolute)."""
+    (draw,) = seeded_draws(1, seed, "outputs")
+    set_draw(model, draw)
+    output = model(x)
+    sums_to_one = ((output.sum(1) - 1).abs() <= 1e-5).all()
+    return {
+        "are_probabilities": bool((output >= 0).all() & sums_to_one),
+        "median_margin": margin(output, y).abs().median().item(),
+        "finite": bool(output.isfinite().all()),
+    }
+
+
+def _scaled(logits_BK: Tensor) -> Tensor:
+    logits = logits_BK.double()
+    return logits / logits.abs().amax(1, keepdim=True).clamp_min(1e-300)

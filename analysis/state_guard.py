@@ -1,0 +1,115 @@
+"""What an attack may leave behind: nothing. Restores a model and the global generators, and says what had been changed."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.randomness import load_randomness_state, randomness_state
+
+
+@dataclass
+class StateReport:
+    """What differed on leaving a guard, before it was restored.
+
+    Attributes:
+        modes, buffers, gradients: dotted names of modules whose mode, of buffers that, and of parameters whose `.grad` changed.
+        generators: which of `python`, `numpy`, `torch`, `cuda` moved.
+    """
+
+    modes: list[str] = field(default_factory=list)
+    buffers: list[str] = field(default_factory=list)
+    gradients: list[str] = field(default_factory=list)
+    generators: list[str] = field(default_factory=list)
+
+    @property
+    def changed(self) -> list[str]:
+        """Return everything that changed as readable items."""
+        items = [f"mode of {name or 'the model'}" for name in self.modes]
+        items += [f"buffer {name}" for name in self.buffers]
+        items += [f"gradient of {name}" for name in self.gradients]
+        return items + [f"global {name} generator" for name in self.generators]
+
+
+@contextlib.contextmanager
+def restored_state(model: nn.Module) -> Iterator[StateReport]:
+    """Restore modes, persistent buffers, draws, `requires_grad`, `.grad` and all global generators on exit, also after an exception.
+
+    Inside, parameters do not require gradients: attacks differentiate with respect to pixels alone. The report is filled on exit.
+    """
+    report = StateReport()
+    training = {name: module.training for name, module in model.named_modules()}
+    persistent = set(model.state_dict(keep_vars=True))
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if name in persistent}
+    required = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    gradients = {
+        name: (parameter.grad, None if parameter.grad is None else parameter.grad.clone())
+        for name, parameter in model.named_parameters()
+    }
+    draws = randomness_state(model)
+    generators = _generator_states()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    try:
+        yield report
+    finally:
+        _restore_generators(generators, report)
+        for name, module in model.named_modules():
+            if name in training and module.training != training[name]:
+                report.modes.append(name)
+                module.training = training[name]
+        current = dict(model.named_buffers())
+        for name, before in buffers.items():
+            if not _same(current[name], before):
+                report.buffers.append(name)
+                current[name].copy_(before)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(required[name])
+            before, value = gradients[name]
+            if parameter.grad is not before or (value is not None and not _same(parameter.grad, value)):
+                report.gradients.append(name)
+                parameter.grad = before
+                if value is not None:
+                    before.copy_(value)
+        load_randomness_state(model, draws)
+
+
+def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    return torch.equal(first.nan_to_num(), second.nan_to_num()) if first.is_floating_point() else torch.equal(first, second)
+
+
+def _generator_states() -> dict[str, Any]:
+    states: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),  # noqa: NPY002 - attack libraries move the global generator
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def _restore_generators(states: dict[str, Any], report: StateReport) -> None:
+    now = _generator_states()
+    if now["python"] != states["python"]:
+        report.generators.append("python")
+        random.setstate(states["python"])
+    numpy_moved = not all(np.array_equal(a, b) for a, b in zip(now["numpy"], states["numpy"], strict=True))
+    if numpy_moved:
+        report.generators.append("numpy")
+        np.random.set_state(states["numpy"])  # noqa: NPY002
+    if not torch.equal(now["torch"], states["torch"]):
+        report.generators.append("torch")
+        torch.set_rng_state(states["torch"])
+    if "cuda" in states and not all(torch.equal(a, b) for a, b in zip(now["cuda"], states["cuda"], strict=True)):
+        report.generators.append("cuda")
+        torch.cuda.set_rng_state_all(states["cuda"])

@@ -1,0 +1,176 @@
+"""Suites: which attacks under which protocols, as data. A user's YAML file may extend one of them.
+
+    extends: quick
+    num_samples: 500
+    attacks:
+      - {name: pgd_100, attack: pgd, parameters: {steps: 100}, protocols: [T1], num_draws: 20}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from analysis.attacks.registry import parse_attack_parameters
+from analysis.protocols import ProtocolName, Scoring
+from models.configuration import Config
+from models.errors import UserError, unknown_name
+from models.threat_model import PixelFraction, ThreatModel
+
+SUITE_FOLDER = Path(__file__).with_suffix("")
+PAPER = "paper"
+DEFAULT_NUM_DRAWS = 1
+
+
+class AttackItem(Config):
+    """One attack of a suite."""
+
+    name: str = Field(description="Name of the row, unique in the suite.")
+    attack: str = Field(description="Name of the attack in the registry.")
+    parameters: dict[str, Any] = Field(default_factory=dict, description="Its parameters.")
+    deterministic_parameters: dict[str, Any] = Field(
+        default_factory=dict, description="Parameters that replace those above where the model is deterministic."
+    )
+    protocols: tuple[ProtocolName, ...] = Field(("T1",), min_length=1, description="Protocols it is run under.")
+    num_draws: int = Field(DEFAULT_NUM_DRAWS, ge=1, description="E, draws averaged in each gradient under T1.")
+    num_samples: int | None = Field(None, ge=1, description="Use only the first n samples of the suite; none: all.")
+    epsilon: PixelFraction | None = Field(None, ge=0, description="Radius, where it differs from the threat model's.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_is_the_attack(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "name" not in data and "attack" in data:
+            return {**data, "name": data["attack"]}
+        return data
+
+    @model_validator(mode="after")
+    def _worst_draw_needs_unknown_draw(self) -> AttackItem:
+        if "T3" in self.protocols and "T1" not in self.protocols:
+            raise ValueError(f"{self.name}: T3 is computed from the scores of T1; list both")
+        return self
+
+    def parameters_for(self, randomized: bool) -> dict[str, Any]:
+        """Return the parameters for a randomized or a deterministic model."""
+        return self.parameters if randomized else {**self.parameters, **self.deterministic_parameters}
+
+    def threat_model(self, base: ThreatModel) -> ThreatModel:
+        """Return the threat model this attack works under."""
+        return base if self.epsilon is None else ThreatModel(norm=base.norm, epsilon=self.epsilon)
+
+
+class Suite(Config):
+    """A named list of attacks and how they are scored."""
+
+    name: str = Field(description="Name of the suite.")
+    description: str = Field("", description="What it is for, in a sentence.")
+    defences: tuple[str, ...] = Field((), description="Defences whose paper used these attacks; suite `paper` looks here.")
+    num_samples: int | None = Field(None, ge=1, description="Test images used, class-balanced; none: all.")
+    scoring: Scoring = Field(default_factory=Scoring, description="Draws.")
+    attacks: tuple[AttackItem, ...] = Field(min_length=1, description="The attacks.")
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Suite:
+        names = [item.name for item in self.attacks]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"suite {self.name!r} has two attacks named {', '.join(sorted(twice))}")
+        return self
+
+
+def list_suites() -> list[str]:
+    """Return the names of all suites that come with the package."""
+    return sorted({PAPER, *(path.stem for path in SUITE_FOLDER.glob("*.yaml"))})
+
+
+def load_suite(suite: str | Path | Suite, defence: str | None = None) -> Suite:
+    """Return a suite by name, by path of a YAML file, or as it is.
+
+    Args:
+        suite: `quick`, `standard`, `full`, `paper` (the suite of the paper that proposed `defence`), the name of any file in
+            `analysis/suites/`, or a path that ends in `.yaml` or `.yml`.
+        defence: name of the model's defence, for `paper`.
+
+    Raises:
+        UserError: no such suite or file, a file that does not describe one, or no paper for the defence.
+    """
+    if isinstance(suite, Suite):
+        return suite
+    if str(suite).endswith((".yaml", ".yml")):
+        return _load_file(Path(suite))
+    if suite == PAPER:
+        return _paper_suite(defence)
+    if suite not in list_suites():
+        raise unknown_name("suite", str(suite), list_suites())
+    return _load_file(SUITE_FOLDER / f"{suite}.yaml")
+
+
+def _paper_suite(defence: str | None) -> Suite:
+    papers = {path.stem: _load_file(path) for path in sorted(SUITE_FOLDER.glob("*.yaml"))}
+    papers = {name: suite for name, suite in papers.items() if suite.defences}
+    names = ", ".join(sorted(papers))
+    if defence is None:
+        raise UserError(f"suite 'paper' depends on the defence, which is not known here: pass `defence`, or one of {names}")
+    fitting = [suite for suite in papers.values() if defence in suite.defences]
+    if len(fitting) == 1:
+        return fitting[0]
+    if not fitting:
+        known = {name for suite in papers.values() for name in suite.defences}
+        raise UserError(
+            f"{unknown_name('defence with a paper suite', defence, known)} A baseline has no paper of its own: choose one of {names}."
+        )
+    raise UserError(f"several papers evaluate {defence!r}: choose one of {', '.join(suite.name for suite in fitting)}")
+
+
+def _load_file(path: Path, seen: tuple[Path, ...] = ()) -> Suite:
+    path = path.resolve()
+    if path in seen:
+        raise UserError(f"suite {path} extends itself")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read the suite {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"the suite {path} is not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"the suite {path} must be a mapping with the keys {', '.join(Suite.model_fields)}")
+    data = {"name": path.stem, **data}
+    parent = data.pop("extends", None)
+    if parent is not None:
+        data = _extended(_parent(str(parent), path, seen), data)
+    try:
+        suite = Suite(**data)
+        for item in suite.attacks:
+            parse_attack_parameters(item.attack, item.parameters)
+            parse_attack_parameters(item.attack, item.parameters_for(randomized=False))
+    except ValidationError as error:
+        details = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'suite'}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"
+            for item in error.errors()
+        )
+        raise UserError(f"the suite {path}: {details}") from None
+    except UserError as error:
+        raise UserError(f"the suite {path}: {error}") from None
+    return suite
+
+
+def _parent(name: str, path: Path, seen: tuple[Path, ...]) -> Suite:
+    if name.endswith((".yaml", ".yml")):
+        return _load_file(path.parent / name, (*seen, path))
+    if name not in list_suites() or name == PAPER:
+        raise UserError(f"the suite {path}: {unknown_name('suite', name, set(list_suites()) - {PAPER})}")
+    return _load_file(SUITE_FOLDER / f"{name}.yaml", (*seen, path))
+
+
+def _extended(parent: Suite, data: dict[str, Any]) -> dict[str, Any]:
+    """Return the parent's data with the child's over it; attacks are added, and replaced where the name is the same."""
+    merged = parent.model_dump(exclude={"defences"})
+    own = {**data}
+    items = {item["name"]: item for item in merged["attacks"]}
+    for item in own.pop("attacks", []):
+        if isinstance(item, dict):
+            items[str(item.get("name", item.get("attack")))] = item
+    scoring = {**merged.pop("scoring"), **(own.pop("scoring", None) or {})}
+    return {**merged, **own, "scoring": scoring, "attacks": list(items.values())}

@@ -1,0 +1,241 @@
+"""An evaluation as a list of independent blocks of work: (checkpoint, attack and protocol, block of samples).
+
+Whoever runs a block gets the same record, because every seed derives from the root seed, the attack's name and the block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from analysis.attacks.registry import attack_entry, check_attack, parse_attack_parameters
+from analysis.fingerprints import data_hash, json_hash, weights_hash
+from analysis.protocols import Scoring
+from analysis.suites import AttackItem, Suite, load_suite
+from models.batch_statistics import mode
+from models.configuration import Config
+from models.errors import UserError
+from models.randomness import ResampleOnForward, num_configurations
+from models.threat_model import ThreatModel
+from trainers.attacks import check_pixels
+
+FORMAT_VERSION = 1
+MAX_BLOCK_SIZE = 256
+_EPSILON_ZERO_SAMPLES = 64
+_BACKWARD_COST = 2.0  # a backward pass to the pixels costs about two forward passes
+
+BlockKind = Literal["clean", "attack", "epsilon_zero"]
+RowProtocol = Literal["T0", "T1", "T2", "T4"]
+
+
+class BlockTask(Config):
+    """One block of work. `key` names its record; fields that change no number (`suite`, `num_blocks`, `cost`) are no part of it."""
+
+    format_version: int = Field(FORMAT_VERSION, description="Version of the records.")
+    kind: BlockKind = Field(description="`clean`: score the images and examine the model; `attack`; `epsilon_zero`: C5.")
+    item: AttackItem | None = Field(None, description="The attack; none for `clean`.")
+    protocol: RowProtocol = Field("T1", description="Protocol; a deterministic model has only T1.")
+    stands_for: tuple[str, ...] = Field((), description="All protocols this one stands for (deterministic models).")
+    threat_model: ThreatModel = Field(description="Threat model of the evaluation.")
+    scoring: Scoring = Field(description="Draws.")
+    seed: int = Field(description="Root seed of the evaluation.")
+    num_classes: int = Field(description="K.")
+    num_configurations: int | None = Field(description="Size of the space of draws; none: infinite; 1: deterministic.")
+    block: int = Field(ge=0, description="Number of the block.")
+    ids: tuple[int, ...] = Field(description="Rows of the images in this block.")
+    checkpoint: str = Field(description="Hash of the weights.")
+    data: str = Field(description="Hash of the block's images and labels.")
+    defence: str | None = Field(None, description="Name of the defence.")
+    suite: str = Field("", description="Name of the suite.")
+    num_blocks: int = Field(1, description="Blocks of this attack and protocol.")
+    cost: float = Field(0.0, description="Estimated work: forward passes of one image; a backward pass counts as two.")
+
+    @property
+    def key(self) -> str:
+        """Name of the record: equal for equal work."""
+        return json_hash(self.model_dump(mode="json", exclude={"suite", "num_blocks", "cost", "stands_for"}))
+
+    @property
+    def randomized(self) -> bool:
+        """Whether the model has more than one draw."""
+        return self.num_configurations != 1
+
+    @property
+    def title(self) -> str:
+        """The task in words, for progress bars."""
+        name = self.item.name if self.item is not None else "clean images"
+        return f"{name} {self.protocol} block {self.block + 1}/{self.num_blocks}"
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """Return the model whose draws the protocols control: `ResampleOnForward` is taken off."""
+    while isinstance(model, ResampleOnForward):
+        model = model.model
+    return model
+
+
+def class_balanced_order(y: Tensor) -> list[int]:
+    """Return all rows in an order whose every beginning is as balanced over the classes as possible; it depends on `y` alone."""
+    seen: dict[int, int] = {}
+    ranks = []
+    for row, label in enumerate(y.tolist()):
+        seen[label] = seen.get(label, -1) + 1
+        ranks.append((seen[label], label, row))
+    return [row for _, _, row in sorted(ranks)]
+
+
+def plan_blocks(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    suite: str | Path | Suite = "quick",
+    *,
+    defence: str | None = None,
+    threat_model: ThreatModel | None = None,
+    seed: int = 0,
+    batch_size: int = MAX_BLOCK_SIZE,
+    num_draws: int | None = None,
+    num_samples: int | None = None,
+) -> list[BlockTask]:
+    """Return the blocks of an evaluation, in the order in which they are best run. Arguments are those of `evaluate`.
+
+    Raises:
+        UserError: anything that cannot be evaluated, before any work is done.
+    """
+    model = bare_model(model)
+    threat_model = threat_model or ThreatModel()
+    _check_data(x, y)
+    if not 1 <= batch_size:
+        raise UserError(f"batch_size is {batch_size}; it must be at least 1")
+    spec = getattr(model, "spec", None)
+    defence = defence or (spec.defence if spec is not None else None)
+    chosen = load_suite(suite, defence)
+    scoring = chosen.scoring
+    if num_draws is not None:
+        if num_draws < 1:
+            raise UserError(f"num_draws is {num_draws}; it must be at least 1")
+        selection = min(scoring.num_selection_draws, num_draws)
+        scoring = scoring.model_copy(update={"num_evaluation_draws": num_draws, "num_selection_draws": selection})
+    num_classes = _num_classes(model, x, y)
+    total = num_configurations(model)
+    configurations = None if total == math.inf else int(total)
+    randomized = configurations != 1
+    for item in chosen.attacks:
+        check_attack(item.attack, item.parameters_for(randomized), item.threat_model(threat_model), num_classes)
+
+    limit = num_samples if num_samples is not None else chosen.num_samples
+    order = class_balanced_order(y)[:limit]
+    size = min(batch_size, MAX_BLOCK_SIZE)
+    blocks = [tuple(order[start : start + size]) for start in range(0, len(order), size)]
+    hashes: dict[tuple[int, ...], str] = {}
+    shared: dict[str, Any] = {
+        "threat_model": threat_model,
+        "scoring": scoring,
+        "seed": seed,
+        "num_classes": num_classes,
+        "num_configurations": configurations,
+        "checkpoint": weights_hash(model),
+        "defence": defence,
+        "suite": chosen.name,
+    }
+
+    def tasks_for(ids_of_blocks: Sequence[tuple[int, ...]], **facts: Any) -> list[BlockTask]:
+        made = []
+        for block, ids in enumerate(ids_of_blocks):
+            if ids not in hashes:
+                hashes[ids] = data_hash(x[list(ids)], y[list(ids)])
+            task = BlockTask(
+                block=block, ids=ids, data=hashes[ids], num_blocks=len(ids_of_blocks), **facts, **shared
+            )
+            made.append(task.model_copy(update={"cost": estimated_cost(task)}))
+        return made
+
+    plan = tasks_for(blocks, kind="clean")
+    if randomized and any("T4" in item.protocols for item in chosen.attacks):
+        plan += tasks_for(blocks, kind="clean", protocol="T4")
+    for item in chosen.attacks:
+        kept = _first(blocks, item.num_samples)
+        for protocol, stands_for in _protocols(item, randomized):
+            plan += tasks_for(kept, kind="attack", item=item, protocol=protocol, stands_for=stands_for)
+    probe = _epsilon_zero_item(chosen, randomized)
+    if probe is not None:
+        plan += tasks_for(_first(blocks, _EPSILON_ZERO_SAMPLES)[:1], kind="epsilon_zero", item=probe)
+    return plan
+
+
+def estimated_cost(task: BlockTask) -> float:
+    """Return the work of a block in forward passes of one image."""
+    scoring = task.scoring
+    draws = 1
+    if task.randomized:
+        draws = scoring.num_evaluation_draws + 2 * scoring.num_selection_draws
+        if task.num_configurations is not None and task.num_configurations <= scoring.enumerate_up_to:
+            draws = 2 * task.num_configurations
+    if task.item is None:
+        return len(task.ids) * draws
+    entry = attack_entry(task.item.attack)
+    parameters = parse_attack_parameters(task.item.attack, task.item.parameters_for(task.randomized))
+    gradient_draws = task.item.num_draws if task.randomized and task.protocol == "T1" else 1
+    cost = entry.cost(parameters, gradient_draws, task.num_classes, gradient_draws == 1)
+    passes = cost.forward + _BACKWARD_COST * cost.backward
+    repeats = {"T0": scoring.num_repetitions, "T1": 1, "T2": scoring.num_known_draws, "T4": scoring.num_averaged_draws}
+    runs = repeats[task.protocol] if task.randomized else 1
+    return len(task.ids) * (runs * passes + (draws if task.protocol == "T1" else 2 * runs))
+
+
+def _protocols(item: AttackItem, randomized: bool) -> list[tuple[RowProtocol, tuple[str, ...]]]:
+    """Return the protocols to run with those they stand for. For a deterministic model T0 = T1 = T2 = T3 = T4: one pass."""
+    if not randomized:
+        return [("T1", item.protocols)]
+    return [(protocol, (protocol,)) for protocol in item.protocols if protocol != "T3"]
+
+
+def _epsilon_zero_item(suite: Suite, randomized: bool) -> AttackItem | None:
+    """Return the first attack that the harness itself runs under T1 with a radius: with radius 0 it must change nothing."""
+    for item in suite.attacks:
+        entry = attack_entry(item.attack)
+        if entry.bounded and entry.requires is None and (not randomized or "T1" in item.protocols):
+            return item.model_copy(update={"epsilon": 0.0})
+    return None
+
+
+def _first(blocks: list[tuple[int, ...]], count: int | None) -> list[tuple[int, ...]]:
+    """Return the blocks of the first `count` samples."""
+    if count is None:
+        return blocks
+    kept: list[tuple[int, ...]] = []
+    for ids in blocks:
+        taken = sum(map(len, kept))
+        if taken >= count:
+            break
+        kept.append(ids[: count - taken])
+    return kept
+
+
+def _check_data(x: Tensor, y: Tensor) -> None:
+    if x.dim() != 4 or not x.is_floating_point():
+        raise UserError(f"images must be floating-point pixels in [0,1] of shape (N, C, H, W), not {x.dtype} {tuple(x.shape)}")
+    if y.shape != x.shape[:1] or y.is_floating_point():
+        raise UserError(f"labels must be {len(x)} integers, one per image, not {y.dtype} of shape {tuple(y.shape)}")
+    if len(x) == 0:
+        raise UserError("there are no images to evaluate on")
+    check_pixels(x)
+
+
+@torch.no_grad()
+def _num_classes(model: nn.Module, x: Tensor, y: Tensor) -> int:
+    like = next(model.parameters(), x)
+    with mode(model, "eval"):
+        logits = model(x[:1].to(like))
+    if logits.dim() != 2:
+        raise UserError(f"the model must return logits of shape (B, K), not {tuple(logits.shape)} for one image")
+    lowest, highest = int(y.min()), int(y.max())
+    if lowest < 0 or highest >= logits.shape[1]:
+        raise UserError(f"labels are in [{lowest}, {highest}], the model has {logits.shape[1]} classes")
+    return logits.shape[1]

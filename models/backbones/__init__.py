@@ -1,0 +1,140 @@
+"""Backbones by name: `list_backbones()` and `build_backbone("resnet18", num_classes=10, image_shape=(3, 32, 32))`.
+
+Every module of this folder that holds a table `BACKBONES: dict[str, BackboneEntry]` contributes its entries; a new
+backbone is one new file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from models.backbones.base import Backbone, BackboneEntry, ImageShape
+from models.errors import UserError, unknown_name
+
+__all__ = [
+    "Backbone",
+    "BackboneEntry",
+    "ImageShape",
+    "backbone_entries",
+    "build_backbone",
+    "canonical_backbone_name",
+    "list_backbones",
+]
+
+
+def backbone_entries() -> dict[str, BackboneEntry]:
+    """Return the entries of all modules of this folder by name, sorted; families such as `timm` are among them."""
+    entries: dict[str, BackboneEntry] = {}
+    owners: dict[str, str] = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        for name, entry in getattr(module, "BACKBONES", {}).items():
+            for spelling in (name, *entry.aliases):
+                if spelling in owners:
+                    raise ValueError(f"backbone name {spelling!r} is taken by {owners[spelling]} and by {info.name}.py")
+                owners[spelling] = f"{info.name}.py"
+            entries[name] = entry
+    return dict(sorted(entries.items()))
+
+
+def list_backbones() -> list[str]:
+    """Return the names that `build_backbone` takes, without aliases, sorted; `timm:NAME` works beside them."""
+    return [name for name, entry in backbone_entries().items() if not entry.is_family]
+
+
+def canonical_backbone_name(name: str) -> str:
+    """Return the one name of a backbone: an alias becomes the name that it stands for.
+
+    Raises:
+        UserError: there is no such backbone; the message holds the nearest names. Whether a family such as timm has
+            the variant is found out when it is built.
+    """
+    entries = backbone_entries()
+    family, colon, variant = name.partition(":")
+    if colon and variant and family in entries and entries[family].is_family:
+        return name
+    for canonical, entry in entries.items():
+        if not entry.is_family and name in (canonical, *entry.aliases):
+            return canonical
+    spellings = [f"{canonical}:NAME" if entry.is_family else canonical for canonical, entry in entries.items()]
+    raise unknown_name("backbone", name, spellings + [alias for entry in entries.values() for alias in entry.aliases])
+
+
+def build_backbone(
+    name: str,
+    num_classes: int,
+    image_shape: Sequence[int],
+    *,
+    generator: torch.Generator | None = None,
+    **options: Any,
+) -> Backbone:
+    """Build a backbone with freshly initialized weights.
+
+    Args:
+        name: A name of `list_backbones()`, an alias, or `timm:NAME`.
+        num_classes: The number of logits, at least 2.
+        image_shape: (C, H, W) of the images; C is any number of channels.
+        generator: Where the seed of the initialization comes from; one number is drawn from it and the global random
+            state stays as it is. None: the weights come from the global generator, as the caller has seeded it.
+        options: Options of that backbone, for instance `stem="imagenet"`.
+
+    Raises:
+        UserError: the name, the number of classes, the image shape or an option is not a valid one.
+    """
+    canonical = canonical_backbone_name(name)
+    shape = _checked_shape(image_shape)
+    if num_classes < 2:
+        raise UserError(f"num_classes is {num_classes}; a classifier needs at least 2 classes.")
+    family, colon, variant = canonical.partition(":")
+    entry = backbone_entries()[family]
+    _check_options(canonical, entry, options)
+    if colon:
+        options = {**options, "variant": variant}
+    with _initialization(generator):
+        return entry.build(num_classes, shape, **options)
+
+
+def _checked_shape(image_shape: Sequence[int]) -> ImageShape:
+    if len(image_shape) != 3 or any(int(size) != size or size < 1 for size in image_shape):
+        raise UserError(f"image_shape is {tuple(image_shape)}; it is (channels, height, width), each at least 1.")
+    channels, height, width = (int(size) for size in image_shape)
+    return channels, height, width
+
+
+def _check_options(name: str, entry: BackboneEntry, options: dict[str, Any]) -> None:
+    parameters = inspect.signature(entry.build).parameters.values()
+    allowed = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    if entry.is_family:
+        allowed.remove("variant")
+        if "variant" in options:
+            raise UserError(f"the variant of backbone {name!r} stands in its name, after the colon, and is no option.")
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    for option in options:
+        if option not in allowed:
+            raise unknown_name(f"option of backbone {name!r}:", option, allowed)
+
+
+@contextmanager
+def _initialization(generator: torch.Generator | None) -> Iterator[None]:
+    """Seed PyTorch's global generators from `generator` for the duration of the block."""
+    if generator is None:
+        yield
+        return
+    seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
+    default_device = torch.get_default_device()
+    # Seeding all CUDA devices would both start CUDA and disturb generators that are not saved here.
+    on_cuda = default_device.type == "cuda"
+    devices = [default_device.index or 0] if on_cuda else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        if on_cuda:
+            torch.cuda.manual_seed(seed)
+        yield

@@ -1,0 +1,114 @@
+"""Wide residual networks.
+
+Reference: Zagoruyko and Komodakis, Wide Residual Networks. Depth 6 n + 4, three groups of n pre-activation blocks.
+The RNA paper writes "WideResNet32" for depth 34 (its depth rule excludes 32), hence the alias `wrn32`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from models.backbones.base import (
+    Backbone,
+    BackboneEntry,
+    ImageShape,
+    identity_taps,
+    initialize_classifier,
+    initialize_convolutions,
+)
+
+STEM_CHANNELS = 16
+
+
+class WideBlock(nn.Module):
+    """BatchNorm, ReLU and 3x3 convolution, twice; a 1x1 convolution as shortcut where the number of channels changes.
+
+    Such a shortcut takes the activated input, every other one the raw input.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.changes_channels = in_channels != channels
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.relu1 = nn.ReLU()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu2 = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.shortcut: nn.Module = nn.Identity()
+        if self.changes_channels:
+            self.shortcut = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        active_BCHW = self.relu1(self.bn1(x_BCHW))
+        out_BCHW = self.conv1(active_BCHW)
+        out_BCHW = self.conv2(self.relu2(self.bn2(out_BCHW)))
+        return out_BCHW + self.shortcut(active_BCHW if self.changes_channels else x_BCHW)
+
+
+class WideGroup(nn.Module):
+    """A group of blocks of one width; the first block carries the stride."""
+
+    def __init__(self, num_blocks: int, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(
+            *(
+                WideBlock(in_channels if index == 0 else channels, channels, stride if index == 0 else 1)
+                for index in range(num_blocks)
+            )
+        )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.layer(x_BCHW)
+
+
+class WideResNet(Backbone):
+    """A 3x3 stem with 16 channels, groups `block1` to `block3`, BatchNorm, ReLU, average pooling, linear classifier.
+
+    Taps: 0 image, 1 after the stem, 2 before block2, 3 before block3, 4 after the last ReLU. For WRN-34-10 on 3x32x32:
+    (3,32,32), (16,32,32), (160,32,32), (320,16,16), (640,8,8).
+    """
+
+    def __init__(self, depth: int, widen_factor: int, num_classes: int, image_shape: ImageShape) -> None:
+        super().__init__()
+        assert (depth - 4) % 6 == 0, "the depth of a wide residual network is 6 n + 4"
+        num_blocks = (depth - 4) // 6
+        widths = [STEM_CHANNELS * widen_factor * factor for factor in (1, 2, 4)]
+        self.taps = identity_taps(5)
+        self.conv1 = nn.Conv2d(image_shape[0], STEM_CHANNELS, 3, padding=1, bias=False)
+        self.block1 = WideGroup(num_blocks, STEM_CHANNELS, widths[0], stride=1)
+        self.block2 = WideGroup(num_blocks, widths[0], widths[1], stride=2)
+        self.block3 = WideGroup(num_blocks, widths[1], widths[2], stride=2)
+        self.bn1 = nn.BatchNorm2d(widths[2])
+        self.relu = nn.ReLU()
+        self.classifier = nn.Linear(widths[2], num_classes)
+
+        initialize_convolutions(self)
+        initialize_classifier(self.classifier)
+        self.record_layers()
+
+    def forward_features(self, x_BCHW: Tensor) -> Tensor:
+        x_BCHW = self.conv1(self.taps["0"](x_BCHW))
+        x_BCHW = self.block1(self.taps["1"](x_BCHW))
+        x_BCHW = self.block2(self.taps["2"](x_BCHW))
+        x_BCHW = self.block3(self.taps["3"](x_BCHW))
+        x_BCHW = self.taps["4"](self.relu(self.bn1(x_BCHW)))
+        return x_BCHW.mean(dim=(2, 3))
+
+
+def build_wrn16_4(num_classes: int, image_shape: ImageShape) -> WideResNet:
+    """Build WRN-16-4: two blocks per group, widths 64, 128, 256."""
+    return WideResNet(16, 4, num_classes, image_shape)
+
+
+def build_wrn34_10(num_classes: int, image_shape: ImageShape) -> WideResNet:
+    """Build WRN-34-10: five blocks per group, widths 160, 320, 640."""
+    return WideResNet(34, 10, num_classes, image_shape)
+
+
+BACKBONES = {
+    "wrn16_4": BackboneEntry(build_wrn16_4, "WRN-16-4, a small wide residual network"),
+    "wrn34_10": BackboneEntry(
+        build_wrn34_10, "WRN-34-10, the large network of the robustness papers", aliases=("wrn32",)
+    ),
+}

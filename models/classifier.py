@@ -1,0 +1,43 @@
+"""A network with its input normalization inside, and the record of how it was built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.backbones.base import Backbone
+from models.configuration import Config
+from models.normalization import InputNormalization
+
+
+class ModelSpec(Config):
+    """Everything needed to build a model again: what `config.json` of an export holds."""
+
+    defence: str = Field(description="Name of the defence, e.g. `ctrw`.")
+    defence_parameters: dict[str, Any] = Field(default_factory=dict, description="Its parameters, JSON types.")
+    backbone: str = Field(description="Name of the backbone, e.g. `resnet18`.")
+    backbone_options: dict[str, Any] = Field(default_factory=dict, description="Its options, e.g. the stem.")
+    num_classes: int = Field(ge=2, description="K, number of classes.")
+    image_shape: tuple[int, int, int] = Field(description="(C, H, W) of the input.")
+    mean: tuple[float, ...] = Field(description="Channel means of pixels in [0,1], subtracted first.")
+    std: tuple[float, ...] = Field(description="Channel standard deviations of pixels in [0,1].")
+
+
+class Classifier(nn.Module):
+    """Input normalization and a backbone. Takes pixels in [0,1] of shape (B, C, H, W), returns logits of shape (B, K)."""
+
+    spec: ModelSpec | None = None
+
+    def __init__(self, normalization: InputNormalization, backbone: Backbone) -> None:
+        super().__init__()
+        self.normalization = normalization
+        self.backbone = backbone
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.backbone(self.normalization(x_BCHW))
+
+    def forward_features(self, x_BCHW: Tensor) -> Tensor:
+        """Return the pooled features (B, D) in front of the last linear layer."""
+        return self.backbone.forward_features(self.normalization(x_BCHW))

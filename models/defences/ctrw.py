@@ -1,0 +1,117 @@
+"""CTRW: constrained trainable random weights on a feature map.
+
+Reference: Ma, Dong, Xu, "Adversarial Robustness through Random Weight Sampling", NeurIPS 2023.
+Deviation: the bounds are kept per element when the feature map has another size than a CIFAR image (`bounds_refer_to`); the official
+code keeps the sum for every position and puts a floor of 1.0 per element on ImageNet.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from models.backbones.base import Backbone
+from models.configuration import Config
+from models.layer_replacement import get_module, set_module
+from models.layers.random_weight import RandomFeatureWeight, RandomFilterConv2d, SigmaBounds
+from models.positions import check_position, convolution_after, output_shape
+from models.randomness import DrawScope
+from models.registry import BuildRequest, DefenceModel
+
+CIFAR_IMAGE_SIZE = 3 * 32 * 32
+
+
+class CtrwConfig(Config):
+    """Parameters of CTRW. The defaults are those of the official code (floor at 2048); the paper states A=1000, B=2400."""
+
+    constraint: Literal["floor", "shift", "project", "none", "fixed"] = Field(
+        "floor",
+        description="How sigma is kept in bounds: `floor` (official code), `shift` (the paper's words), `project` (the only one that "
+        "gives A <= sum sigma <= B), `none`, `fixed` (sigma = A/m, not trained).",
+    )
+    lower_bound: float = Field(2048.0, ge=0, description="A (`lb` of the code): lower bound of the sum of sigma.")
+    upper_bound: float = Field(2400.0, gt=0, description="B: upper bound of the sum of sigma; only `project` uses it.")
+    bounds_refer_to: Literal["cifar_image", "feature_map"] = Field(
+        "cifar_image",
+        description="`cifar_image`: A and B are for 3072 elements and are scaled to the size of the feature map; `feature_map`: they are "
+        "the sums themselves.",
+    )
+    position: int = Field(
+        0, ge=0, description="Where: 0 on the image, 1 after the stem, then before each stage, last before the pooling."
+    )
+    variant: Literal["in", "out", "both", "filter"] = Field(
+        "in",
+        description="`in`: on the input of the layer at the position; `out`: on the output of its convolution; `both`; `filter`: on the "
+        "convolution's weight (Table 4).",
+    )
+    initial_mu: float = Field(1.0, description="Start value of mu.")
+    initial_sigma: float | None = Field(
+        None, gt=0, description="Start value of sigma; none: 1, or the middle of [A, B] under `project`."
+    )
+    draw_scope: DrawScope = Field(
+        "global", description="Who shares a draw: all ranks (`global`), a rank's batch (`per_rank`), nobody (`per_example`)."
+    )
+
+    @model_validator(mode="after")
+    def _bounds_are_ordered(self) -> CtrwConfig:
+        if self.constraint == "project" and self.lower_bound > self.upper_bound:
+            raise ValueError(
+                f"lower_bound {self.lower_bound:g} is above upper_bound {self.upper_bound:g}: no sigma satisfies A <= sum <= B"
+            )
+        if self.variant == "filter" and self.draw_scope == "per_example":
+            raise ValueError("variant `filter` is shared by the batch; draw_scope `per_example` needs `in`, `out` or `both`")
+        return self
+
+    def bounds(self, size: int, scale: float = 1.0) -> SigmaBounds:
+        """Return the constraint for a weight of `size` elements; `scale` multiplies both bounds."""
+        factor = scale * (size / CIFAR_IMAGE_SIZE if self.bounds_refer_to == "cifar_image" else 1.0)
+        return SigmaBounds(self.constraint, self.lower_bound * factor, self.upper_bound * factor)
+
+    def start_sigma(self, bounds: SigmaBounds, size: int, scale: float = 1.0) -> float:
+        """Return sigma's start value for a weight of `size` elements."""
+        if self.initial_sigma is not None:
+            return self.initial_sigma * scale
+        if self.constraint == "project":
+            return (bounds.lower + bounds.upper) / 2 / size
+        return scale
+
+
+def add_random_weights(backbone: Backbone, config: CtrwConfig, image_shape: tuple[int, int, int]) -> None:
+    """Put CTRW's random weights into `backbone`, in place."""
+    key = check_position(backbone, config.position)
+    if config.variant != "in":
+        name = convolution_after(backbone, config.position, image_shape)
+        conv = get_module(backbone, name)
+    if config.variant in ("in", "both"):
+        backbone.taps[key] = _feature_weight(backbone.feature_shapes(image_shape)[key], config)
+    if config.variant in ("out", "both"):
+        weight = _feature_weight(output_shape(backbone, name, image_shape), config)
+        set_module(backbone, name, nn.Sequential(conv, weight))
+    if config.variant == "filter":
+        # A filter's elements are far smaller than 1, so bounds and start are relative to its root mean square.
+        scale = conv.weight.detach().square().mean().sqrt().item()
+        size = conv.weight.numel()
+        bounds = config.bounds(size, scale)
+        set_module(
+            backbone, name, RandomFilterConv2d(conv, config.start_sigma(bounds, size, scale), bounds, config.draw_scope)
+        )
+
+
+def _feature_weight(shape: tuple[int, int, int], config: CtrwConfig) -> RandomFeatureWeight:
+    size = shape[0] * shape[1] * shape[2]
+    bounds = config.bounds(size)
+    return RandomFeatureWeight(
+        shape, config.initial_mu, config.start_sigma(bounds, size), bounds, draw_scope=config.draw_scope
+    )
+
+
+def build_ctrw(config: CtrwConfig, request: BuildRequest) -> nn.Module:
+    """Return the backbone with random weights at the configured position."""
+    return request.network(lambda backbone: add_random_weights(backbone, config, request.image_shape))
+
+
+DEFENCE_MODELS = (
+    DefenceModel("ctrw", "constrained trainable random weights on a feature map", CtrwConfig, build_ctrw),
+)

@@ -1,0 +1,167 @@
+"""A layer that holds several normalizations and uses one of them per draw.
+
+Shapes: B batch, C channels, H and W pixels, n types in the pool.
+Reference: Dong, Chen, Wang, Xu, "Random Normalization Aggregation for Adversarial Defense", NeurIPS 2022, section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.errors import UserError
+from models.layers.channel_statistics import (
+    Normalization2d,
+    channel_moments,
+    normalize,
+    parse_normalization,
+)
+from models.layers.host_mirror import HostMirror
+from models.randomness import DrawScope, RandomModule, per_example_rows
+
+Implementation = Literal["auto", "one_formula", "selected"]
+
+_FIRST_ROWS = 64
+
+
+class RandomNormalization2d(RandomModule):
+    """One of n normalizations with affine parameters of their own, chosen by the draw.
+
+    Two implementations, equal up to rounding. *Selected* runs the chosen normalization with PyTorch's kernels: fastest in eager
+    mode, and unchosen parameters get no gradient at all. *One formula* computes per-(sample, channel) statistics once, derives
+    every normalization's mean and variance from them and picks one by the value of a tensor: the choice is data, so there is one
+    compiled graph for all draws, a captured CUDA graph may be replayed with another draw, and examples of a batch may choose
+    differently; unchosen parameters get gradients of zero. `auto` takes the second where it is needed: compiled, captured, or
+    per example.
+
+    Only the chosen normalization's running statistics move. With a choice per example, statistics over the batch are taken over
+    all its examples, whatever they chose, and are recorded with momentum times the share of examples that chose them.
+
+    Args:
+        num_channels: C.
+        pool: n different names for `parse_normalization`.
+        eps, momentum: of every normalization.
+        draw_scope: who shares a choice.
+        stream_name: layers of equal name choose alike (the paper's layer-based variant); None: each for itself.
+
+    Raises:
+        UserError: an unknown or repeated name, or groups that do not divide C.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        pool: Sequence[str],
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        draw_scope: DrawScope = "global",
+        stream_name: str | None = None,
+    ) -> None:
+        super().__init__(draw_scope)
+        self.num_channels = num_channels
+        self.pool = check_pool(pool)
+        self.eps = eps
+        self.stream_name = stream_name
+        self.implementation: Implementation = "auto"
+        self.branches = nn.ModuleDict(
+            {name: Normalization2d(num_channels, parse_normalization(name), eps, momentum) for name in self.pool}
+        )
+        self._host_choice = HostMirror()
+        self.register_draw("choice", torch.zeros((), dtype=torch.int64))
+        if draw_scope == "per_example":
+            self.register_draw("choice_rows", torch.zeros(_FIRST_ROWS, dtype=torch.int64))
+        self.take_first_draw()
+
+    @property
+    def num_configurations(self) -> int:
+        """n."""
+        return len(self.pool)
+
+    def draw(self, generator: torch.Generator) -> None:
+        self._set_choice(torch.randint(len(self.pool), (), generator=generator))
+        if self.draw_scope == "per_example":
+            self.set_draw("choice_rows", self._rows(self.choice_rows.shape[0]))
+
+    def set_configuration(self, index: int) -> None:
+        """Choose the normalization `pool[index]`, for all examples alike."""
+        if not 0 <= index < len(self.pool):
+            raise IndexError(f"configuration {index} is outside [0, {len(self.pool)})")
+        self.draw_key = -1 - index  # keys of streams are not negative; rows of more examples are made from it
+        self._set_choice(torch.tensor(index))
+        if self.draw_scope == "per_example":
+            self.set_draw("choice_rows", self._rows(self.choice_rows.shape[0]))
+
+    @property
+    def selected(self) -> int:
+        """Index of the chosen normalization (scope per example: the choice that a single example would not have to follow)."""
+        return self._host_choice.read(self.choice)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        if self._choice_is_data(x_BCHW):
+            return self._one_formula(x_BCHW)
+        return self.branches[self.pool[self.selected]](x_BCHW)
+
+    def _choice_is_data(self, x_BCHW: Tensor) -> bool:
+        if self.draw_scope == "per_example" or torch.compiler.is_compiling():
+            return True
+        if self.implementation != "auto":
+            return self.implementation == "one_formula"
+        return x_BCHW.is_cuda and torch.cuda.is_current_stream_capturing()
+
+    def _one_formula(self, x_BCHW: Tensor) -> Tensor:
+        mean_BC, variance_BC = channel_moments(x_BCHW)
+        choice = self._example_choices(x_BCHW.shape[0]) if self.draw_scope == "per_example" else self.choice
+        picked: list[Tensor] | None = None
+        for index, branch in enumerate(self.branches.values()):
+            chosen = choice == index
+            share = chosen.to(mean_BC.dtype).mean()
+            mean, variance = branch.moments(x_BCHW, mean_BC, variance_BC, share)
+            values = [mean, variance, branch.weight, branch.bias]
+            if picked is None:
+                picked = [value.to(mean_BC.dtype).expand_as(mean_BC) for value in values]
+            else:
+                where = chosen[:, None] if chosen.dim() else chosen
+                picked = [torch.where(where, value, other) for value, other in zip(values, picked, strict=True)]
+        return normalize(x_BCHW, *picked, self.eps)
+
+    def _set_choice(self, choice: Tensor) -> None:
+        value = int(choice)
+        self.set_draw("choice", choice)
+        self._host_choice.remember(self.choice, value)
+
+    def _rows(self, num_examples: int) -> Tensor:
+        if self.draw_key < 0:
+            return torch.full((num_examples,), -1 - self.draw_key, dtype=torch.int64)
+        return per_example_rows(
+            self.draw_key,
+            num_examples,
+            lambda generator, count: torch.randint(len(self.pool), (count,), generator=generator),
+        )
+
+    def _example_choices(self, num_examples: int) -> Tensor:
+        if self.choice_rows.shape[0] < num_examples:
+            # Row b does not depend on how many rows there are, so this draws nothing new.
+            self.set_draw("choice_rows", self._rows(num_examples))
+        return self.choice_rows[:num_examples]
+
+    def extra_repr(self) -> str:
+        return f"{self.num_channels}, pool={'+'.join(self.pool)}, draw_scope={self.draw_scope}"
+
+
+def check_pool(pool: Sequence[str]) -> tuple[str, ...]:
+    """Return `pool` as a tuple if every name is known and none repeated.
+
+    Raises:
+        UserError: otherwise, or the pool is empty.
+    """
+    names = tuple(pool)
+    if not names:
+        raise UserError("the pool of normalizations is empty; the paper's for CIFAR is bn, in")
+    for name in names:
+        parse_normalization(name)
+        if names.count(name) > 1:
+            raise UserError(f"normalization {name!r} is in the pool twice")
+    return names

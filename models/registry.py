@@ -1,0 +1,220 @@
+"""Names of defences and how a model of each is built. Found by scanning `models/defences/`: a new defence is one new file."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+import models.defences
+from models.backbones import build_backbone, list_backbones
+from models.backbones.base import Backbone
+from models.classifier import Classifier, ModelSpec
+from models.configuration import Config
+from models.constraints import apply_constraints
+from models.errors import UserError, nearest, unknown_name
+from models.normalization import InputNormalization
+from models.randomness import derive_seed, seed_streams
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What a defence is built on. `network()` gives a new plain network; ensembles call it once per member."""
+
+    backbone: str
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    seed: int
+    backbone_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def network(self, transform: Callable[[Backbone], None] | None = None, member: int = 0) -> Classifier:
+        """Return a freshly initialized classifier.
+
+        Args:
+            transform: changes the backbone in place (replaces layers) before it is wrapped.
+            member: members of an ensemble have different initial weights.
+        """
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "initialization", member))
+        backbone = build_backbone(
+            self.backbone, self.num_classes, self.image_shape, generator=generator, **self.backbone_options
+        )
+        if transform is not None:
+            transform(backbone)
+        return Classifier(InputNormalization(self.mean, self.std), backbone)
+
+
+@dataclass(frozen=True)
+class DefenceModel:
+    """How the network of one defence is built.
+
+    Attributes:
+        name: what users type.
+        description: one line.
+        config: its parameters, a `Config` subclass.
+        build: `(config, request) -> nn.Module`.
+    """
+
+    name: str
+    description: str
+    config: type[Config]
+    build: Callable[[Any, BuildRequest], nn.Module]
+
+
+def scan(package: ModuleType, attribute: str) -> list[Any]:
+    """Import every module of `package` in sorted order and collect the tuples named `attribute`.
+
+    A module that fails to import raises an error that names its file.
+    """
+    found: list[Any] = []
+    for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
+        name = f"{package.__name__}.{info.name}"
+        try:
+            module = importlib.import_module(name)
+        except Exception as error:
+            raise ImportError(f"{name} (found by scanning {package.__name__}) cannot be imported: {error}") from error
+        found.extend(getattr(module, attribute, ()))
+    return found
+
+
+@functools.cache
+def defence_models() -> dict[str, DefenceModel]:
+    """Return all defences by name; two files that claim one name are an error."""
+    entries: dict[str, DefenceModel] = {}
+    for entry in scan(models.defences, "DEFENCE_MODELS"):
+        if entry.name in entries:
+            raise ValueError(f"two files in models/defences claim the name {entry.name!r}")
+        entries[entry.name] = entry
+    return entries
+
+
+def list_defences() -> list[str]:
+    """Return the names of all defences and baselines, sorted."""
+    return sorted(defence_models())
+
+
+def defence_model(name: str) -> DefenceModel:
+    """Return the entry of a defence; an unknown name is a `UserError` that lists the nearest ones."""
+    entries = defence_models()
+    if name not in entries:
+        raise unknown_name("defence", name, entries)
+    return entries[name]
+
+
+def parse_defence_parameters(name: str, parameters: Mapping[str, Any]) -> Config:
+    """Validate the parameters of a defence; the error names the field, what is allowed and the nearest field."""
+    entry = defence_model(name)
+    for key in parameters:
+        if key not in entry.config.model_fields:
+            close = nearest(key, entry.config.model_fields)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise UserError(
+                f"defence {name!r} has no parameter {key!r}.{hint} It has: {', '.join(entry.config.model_fields) or 'none'}."
+            )
+    try:
+        return entry.config(**parameters)
+    except ValidationError as error:
+        details = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or name}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"
+            for item in error.errors()
+        )
+        raise UserError(f"defence {name!r}: {details}") from None
+
+
+def build_model(
+    defence: str,
+    *,
+    backbone: str = "resnet18",
+    num_classes: int = 10,
+    image_shape: tuple[int, int, int] = (3, 32, 32),
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    seed: int = 0,
+    backbone_options: Mapping[str, Any] | None = None,
+    **defence_parameters: Any,
+) -> nn.Module:
+    """Build the network of a defence.
+
+    Args:
+        defence: one of `list_defences()`.
+        backbone: one of `list_backbones()`, or `timm:NAME`.
+        num_classes: K.
+        image_shape: (C, H, W).
+        mean, std: per channel, of pixels in [0,1]; None: 0.5 and 0.25 for every channel.
+        seed: of the initial weights and of the streams of draws.
+        backbone_options: e.g. `{"stem": "imagenet"}`.
+        **defence_parameters: fields of the defence's config.
+
+    Returns:
+        A module that maps pixels in [0,1] of shape (B, C, H, W) to logits (B, K), with its normalization inside. It holds a first
+        draw; `resample(model)` takes another. The global random number generators are neither read nor changed.
+
+    Raises:
+        UserError: an unknown name or a value out of range.
+    """
+    entry = defence_model(defence)
+    config = parse_defence_parameters(defence, defence_parameters)
+    channels = image_shape[0]
+    request = BuildRequest(
+        backbone=backbone,
+        num_classes=num_classes,
+        image_shape=tuple(image_shape),
+        mean=tuple(mean) if mean is not None else (0.5,) * channels,
+        std=tuple(std) if std is not None else (0.25,) * channels,
+        seed=seed,
+        backbone_options=dict(backbone_options or {}),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "construction"))
+        model = entry.build(config, request)
+    apply_constraints(model)
+    seed_streams(model, seed)
+    model.spec = ModelSpec(
+        defence=defence,
+        defence_parameters=config.model_dump(mode="json"),
+        backbone=backbone,
+        backbone_options=dict(request.backbone_options),
+        num_classes=num_classes,
+        image_shape=request.image_shape,
+        mean=request.mean,
+        std=request.std,
+    )
+    return model
+
+
+def build_from_spec(spec: ModelSpec, seed: int = 0) -> nn.Module:
+    """Build the model that a `ModelSpec` describes, with fresh weights."""
+    return build_model(
+        spec.defence,
+        backbone=spec.backbone,
+        num_classes=spec.num_classes,
+        image_shape=spec.image_shape,
+        mean=spec.mean,
+        std=spec.std,
+        seed=seed,
+        backbone_options=spec.backbone_options,
+        **spec.defence_parameters,
+    )
+
+
+__all__ = [
+    "BuildRequest",
+    "DefenceModel",
+    "build_from_spec",
+    "build_model",
+    "defence_model",
+    "defence_models",
+    "list_backbones",
+    "list_defences",
+    "parse_defence_parameters",
+    "scan",
+]

@@ -1,0 +1,123 @@
+"""Saving and loading a model as a folder: model.safetensors, config.json, README.md. Needs neither Ray nor MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from models.classifier import ModelSpec
+from models.errors import UserError
+from models.randomness import ResampleOnForward, is_randomized
+from models.registry import build_from_spec
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
+FORMAT_VERSION = 1
+
+
+def save_pretrained(
+    model: nn.Module, folder: str | Path, *, card: str | None = None, details: dict[str, Any] | None = None
+) -> Path:
+    """Write `model` to `folder` (created if missing; files of an earlier save are replaced one by one, atomically).
+
+    Args:
+        model: from `build_model`, or loaded by `load_pretrained`. Draws and streams are not written: they are not weights.
+        folder: where to.
+        card: text of README.md; None: a short one.
+        details: JSON-able facts kept in config.json under `details` (training configuration, metrics, provenance).
+
+    Raises:
+        ValueError: the model was not built by `build_model`.
+    """
+    model = model.model if isinstance(model, ResampleOnForward) else model
+    spec = getattr(model, "spec", None)
+    if spec is None:
+        raise ValueError("the model has no record of how it was built: build it with models.build_model")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "format_version": FORMAT_VERSION,
+        "library": "rayndom",
+        "randomized": is_randomized(model),
+        "model": spec.model_dump(mode="json"),
+        "details": details or {},
+    }
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    _replace(folder / WEIGHTS_FILE, lambda path: save_file(state, path, metadata={"format": "pt"}))
+    _replace(folder / CONFIG_FILE, lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
+    text = card if card is not None else f"# {spec.defence} on {spec.backbone}\n\nSaved by Rayndom; see config.json.\n"
+    _replace(folder / CARD_FILE, lambda path: path.write_text(text))
+    return folder
+
+
+def load_pretrained(folder: str | Path, *, resample_on_forward: bool = True, seed: int = 0) -> nn.Module:
+    """Load a model that `save_pretrained` wrote, in eval mode.
+
+    Args:
+        folder: the folder.
+        resample_on_forward: a randomized model comes wrapped in `ResampleOnForward`, so that each call uses a new draw; False: the bare
+            model, whose draws the caller takes with `resample`.
+        seed: of the streams of draws.
+
+    Raises:
+        UserError: the folder, its config or its weights are missing or unreadable.
+    """
+    folder = Path(folder)
+    spec = ModelSpec(**_model_section(folder))
+    model = build_from_spec(spec, seed=seed)
+    path = folder / WEIGHTS_FILE
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read the weights {path}: {error}") from error
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise UserError(f"the weights {path} do not fit the model of {CONFIG_FILE}: {error}") from error
+    model.eval()
+    if resample_on_forward and is_randomized(model):
+        wrapped = ResampleOnForward(model)
+        wrapped.eval()
+        return wrapped
+    return model
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Return config.json of an exported folder as a dictionary; a missing or broken one is a `UserError`."""
+    path = Path(folder) / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{Path(folder)} is not an exported model: it has no {CONFIG_FILE}") from None
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if config.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"{path} has format_version {config.get('format_version')!r}; this version reads {FORMAT_VERSION}")
+    return config
+
+
+def _model_section(folder: Path) -> dict[str, Any]:
+    section = read_config(folder).get("model")
+    try:
+        ModelSpec(**section)
+    except (ValidationError, TypeError) as error:
+        raise UserError(f"{folder / CONFIG_FILE} does not describe a model: {error}") from error
+    return section
+
+
+def _replace(path: Path, write: Any) -> None:
+    """Write beside `path` and rename: a reader never sees half a file, a full disk leaves the old one."""
+    temporary = path.with_name(path.name + ".part")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,125 @@
+"""The command line: parse, dispatch, and turn errors into one message and an exit code.
+
+Exit codes: 0 done; 1 something failed while running; 2 a mistake in what was asked for; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import NoReturn
+
+from models.errors import UserError, unknown_name
+from orchestration import console
+from orchestration.commands import COMMANDS
+
+EPILOG = """examples:
+  rayndom demo                                   a sweep, an honest evaluation and an export on real data, in minutes
+  rayndom list recipes                           what can be trained
+  rayndom show ctrw_digits                       the whole configuration, and where each value comes from
+  rayndom train ctrw_digits --training.epochs 5  train a recipe, one field changed
+  rayndom sweep ctrw_bounds_digits               search CTRW's bounds A and B
+  rayndom evaluate FOLDER --suite quick          how robust is it, under which protocol
+
+`rayndom COMMAND --help` explains a command."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. `{self.prog} --help` shows the usage.")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = _Parser(
+        prog="rayndom",
+        description="Sweeps, trains and honestly evaluates randomized adversarial defences.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    for command in COMMANDS:
+        child = commands.add_parser(
+            command.name,
+            help=command.summary,
+            description=command.summary[0].upper() + command.summary[1:] + ".",
+            epilog="examples:\n" + "\n".join(f"  {line}" for line in command.examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            add_help=not command.takes_fields,
+            allow_abbrev=False,
+        )
+        child.add_argument("--home", help="home folder of runs, sweeps and the MLflow store (default: ./rayndom_home)")
+        child.add_argument("--json", action="store_true", help="print the result as JSON, everything else to the error stream")
+        child.add_argument("--debug", action="store_true", help="show tracebacks and warnings")
+        if command.takes_fields:
+            child.add_argument("-h", "--help", action="store_true", help="show this help, with the fields of the recipe if named")
+        command.add_arguments(child)
+        child.set_defaults(run=command.run, takes_fields=command.takes_fields, parser=child)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    if not debug:
+        warnings.filterwarnings("ignore")
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        return _run(arguments)
+    except UserError as error:
+        console.error(str(error))
+        return 2
+    except KeyboardInterrupt:
+        console.say("interrupted; everything finished is kept, and the same command goes on from there")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        console.error(f"{_describe(error)}\n(--debug shows where; the same command goes on from the last finished epoch)")
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    parser = build_parser()
+    if not arguments:
+        parser.print_help()
+        return 0
+    names = [command.name for command in COMMANDS]
+    if not arguments[0].startswith("-") and arguments[0] not in names:
+        raise unknown_name("command", arguments[0], names)
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest and not parsed.takes_fields:
+        raise UserError(f"unknown argument {rest[0]!r}. `rayndom {parsed.command} --help` shows the usage.")
+    console.use_json(parsed.json)
+    parsed.fields = rest
+    return parsed.run(parsed) or 0
+
+
+def _describe(error: BaseException) -> str:
+    text = str(error).strip()
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return text or type(error).__name__
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"rayndom {version('rayndom')}"
+    except PackageNotFoundError:
+        return "rayndom (not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Starting or joining Ray, once per process."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+# Read by Ray at import: a driver started by `uv run` would otherwise ship and rebuild the environment for every worker.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+
+import ray
+
+from models.errors import UserError
+
+
+def connect(address: str | None = None, *, dashboard: bool = False, num_cpus: int | None = None) -> dict[str, float]:
+    """Join the Ray cluster at `address` (or RAY_ADDRESS), or start a local one, and return its resources.
+
+    Args:
+        address: e.g. `auto` or `ray://host:10001`; None: RAY_ADDRESS, else a local Ray in this machine's processes.
+        dashboard: start the dashboard with a local Ray. Trials with several workers that may be stopped early need it: Ray's cleaner
+            asks it which placement groups to free.
+        num_cpus: CPUs that a local Ray may use; None: all.
+
+    Raises:
+        UserError: the cluster cannot be reached.
+    """
+    if not ray.is_initialized():
+        address = address or os.environ.get("RAY_ADDRESS")
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+        if address:
+            options["address"] = address
+        else:
+            options |= {"include_dashboard": dashboard, "num_cpus": num_cpus}
+        try:
+            ray.init(**options)
+        except (ConnectionError, TimeoutError, RuntimeError) as error:
+            if not address:
+                raise
+            raise UserError(f"no Ray cluster at {address}: {error}") from None
+    return ray.cluster_resources()

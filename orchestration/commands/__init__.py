@@ -1,0 +1,13 @@
+"""The commands of the command line, one file each (or one per family). A command imports what is heavy only when it runs."""
+
+from orchestration.commands.command import Command
+from orchestration.commands.demo import DEMO
+from orchestration.commands.doctor import DOCTOR
+from orchestration.commands.evaluate import EVALUATE
+from orchestration.commands.export import EXPORT
+from orchestration.commands.looking_up import LIST, SHOW
+from orchestration.commands.sweep import SWEEP
+from orchestration.commands.train import TRAIN
+from orchestration.commands.ui import UI
+
+COMMANDS: tuple[Command, ...] = (DEMO, TRAIN, SWEEP, EVALUATE, EXPORT, LIST, SHOW, UI, DOCTOR)

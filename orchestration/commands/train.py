@@ -1,0 +1,92 @@
+"""`rayndom train RECIPE`: train one experiment, or go on with it, or reuse it."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from models.errors import UserError
+from orchestration import console
+from orchestration.commands.command import Command, add_data_root
+
+
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", nargs="?", help="name of a recipe (`rayndom list recipes`), or a YAML file")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="build the model, run one batch, say what it would cost and where it goes"
+    )
+    parser.add_argument("--restart", action="store_true", help="forget an earlier run of the same configuration")
+    parser.add_argument("--address", help="Ray cluster, for runs with several workers (default: RAY_ADDRESS, else local)")
+    add_data_root(parser)
+
+
+def _run(arguments: argparse.Namespace) -> int | None:
+    from orchestration.recipes import load_recipe
+
+    if arguments.help:
+        arguments.parser.print_help()
+        if arguments.recipe:
+            _print_fields(load_recipe(arguments.recipe).experiment)
+        return 0
+    if not arguments.recipe:
+        raise UserError("train needs a recipe; `rayndom list recipes` names them")
+    experiment = load_recipe(arguments.recipe, arguments.fields).experiment
+
+    from orchestration.home import Home
+
+    home = Home.locate(arguments.home)
+    data_root = Path(arguments.data_root).absolute() if arguments.data_root else None
+    if arguments.dry_run:
+        from orchestration.dry_run import dry_run
+
+        report = dry_run(experiment, home, data_root)
+        console.result(report)
+        console.table(f"dry run of {experiment.name}", ["what", "value"], list(report.items()))
+        return 0
+
+    from orchestration.single_run import run_single
+
+    started = time.monotonic()
+    result, run_id = run_single(experiment, home, data_root, address=arguments.address, restart=arguments.restart)
+    console.result(
+        {
+            "fingerprint": experiment.fingerprint,
+            "folder": str(result.folder.model),
+            "mlflow_run": run_id,
+            "metrics": result.metrics,
+            "selected_epoch": result.selected_epoch,
+            "reused": result.reused,
+        }
+    )
+    what = "was already trained" if result.reused else f"trained in {console.duration(time.monotonic() - started)}"
+    console.say(
+        f"{experiment.name} {what}; epoch {result.selected_epoch} selected: clean "
+        f"{100 * result.metrics['validation/clean_accuracy']:.1f} %, robust {100 * result.metrics['validation/robust_accuracy']:.1f} % "
+        f"(on {experiment.training.validation.select_on} images, cheap attack)"
+    )
+    console.say(f"model {result.folder.model}")
+    console.say(f"next:  rayndom evaluate {run_id} --suite quick")
+    console.say(f"       rayndom export {run_id} --to {experiment.name}")
+    return 0
+
+
+def _print_fields(experiment: object) -> None:
+    from orchestration.fields import field_rows
+
+    console.table("fields", ["flag", "value", "what it is"], field_rows(experiment))
+
+
+TRAIN = Command(
+    "train",
+    "train a recipe; the same command resumes an interrupted run and reuses a finished one",
+    (
+        "rayndom train ctrw_digits",
+        "rayndom train at_digits --training.epochs 5 --seed 1",
+        "rayndom train ctrw_cifar10_resnet18 --dry-run",
+        "rayndom train ctrw_digits --help            all fields of this recipe",
+    ),
+    _add,
+    _run,
+    takes_fields=True,
+)

@@ -1,0 +1,113 @@
+"""The only place that prints: tables, live lines, errors. Plain lines when the output is not a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+_out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+_err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+_state = {"json": False}
+
+
+def use_json(enabled: bool) -> None:
+    """Print machine-readable results only: everything else goes to the error stream."""
+    _state["json"] = enabled
+
+
+def is_terminal() -> bool:
+    """Return whether a person watches."""
+    return _out.is_terminal and not _state["json"]
+
+
+def say(message: str = "") -> None:
+    """Print a line for people."""
+    (_err if _state["json"] else _out).print(message, markup=False)
+
+
+def error(message: str) -> None:
+    """Print an error."""
+    _err.print(f"error: {message}", markup=False, style="red" if _err.is_terminal else None)
+
+
+def warn(message: str) -> None:
+    """Print a warning."""
+    _err.print(f"warning: {message}", markup=False, style="yellow" if _err.is_terminal else None)
+
+
+def result(value: Any) -> None:
+    """Print a JSON result when JSON was asked for."""
+    if _state["json"]:
+        sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+        sys.stdout.flush()
+
+
+def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table; numbers align right."""
+    (_err if _state["json"] else _out).print(_table(title, columns, list(rows)))
+
+
+def _table(title: str | None, columns: Sequence[str], rows: list[Sequence[Any]]) -> Table:
+    built = Table(title=title, title_justify="left", header_style="bold", expand=False)
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
+        built.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        built.add_row(*(_cell(value) for value in row))
+    return built
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Return e.g. `48 s`, `3 min 20 s`, `2 h 5 min`."""
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+class Board:
+    """A table that stays on the screen and is renewed; without a terminal, one line per event instead."""
+
+    def __init__(self, title: str, columns: Sequence[str]) -> None:
+        self.title, self.columns = title, columns
+        self._live = Live(console=_out, auto_refresh=False, transient=False) if is_terminal() else None
+        self._last = 0.0
+
+    def __enter__(self) -> Board:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.refresh()
+            self._live.stop()
+
+    def show(self, rows: list[Sequence[Any]], caption: str, event: str | None = None) -> None:
+        """Renew the table (at most ten times a second), or print the event."""
+        if self._live is None:
+            if event:
+                say(event)
+            return
+        if event is None and time.monotonic() - self._last < 0.1:
+            return
+        self._last = time.monotonic()
+        built = _table(self.title, self.columns, rows)
+        built.caption = caption
+        built.caption_justify = "left"
+        self._live.update(built, refresh=True)

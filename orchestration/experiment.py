@@ -1,0 +1,159 @@
+"""The experiment config: one frozen record from YAML to worker, tracker, export and table.
+
+Sections and their owners: `defence` (models.defences.*), `data` (trainers.data.config), `threat_model` (models.threat_model), `training`
+(trainers.config, objectives in trainers.objectives.*), `resources` and `tracking` (here). The scientific sections make the fingerprint;
+`resources`, `tracking` and `name` do not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, PlainSerializer, SerializeAsAny, model_validator
+
+from models.backbones import canonical_backbone_name
+from models.configuration import Config
+from models.registry import defence_model, parse_defence_parameters
+from models.threat_model import ThreatModel
+from trainers.config import TrainingConfig
+from trainers.data import DATASETS, DataConfig
+from trainers.objective import ObjectiveConfig
+
+
+class DefenceSection(Config):
+    """A defence by name, with its parameters."""
+
+    name: str = Field(description="Name of the defence; the recipe chooses it.")
+    parameters: SerializeAsAny[Config] = Field(description="Its parameters.")
+
+
+def _parse_defence(value: Any) -> Any:
+    if isinstance(value, str):
+        value = {"name": value}
+    if isinstance(value, dict) and "name" in value:
+        parameters = {key: item for key, item in value.items() if key != "name"}
+        defence_model(value["name"])
+        return DefenceSection(
+            name=value["name"], parameters=parse_defence_parameters(value["name"], parameters)
+        )
+    return value
+
+
+def _flatten_defence(section: DefenceSection) -> dict[str, Any]:
+    return {"name": section.name} | section.parameters.model_dump(mode="json")
+
+
+DefenceField = Annotated[
+    DefenceSection,
+    BeforeValidator(_parse_defence),
+    PlainSerializer(_flatten_defence, return_type=dict[str, Any]),
+]
+
+
+class BackboneSection(Config):
+    """The network under the defence."""
+
+    name: str = Field(description="Name of the backbone, e.g. `resnet18`, or `timm:NAME`.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Options of the backbone, e.g. `stem: imagenet`.")
+
+
+def _parse_backbone(value: Any) -> Any:
+    if isinstance(value, str):
+        value = {"name": value}
+    if isinstance(value, dict) and isinstance(value.get("name"), str):
+        return value | {"name": canonical_backbone_name(value["name"])}
+    return value
+
+
+class ResourcesConfig(Config):
+    """What a run may use. Not part of the fingerprint."""
+
+    workers: int = Field(1, ge=1, description="Processes that share the training of one model (data parallel).")
+    cpus_per_worker: float | None = Field(
+        None, gt=0, description="CPU cores (threads) of each worker; none: all cores for a single run, one in a sweep."
+    )
+    gpus_per_worker: float = Field(
+        0, ge=0, description="GPUs of each worker; a fraction shares a GPU between small trials."
+    )
+
+
+class TrackingConfig(Config):
+    """Where a run is recorded. Not part of the fingerprint."""
+
+    experiment: str = Field("rayndom", description="Name of the MLflow experiment.")
+    tags: dict[str, str] = Field(default_factory=dict, description="Tags of the MLflow run.")
+
+
+OPERATIONAL_SECTIONS = ("name", "description", "resources", "tracking")
+
+
+class ExperimentConfig(Config):
+    """Everything that defines one training run."""
+
+    name: str = Field("", description="Name of the recipe this came from.")
+    description: str = Field("", description="One line on what the recipe is for.")
+    defence: DefenceField = Field(description="The defence and its parameters.")
+    backbone: Annotated[BackboneSection, BeforeValidator(_parse_backbone)] = Field(description="The network under it.")
+    data: DataConfig = Field(description="The data set.")
+    threat_model: ThreatModel = Field(default_factory=ThreatModel, description="What the attacker may do.")
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description="How the model is trained.")
+    seed: int = Field(0, ge=0, description="Root seed of initial weights, data order, augmentation, attacks and draws.")
+    resources: ResourcesConfig = Field(default_factory=ResourcesConfig, description="What the run may use.")
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="Where it is recorded.")
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> ExperimentConfig:
+        step, radius = self.training.attack.step_size, self.threat_model.epsilon
+        if self.training.attack.steps > 1 and radius > 0 and step > 2 * radius:
+            raise ValueError(
+                f"training.attack.step_size {step:g} is more than twice threat_model.epsilon {radius:g}: each step would cross the ball"
+            )
+        if self.training.batch_size % self.resources.workers:
+            raise ValueError(
+                f"training.batch_size {self.training.batch_size} cannot be divided among resources.workers {self.resources.workers}"
+            )
+        return self
+
+    def scientific(self) -> dict[str, Any]:
+        """Return the sections that define the result, as JSON types, without values that are defaults."""
+        full = self.model_dump(mode="json", exclude_defaults=True)
+        full["defence"] = {"name": self.defence.name} | self.defence.parameters.model_dump(
+            mode="json", exclude_defaults=True
+        )
+        return {key: value for key, value in full.items() if key not in OPERATIONAL_SECTIONS}
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that are equal exactly when the scientific sections are."""
+        text = json.dumps(self.scientific(), sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def flatten(self) -> dict[str, Any]:
+        """Return dotted names and values of all fields, e.g. `training.attack.steps: 10`."""
+        return flatten(self.model_dump(mode="json"))
+
+
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested dictionary with dotted keys; empty dictionaries disappear."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+__all__ = [
+    "DATASETS",
+    "OPERATIONAL_SECTIONS",
+    "BackboneSection",
+    "DefenceSection",
+    "ExperimentConfig",
+    "ObjectiveConfig",
+    "ResourcesConfig",
+    "TrackingConfig",
+    "flatten",
+]

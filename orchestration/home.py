@@ -1,0 +1,57 @@
+"""Where everything goes: one home folder, `./rayndom_home` unless the user says otherwise."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.errors import UserError
+
+HOME_VARIABLE = "RAYNDOM_HOME"
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+
+
+@dataclass(frozen=True)
+class Home:
+    """Paths below the home folder, all absolute."""
+
+    root: Path
+
+    @classmethod
+    def locate(cls, folder: str | Path | None = None) -> Home:
+        """Return the home: `folder`, else the environment variable RAYNDOM_HOME, else `./rayndom_home`.
+
+        Raises:
+            UserError: it cannot be created or written.
+        """
+        root = Path(folder or os.environ.get(HOME_VARIABLE) or "rayndom_home").expanduser().absolute()
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot create the home folder {root}: {error.strerror}. Choose another with --home.") from None
+        if not os.access(root, os.W_OK):
+            raise UserError(f"cannot write to the home folder {root}. Choose another with --home.")
+        return cls(root)
+
+    @property
+    def tracking_uri(self) -> str:
+        """Absolute URI of the MLflow store: MLFLOW_TRACKING_URI if set, else an SQLite file in the home."""
+        return os.environ.get(TRACKING_VARIABLE) or f"sqlite:///{self.root / 'mlflow.db'}"
+
+    @property
+    def artifacts(self) -> Path:
+        """Folder of MLflow artifacts when the store is the SQLite file."""
+        return self.root / "mlflow_artifacts"
+
+    def run(self, fingerprint: str) -> Path:
+        """Folder of one training run."""
+        return self.root / "runs" / fingerprint
+
+    def sweep(self, name: str) -> Path:
+        """Folder of one sweep: its study, its evaluations, its winner."""
+        return self.root / "sweeps" / name
+
+    def evaluation(self, key: str) -> Path:
+        """Folder of one evaluation's records."""
+        return self.root / "evaluations" / key

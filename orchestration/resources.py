@@ -1,0 +1,61 @@
+"""What trials need against what there is: decided before anything starts, with a message that says what would fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from models.errors import UserError
+from orchestration.experiment import ResourcesConfig
+
+DRIVER_CPU = 0.01  # a trial with several workers has a driver beside them; Tune refuses a bundle of zero
+
+
+@dataclass(frozen=True)
+class TrialResources:
+    """What one trial takes, its driver included."""
+
+    cpus: float
+    gpus: float
+    workers: int
+
+
+def trial_resources(resources: ResourcesConfig) -> TrialResources:
+    """Return what one trial takes; a worker without `cpus_per_worker` takes one core in a sweep."""
+    cpus = resources.cpus_per_worker or 1.0
+    driver = DRIVER_CPU if resources.workers > 1 else 0.0
+    return TrialResources(
+        cpus=resources.workers * cpus + driver, gpus=resources.workers * resources.gpus_per_worker, workers=resources.workers
+    )
+
+
+def concurrency(need: TrialResources, available: Mapping[str, float], wanted: int | None = None) -> int:
+    """Return how many trials can run at a time.
+
+    Args:
+        need: of one trial.
+        available: `CPU` and `GPU` of the cluster.
+        wanted: upper limit.
+
+    Raises:
+        UserError: not even one fits; says what would.
+    """
+    cpus, gpus = available.get("CPU", 0.0), available.get("GPU", 0.0)
+    fitting = math.floor((cpus + 1e-9) / need.cpus)
+    if need.gpus:
+        fitting = min(fitting, math.floor((gpus + 1e-9) / need.gpus))
+    if fitting < 1:
+        per_worker_cpus = (need.cpus - (DRIVER_CPU if need.workers > 1 else 0)) / need.workers
+        advice = []
+        if need.gpus > gpus:
+            advice.append(
+                f"--resources.gpus_per_worker {gpus / need.workers:g}" if gpus else "--resources.gpus_per_worker 0 (train on CPUs)"
+            )
+        if need.cpus > cpus:
+            advice.append(f"--resources.workers {max(1, math.floor((cpus - DRIVER_CPU) / per_worker_cpus))}")
+        raise UserError(
+            f"one trial needs {need.cpus:g} CPUs and {need.gpus:g} GPUs ({need.workers} workers), but there are {cpus:g} CPUs and "
+            f"{gpus:g} GPUs. What would fit: {', '.join(advice)}."
+        )
+    return min(fitting, wanted) if wanted else fitting

@@ -1,0 +1,97 @@
+"""The folder of one training run, named by its fingerprint: configuration, resumable state, result, exported model.
+
+The same fingerprint means the same folder: a run that was interrupted goes on, a finished one is reused, two processes never train
+it at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from models.errors import UserError
+from orchestration.experiment import ExperimentConfig
+from trainers.checkpoint import STATE_FILE
+
+RESULT_FILE = "result.json"
+CONFIG_FILE = "config.yaml"
+MODEL_FOLDER = "model"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and state of one run."""
+
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        """The exported model; there once the run is finished."""
+        return self.path / MODEL_FOLDER
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there is something to resume."""
+        return (self.path / STATE_FILE).is_file()
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the result of a finished run, None for others."""
+        path = self.path / RESULT_FILE
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} is damaged ({error}); delete the folder to train again") from None
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Mark the run as finished, atomically."""
+        replace_text(self.path / RESULT_FILE, json.dumps(result, indent=2))
+
+    def write_config(self, experiment: ExperimentConfig) -> None:
+        """Keep the whole configuration beside the state."""
+        replace_text(self.path / CONFIG_FILE, yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False))
+
+    def read_config(self) -> ExperimentConfig:
+        """Return the run's configuration."""
+        path = self.path / CONFIG_FILE
+        if not path.is_file():
+            raise UserError(f"{self.path} is not a run folder: it has no {CONFIG_FILE}")
+        return ExperimentConfig(**yaml.safe_load(path.read_text()))
+
+    def clear(self) -> None:
+        """Forget everything but the lock."""
+        for entry in self.path.iterdir() if self.path.is_dir() else ():
+            if entry.name != "lock":
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process; another process that trains it is waited for. The lock dies with its process."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

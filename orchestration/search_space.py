@@ -1,0 +1,112 @@
+"""Search spaces: typed dimensions over fields of an experiment, checked against the schema before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import optuna
+from pydantic import BeforeValidator, Field, model_validator
+
+from models.configuration import Config
+from models.errors import UserError
+from models.threat_model import parse_pixel_fraction
+
+Number = Annotated[float, BeforeValidator(parse_pixel_fraction)]
+
+
+class Dimension(Config):
+    """One searched field.
+
+    `float` and `int` lie in [low, high]; `choice` takes one of `choices`; a `grid` sweep visits `grid` values. `above` names another
+    dimension that bounds this one from below (CTRW's B above A). `when` makes the dimension conditional on others' values.
+    """
+
+    type: Literal["float", "int", "choice"] = Field(description="Kind of the dimension.")
+    low: Number | None = Field(None, description="Smallest value.")
+    high: Number | None = Field(None, description="Largest value.")
+    log: bool = Field(False, description="Search on a logarithmic scale; needs low > 0.")
+    step: Number | None = Field(None, gt=0, description="Spacing of values.")
+    choices: tuple[Any, ...] = Field((), description="Values of a `choice`.")
+    above: str | None = Field(None, description="Dotted name of a dimension that is a lower bound of this one.")
+    when: Mapping[str, tuple[Any, ...]] = Field(
+        default_factory=dict, description="Search only when the named dimensions have one of these values."
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Dimension:
+        if self.type == "choice":
+            if not self.choices:
+                raise ValueError("a choice needs `choices`")
+            return self
+        if self.low is None or self.high is None:
+            raise ValueError(f"a {self.type} dimension needs `low` and `high`")
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic scale needs low > 0, got {self.low:g}")
+        if self.log and self.step is not None:
+            raise ValueError("log and step exclude each other")
+        if self.type == "int" and any(value is not None and value != int(value) for value in (self.low, self.high, self.step)):
+            raise ValueError("an int dimension needs whole numbers")
+        return self
+
+    def ends(self) -> list[Any]:
+        """Return the values that must be valid for the whole dimension to be: both ends, or every choice."""
+        if self.type == "choice":
+            return [list(value) if isinstance(value, tuple) else value for value in self.choices]
+        cast = int if self.type == "int" else float
+        return [cast(self.low), cast(self.high)]
+
+    def suggest(self, trial: optuna.Trial, name: str, chosen: Mapping[str, Any]) -> Any:
+        """Ask Optuna for a value, given those already chosen."""
+        if self.type == "choice":
+            # Optuna stores only scalars: a list among the choices is looked up by its position.
+            labels = [choice if isinstance(choice, str | int | float | bool | None) else repr(choice) for choice in self.choices]
+            label = trial.suggest_categorical(name, labels)
+            value = self.choices[labels.index(label)]
+            return list(value) if isinstance(value, tuple) else value
+        low = self.low if self.above is None else max(self.low, chosen.get(self.above, self.low))
+        if self.type == "int":
+            return trial.suggest_int(name, int(low), int(self.high), step=int(self.step or 1), log=self.log)
+        return trial.suggest_float(name, float(low), float(self.high), step=self.step, log=self.log)
+
+
+SearchSpace = Mapping[str, Dimension]
+
+
+def ordered(space: SearchSpace) -> list[str]:
+    """Return the dimensions in an order in which every one comes after those it depends on.
+
+    Raises:
+        UserError: a dependency does not exist or goes in a circle.
+    """
+    done: list[str] = []
+    pending = list(space)
+    while pending:
+        ready = [name for name in pending if set(_dependencies(space[name])) <= set(done)]
+        if not ready:
+            missing = {dep for name in pending for dep in _dependencies(space[name])} - set(space)
+            reason = f"{', '.join(sorted(missing))} is not a dimension" if missing else "they depend on each other"
+            raise UserError(f"search space: cannot order {', '.join(pending)}: {reason}")
+        done += ready
+        pending = [name for name in pending if name not in ready]
+    return done
+
+
+def suggest(space: SearchSpace, trial: optuna.Trial) -> dict[str, Any]:
+    """Return dotted field -> value for one trial, conditional dimensions only where their condition holds."""
+    chosen: dict[str, Any] = {}
+    for name in ordered(space):
+        if is_active(space[name], chosen):
+            chosen[name] = space[name].suggest(trial, name, chosen)
+    return chosen
+
+
+def is_active(dimension: Dimension, chosen: Mapping[str, Any]) -> bool:
+    """Return whether a conditional dimension is searched, given the values chosen so far."""
+    return all(chosen.get(name) in values for name, values in dimension.when.items())
+
+
+def _dependencies(dimension: Dimension) -> list[str]:
+    return [*dimension.when, *([dimension.above] if dimension.above else [])]

@@ -1,0 +1,197 @@
+"""The Optuna study of a sweep: the one record of which trials were proposed and how they ended. Survives any kill.
+
+On a start, trials that an earlier process left running are closed and their parameters proposed again first; their training goes on
+from its run folder. A trial is told `COMPLETE` with the metrics of its selected epoch, `PRUNED` when ASHA stopped it (Optuna's
+samplers learn from its intermediate values without mixing short budgets with full ones), `FAIL` when it broke or its objective is not
+finite. Nothing stays `RUNNING`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+from sqlalchemy.exc import OperationalError
+
+from models.errors import UserError
+from orchestration.search_space import Dimension, SearchSpace, is_active, ordered, suggest
+from orchestration.sweep_config import SweepConfig
+
+INTERRUPTED = "interrupted"
+RETRY = "retry"
+
+
+def storage_url(folder: Path) -> str:
+    """Return the URL of a sweep's study; optuna-dashboard opens it."""
+    return f"sqlite:///{folder / 'study.db'}"
+
+
+def open_study(config: SweepConfig, folder: Path) -> optuna.Study:
+    """Create or reopen the study, propose unfinished trials again, and queue the points of a grid.
+
+    Raises:
+        UserError: the study file is locked by another program or damaged.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder.mkdir(parents=True, exist_ok=True)
+    directions = ["maximize" if objective.mode == "max" else "minimize" for objective in config.objectives]
+    try:
+        study = optuna.create_study(
+            storage=optuna.storages.RDBStorage(
+                storage_url(folder), engine_kwargs={"connect_args": {"timeout": 30}}
+            ),
+            study_name=config.name,
+            directions=directions,
+            sampler=_sampler(config),
+            load_if_exists=True,
+        )
+        fresh = not study.trials
+        if fresh and config.sampler == "grid":
+            for point in grid_points(config.space or {}):
+                study.enqueue_trial(_labels(config.space or {}, point))
+        for trial in study.trials:
+            if trial.state == TrialState.RUNNING:
+                study.tell(trial.number, state=TrialState.FAIL)
+                _mark(study, trial, INTERRUPTED, True)
+                study.enqueue_trial(trial.params)
+            elif trial.state == TrialState.FAIL and trial.user_attrs.get(RETRY):
+                _mark(study, trial, RETRY, False)
+                _mark(study, trial, INTERRUPTED, True)
+                study.enqueue_trial(trial.params)
+    except (OperationalError, optuna.exceptions.StorageInternalError) as error:
+        raise UserError(
+            f"the study {folder / 'study.db'} cannot be opened: {error.__cause__ or error}. Another program may hold it; close it and "
+            "start the same command again."
+        ) from None
+    return study
+
+
+def spent(study: optuna.Study) -> int:
+    """Return how many of the sweep's trials are over: interrupted ones are not, they are run again."""
+    over = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    return sum(trial.state in over and not trial.user_attrs.get(INTERRUPTED) for trial in study.trials)
+
+
+def target(config: SweepConfig) -> int:
+    """Return the number of trials of the sweep."""
+    if config.num_trials is not None:
+        return config.num_trials
+    return len(grid_points(config.space or {}))
+
+
+def grid_points(space: SearchSpace) -> list[dict[str, Any]]:
+    """Return every point of a grid: choices, whole numbers, or floats with a step; conditions respected, no point twice.
+
+    Raises:
+        UserError: a dimension is a continuum.
+    """
+    order = ordered(space)
+    axes = [_axis(name, space[name]) for name in order]
+    points: list[dict[str, Any]] = []
+    for combination in itertools.product(*axes):
+        point: dict[str, Any] = {}
+        for name, value in zip(order, combination, strict=True):
+            bound = space[name].above
+            if is_active(space[name], point) and (bound is None or bound not in point or value >= point[bound]):
+                point[name] = value
+        if point not in points:
+            points.append(point)
+    return points
+
+
+class StudySearch(OptunaSearch):
+    """Ray Tune's Optuna searcher on a persistent study, with a fixed number of trials over all starts.
+
+    Args:
+        config: the sweep.
+        study: from `open_study`.
+    """
+
+    def __init__(self, config: SweepConfig, study: optuna.Study) -> None:
+        metrics = [objective.metric for objective in config.objectives]
+        modes = [objective.mode for objective in config.objectives]
+        single = len(metrics) == 1
+        super().__init__(metric=metrics[0] if single else metrics, mode=modes[0] if single else modes)
+        self.config = config
+        self._ot_study = study
+        self._metrics = metrics
+        self._target = target(config)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return `{"values": ...}` for a new trial, or that the sweep has all its trials."""
+        if trial_id not in self._ot_trials:
+            if spent(self._ot_study) + len(self._running()) >= self._target:
+                return Searcher.FINISHED
+            self._ot_trials[trial_id] = self._ot_study.ask()
+        trial = self._ot_trials[trial_id]
+        values = suggest(self.config.space or {}, trial)
+        trial.set_user_attr("values", {name: value for name, value in values.items()})
+        trial.set_user_attr("fingerprint", self.config.experiment(values).fingerprint)
+        return {"values": values, "number": trial.number}
+
+    def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        """Report an epoch's value, for single-objective sweeps."""
+        if len(self._metrics) > 1 or trial_id in self._completed_trials:
+            return
+        value = result.get(self._metrics[0])
+        if value is not None and math.isfinite(value):
+            self._ot_trials[trial_id].report(value, result["epoch"])
+
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
+        """Close the Optuna trial."""
+        if trial_id in self._completed_trials or trial_id not in self._ot_trials:
+            return
+        self._completed_trials.add(trial_id)
+        trial = self._ot_trials[trial_id]
+        values = [(result or {}).get(metric) for metric in self._metrics]
+        finite = all(value is not None and math.isfinite(value) for value in values)
+        if error:
+            trial.set_user_attr(RETRY, True)
+            self._ot_study.tell(trial, state=TrialState.FAIL)
+        elif (result or {}).get("finished") and finite:
+            trial.set_user_attr("epochs", result["epoch"])
+            self._ot_study.tell(trial, values)
+        elif (result or {}).get("finished"):
+            trial.set_user_attr("reason", f"objective is not finite: {dict(zip(self._metrics, values, strict=True))}")
+            self._ot_study.tell(trial, state=TrialState.FAIL)
+        else:
+            trial.set_user_attr("epochs", (result or {}).get("epoch", 0))
+            self._ot_study.tell(trial, state=TrialState.PRUNED)
+
+    def _running(self) -> set[str]:
+        return set(self._ot_trials) - self._completed_trials
+
+
+def _sampler(config: SweepConfig) -> optuna.samplers.BaseSampler:
+    if config.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=config.seed)
+    startup = max(4, (config.num_trials or 0) // 4)
+    return optuna.samplers.TPESampler(seed=config.seed, n_startup_trials=startup)
+
+
+def _axis(name: str, dimension: Dimension) -> list[Any]:
+    if dimension.type == "choice":
+        return dimension.ends()
+    if dimension.type == "int" and not dimension.log:
+        low, high = dimension.ends()
+        return list(range(low, high + 1, int(dimension.step or 1)))
+    if dimension.step is None:
+        raise UserError(f"dimension {name} is a continuum: a grid needs `choices`, or low, high and `step`")
+    count = math.floor((dimension.high - dimension.low) / dimension.step + 1e-9)
+    return [dimension.low + index * dimension.step for index in range(count + 1)]
+
+
+def _labels(space: SearchSpace, point: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a point with lists written as Optuna stores them."""
+    return {name: repr(tuple(value)) if isinstance(value, list) else value for name, value in point.items()}
+
+
+def _mark(study: optuna.Study, trial: optuna.trial.FrozenTrial, key: str, value: Any) -> None:
+    study._storage.set_trial_user_attr(trial._trial_id, key, value)

@@ -1,0 +1,180 @@
+"""Training one experiment in this process: builds model and data, resumes, reports, and leaves a finished run folder.
+
+The same function runs in the process of `rayndom train`, in a Tune trial, and in each worker of a Ray Train group.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.errors import UserError
+from models.registry import build_model
+from models.weights import save_pretrained
+from orchestration.card import model_card
+from orchestration.environment import collect_environment
+from orchestration.experiment import ExperimentConfig
+from orchestration.run_folder import RunFolder
+from trainers.data import Augmentation, Splits, load_data
+from trainers.distributed import world
+from trainers.fit import FitResult, fit
+from trainers.reporting import EpochReport
+
+EpochListener = Callable[[EpochReport], None]
+StepListener = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        folder: its folder; `folder.model` is the exported model.
+        metrics: of the selected epoch.
+        selected_epoch, num_epochs: selected and trained.
+        reused: whether it was finished before.
+    """
+
+    folder: RunFolder
+    metrics: dict[str, float]
+    selected_epoch: int
+    num_epochs: int
+    reused: bool
+
+
+class _FolderReporter:
+    """Writes the resumable state of each epoch, then tells the listeners."""
+
+    def __init__(self, folder: RunFolder, on_epoch: EpochListener, on_step: StepListener) -> None:
+        self.folder, self.on_epoch, self.on_step = folder, on_epoch, on_step
+
+    def epoch_finished(self, report: EpochReport, save: Callable[[Path], None]) -> None:
+        if world()[0] == 0:
+            save(self.folder.path)
+        self.on_epoch(report)
+
+    def step_finished(self, step: int, num_steps: int) -> None:
+        self.on_step(step, num_steps)
+
+
+def device_for(experiment: ExperimentConfig) -> torch.device:
+    """Return where this process trains: the GPU it was given, or the CPU if the experiment asks for none.
+
+    Raises:
+        UserError: a GPU is asked for and this machine has none.
+    """
+    if not experiment.resources.gpus_per_worker:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"resources.gpus_per_worker is {experiment.resources.gpus_per_worker:g}, but no GPU is usable here. "
+            "`--resources.gpus_per_worker 0` trains on the CPU."
+        )
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def build_for(experiment: ExperimentConfig, splits: Splits) -> nn.Module:
+    """Return the experiment's model with fresh weights."""
+    return build_model(
+        experiment.defence.name,
+        backbone=experiment.backbone.name,
+        num_classes=splits.num_classes,
+        image_shape=splits.image_shape,
+        mean=splits.mean,
+        std=splits.std,
+        seed=experiment.seed,
+        backbone_options=experiment.backbone.options,
+        **experiment.defence.parameters.model_dump(),
+    )
+
+
+def train_here(
+    experiment: ExperimentConfig,
+    folder: RunFolder,
+    data_root: Path | None,
+    *,
+    on_epoch: EpochListener = lambda report: None,
+    on_step: StepListener = lambda step, num_steps: None,
+) -> RunResult:
+    """Train in this process, or go on where an earlier process stopped, or reuse a finished run.
+
+    Epochs that were finished earlier are reported again, so that a listener always sees all of them in order.
+
+    Args:
+        experiment: what to train.
+        folder: its run folder; on several nodes a shared one.
+        data_root: folder of the data sets; None: the default.
+        on_epoch, on_step: listeners; called on every worker.
+
+    Raises:
+        UserError: something does not fit. TrainingDiverged: the loss is not finite. OSError: a checkpoint could not be written.
+    """
+    rank, _ = world()
+    finished = folder.result()
+    if finished is not None:
+        _replay(finished["history"], on_epoch)
+        return _as_result(folder, finished, reused=True)
+    threads = experiment.resources.cpus_per_worker
+    torch.set_num_threads(max(1, int(threads)) if threads else os.cpu_count() or 1)
+    device = device_for(experiment)
+    splits = load_data(experiment.data, data_root, device)
+    model = build_for(experiment, splits)
+    if rank == 0:
+        folder.write_config(experiment)
+    resume_from = None
+    if folder.has_state:
+        resume_from = folder.path
+        state_history = torch.load(folder.path / "training.pt", map_location="cpu", weights_only=True)["history"]
+        _replay(state_history, on_epoch)
+    outcome = fit(
+        model,
+        splits,
+        experiment.threat_model,
+        experiment.training,
+        seed=experiment.seed,
+        device=device,
+        augmentation=Augmentation.from_config(experiment.data),
+        reporter=_FolderReporter(folder, on_epoch, on_step),
+        resume_from=resume_from,
+    )
+    record = _record(outcome)
+    if rank == 0:
+        save_pretrained(
+            model,
+            folder.model,
+            card=model_card(experiment, record, splits.class_names),
+            details={
+                "experiment": experiment.model_dump(mode="json"),
+                "fingerprint": experiment.fingerprint,
+                "class_names": list(splits.class_names),
+                "training": {key: record[key] for key in ("metrics", "selected_epoch", "num_epochs")},
+                "environment": collect_environment(),
+            },
+        )
+        folder.write_result(record)
+    return _as_result(folder, record, reused=False)
+
+
+def _replay(history: list[dict[str, float]], on_epoch: EpochListener) -> None:
+    for index, metrics in enumerate(history):
+        on_epoch(EpochReport(index + 1, metrics, is_best=False))
+
+
+def _record(outcome: FitResult) -> dict[str, Any]:
+    return {
+        "metrics": outcome.metrics,
+        "selected_epoch": outcome.selected_epoch,
+        "num_epochs": outcome.num_epochs,
+        "stopped_early": outcome.stopped_early,
+        "history": outcome.history,
+    }
+
+
+def _as_result(folder: RunFolder, record: dict[str, Any], *, reused: bool) -> RunResult:
+    return RunResult(folder, record["metrics"], record["selected_epoch"], record["num_epochs"], reused)

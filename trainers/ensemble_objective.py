@@ -1,0 +1,68 @@
+"""What the objectives of ensembles share: the check of the model, and the two ways to train with coupled input gradients."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.ensemble import ensemble_in
+from models.layers.hypernetwork import generated_weights
+from trainers.input_gradients import Computation, InputSet, Regularizer, regularized_backward, regularized_loss
+from trainers.member_parallel import LocalMembers, MemberPlacement
+from trainers.objective import Objective, ObjectiveConfig
+from trainers.step import StepContext
+
+
+class RegularizedObjectiveConfig(ObjectiveConfig):
+    """Parameters of objectives that regularize input gradients."""
+
+    computation: Computation = Field(
+        "cached",
+        description="How the coupled gradients come about: `cached` (member by member, memory of one member), `joint` (one backward pass, memory of "
+        "all). The same numbers.",
+    )
+
+
+@dataclass(frozen=True)
+class RegularizedProblem:
+    """What one step minimizes: see `trainers.input_gradients.regularized_loss`. `placement` None: all members here."""
+
+    sets: Mapping[str, InputSet]
+    y_B: Tensor
+    regularizer: Regularizer
+    placement: MemberPlacement | None = None
+
+
+class EnsembleObjective(Objective):
+    """An objective that trains an ensemble."""
+
+    def prepare(self, model: nn.Module) -> None:
+        """Raise a `UserError` unless `model` is an ensemble."""
+        ensemble_in(model)
+
+
+class RegularizedEnsembleObjective(EnsembleObjective):
+    """An objective whose regularizer couples the input gradients of the members. Subclasses state the `problem` of a step."""
+
+    config: RegularizedObjectiveConfig
+
+    @abstractmethod
+    def problem(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> RegularizedProblem:
+        """Return what this step minimizes, after making its examples and taking its draw."""
+
+    def loss(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> Mapping[str, Tensor]:
+        problem = self.problem(model, x_BCHW, y_B, context)
+        return regularized_loss(ensemble_in(model).members, problem.sets, problem.y_B, problem.regularizer)
+
+    def training_step(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> dict[str, Tensor]:
+        with generated_weights(model):
+            if self.config.computation == "joint":
+                return super().training_step(model, x_BCHW, y_B, context)
+            problem = self.problem(model, x_BCHW, y_B, context)
+            members = ensemble_in(model).members
+            placement = problem.placement or LocalMembers(len(members))
+            return regularized_backward(members, problem.sets, problem.y_B, problem.regularizer, placement)

@@ -1,0 +1,313 @@
+"""The one training loop: epochs, objective, averaging over workers, schedule, validation, best checkpoint, resume."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.constraints import apply_constraints
+from models.errors import UserError
+from models.threat_model import ThreatModel
+from trainers.checkpoint import read_state, write_state
+from trainers.config import OptimizerConfig, TrainingConfig
+from trainers.data import Augmentation, Splits, training_batches
+from trainers.distributed import (
+    average_batch_statistics,
+    average_gradients,
+    broadcast_weights,
+    sum_over_workers,
+    to_cpu,
+    world,
+)
+from trainers.objective import build_objective
+from trainers.precision import choose_precision
+from trainers.reporting import EpochReport, Reporter, SilentReporter, StopTraining
+from trainers.schedule import learning_rate_factor
+from trainers.step import StepContext
+from trainers.streams import Streams
+from trainers.validation import validate
+
+SELECTION_METRIC = "validation/robust_accuracy"
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer finite."""
+
+
+@dataclass
+class FitResult:
+    """What training ended with; the model holds the selected weights.
+
+    Attributes:
+        metrics: of the selected epoch.
+        selected_epoch: number of the selected epoch, from 1.
+        num_epochs: epochs trained in all, those before a resume included.
+        history: metrics of every epoch.
+        stopped_early: whether patience or a reporter ended training.
+    """
+
+    metrics: dict[str, float]
+    selected_epoch: int
+    num_epochs: int
+    history: list[dict[str, float]] = field(default_factory=list)
+    stopped_early: bool = False
+
+
+def fit(
+    model: nn.Module,
+    splits: Splits,
+    threat_model: ThreatModel,
+    config: TrainingConfig,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    augmentation: Augmentation | None = None,
+    reporter: Reporter | None = None,
+    resume_from: Path | None = None,
+) -> FitResult:
+    """Train `model` and leave the selected weights in it.
+
+    In a process group every worker calls this with the same arguments; each takes its rows of the global batch.
+
+    Args:
+        model: from `models.build_model`.
+        splits: training, validation and test images, on `device` or streaming.
+        threat_model: norm and radius of the inner attack and of validation.
+        config: everything else.
+        seed: root seed of the run's streams.
+        device: where to train.
+        augmentation: of training images; None: none.
+        reporter: told of every epoch; may write the resumable state, may stop the run.
+        resume_from: a folder with a state written by an earlier call with the same arguments: goes on after its last epoch, and ends
+            bit-identically to an uninterrupted run on a CPU.
+
+    Raises:
+        UserError: the configuration does not fit the data or the number of workers.
+        TrainingDiverged: the loss became infinite or not a number.
+        OSError: the checkpoint could not be written; the previous one is intact.
+    """
+    job = _Fit(
+        model,
+        splits,
+        threat_model,
+        config,
+        seed,
+        torch.device(device),
+        augmentation or Augmentation(),
+        reporter or SilentReporter(),
+    )
+    return job.run(resume_from)
+
+
+class _Fit:
+    def __init__(
+        self,
+        model: nn.Module,
+        splits: Splits,
+        threat_model: ThreatModel,
+        config: TrainingConfig,
+        seed: int,
+        device: torch.device,
+        augmentation: Augmentation,
+        reporter: Reporter,
+    ) -> None:
+        self.rank, self.world_size = world()
+        if config.batch_size % self.world_size:
+            raise UserError(f"batch_size {config.batch_size} cannot be divided among {self.world_size} workers")
+        if len(splits.train) < config.batch_size:
+            raise UserError(f"batch_size {config.batch_size} is larger than the training set ({len(splits.train)} images)")
+        self.model = model.to(device, memory_format=torch.channels_last)
+        if config.batch_norm == "synchronized" and self.world_size > 1:
+            self.model = synchronize_batch_norm(self.model)
+        self.splits, self.config, self.seed, self.device = splits, config, seed, device
+        self.augmentation, self.reporter = augmentation, reporter
+        self.objective = build_objective(config.objective)
+        self.objective.prepare(self.model)
+        apply_constraints(self.model)
+        broadcast_weights(self.model)
+        self.optimizer = build_optimizer(self.model, config.optimizer)
+        self.steps_per_epoch = len(splits.train) // config.batch_size
+        self.context = StepContext(
+            threat_model=threat_model,
+            attack=config.attack,
+            redraw=config.redraw,
+            streams=Streams(seed, self.rank, device),
+            precision=choose_precision(config.precision, device),
+            num_epochs=config.epochs,
+            steps_per_epoch=self.steps_per_epoch,
+        )
+        self.finished_epochs = 0
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Any] | None = None
+        self.validations_since_best = 0
+        self.ended = False
+
+    def run(self, resume_from: Path | None) -> FitResult:
+        if resume_from is not None:
+            self.load_state_dict(read_state(resume_from))
+        while self.finished_epochs < self.config.epochs and not self.ended:
+            metrics = self.train_epoch(self.finished_epochs)
+            self.finished_epochs += 1
+            is_best = self.measure(metrics)
+            report = EpochReport(self.finished_epochs, metrics, is_best)
+            try:
+                self.reporter.epoch_finished(report, self.save)
+            except StopTraining:
+                self.ended = True
+        assert self.best is not None
+        self.model.load_state_dict(self.best["weights"])
+        return FitResult(
+            metrics=self.best["metrics"],
+            selected_epoch=self.best["epoch"],
+            num_epochs=self.finished_epochs,
+            history=self.history,
+            stopped_early=self.finished_epochs < self.config.epochs,
+        )
+
+    def train_epoch(self, epoch: int) -> dict[str, float]:
+        started = time.perf_counter()
+        context, optimizer = self.context, self.optimizer
+        context.epoch = epoch
+        context.streams.begin_epoch(self.model, epoch)
+        self.model.train()
+        totals: dict[str, Tensor] = {}
+        batches = training_batches(
+            self.splits.train,
+            self.config.batch_size // self.world_size,
+            self.augmentation,
+            order_generator=context.streams.data_order,
+            augmentation_generator=context.streams.augmentation,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        for index, (x_BCHW, y_B) in enumerate(batches):
+            context.step = epoch * self.steps_per_epoch + index
+            progress = epoch + index / self.steps_per_epoch
+            # One-cycle schedules start at 0; the middle of the step is the rate that the step stands for.
+            factor = learning_rate_factor(
+                self.config.schedule, progress + 0.5 / self.steps_per_epoch, self.config.epochs
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = self.config.optimizer.learning_rate * factor
+            optimizer.zero_grad(set_to_none=self.config.optimizer.gradients_when_unused == "none")
+            scalars = self.objective.training_step(self.model, x_BCHW, y_B, context)
+            average_gradients(self.model.parameters())
+            if self.config.optimizer.gradient_clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.gradient_clip_norm)
+            optimizer.step()
+            self.objective.after_optimizer_step(self.model, context)
+            apply_constraints(self.model)
+            for name, value in scalars.items():
+                totals[name] = totals[name] + value if name in totals else value.clone()
+            self.reporter.step_finished(index + 1, self.steps_per_epoch)
+        average_batch_statistics(self.model)
+        means = {f"train/{name}": value.item() / self.steps_per_epoch for name, value in totals.items()}
+        means = {
+            name: value / self.world_size for name, value in sum_over_workers(means, self.device).items()
+        }
+        if not math.isfinite(means["train/loss"]):
+            raise TrainingDiverged(
+                f"the loss is {means['train/loss']} in epoch {epoch + 1}: lower training.optimizer.learning_rate, or set "
+                "training.optimizer.gradient_clip_norm"
+            )
+        seconds = time.perf_counter() - started
+        return means | {
+            "train/learning_rate": optimizer.param_groups[0]["lr"],
+            "time/epoch_seconds": seconds,
+            "time/examples_per_second": self.steps_per_epoch * self.config.batch_size / seconds,
+        }
+
+    def measure(self, metrics: dict[str, float]) -> bool:
+        """Add validation metrics where this epoch has them, keep the best weights, and note when patience has run out."""
+        validation = self.config.validation
+        last = self.finished_epochs == self.config.epochs
+        self.history.append(metrics)
+        if not last and self.finished_epochs % validation.every:
+            return False
+        split = self.splits.validation if validation.select_on == "validation" else self.splits.test
+        measured = validate(
+            self.model,
+            split,
+            self.context.threat_model,
+            self.config.attack,
+            validation,
+            seed=self.seed,
+            batch_size=256,
+        )
+        metrics |= measured
+        score = (measured[SELECTION_METRIC], measured["validation/clean_accuracy"])
+        is_best = self.best is None or validation.select == "last" or score > tuple(self.best["score"])
+        if is_best:
+            self.best = {
+                "score": list(score),
+                "epoch": self.finished_epochs,
+                "metrics": dict(metrics),
+                "weights": to_cpu(self.model.state_dict()),
+            }
+        self.validations_since_best = 0 if is_best else self.validations_since_best + 1
+        if validation.patience is not None and self.validations_since_best >= validation.patience:
+            self.ended = True
+        return is_best
+
+    def save(self, folder: Path) -> None:
+        """Write the resumable state."""
+        write_state(self.state_dict(), folder)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "finished_epochs": self.finished_epochs,
+            "seed": self.seed,
+            "weights": to_cpu(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "objective": self.objective.state_dict(),
+            "history": self.history,
+            "best": self.best,
+            "validations_since_best": self.validations_since_best,
+            "ended": self.ended,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["seed"] != self.seed:
+            raise UserError(f"the checkpoint is of a run with seed {state['seed']}, this one has seed {self.seed}")
+        self.model.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.objective.load_state_dict(state["objective"])
+        self.finished_epochs = state["finished_epochs"]
+        self.history = state["history"]
+        self.best = state["best"]
+        self.validations_since_best = state["validations_since_best"]
+        self.ended = state["ended"]
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Return the optimizer over all trainable parameters."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if config.name == "adam":
+        return torch.optim.Adam(
+            parameters, lr=config.learning_rate, weight_decay=config.weight_decay, eps=config.adam_epsilon, fused=True
+        )
+    return torch.optim.SGD(
+        parameters,
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def synchronize_batch_norm(model: nn.Module) -> nn.Module:
+    """Return `model` with batch statistics taken over all workers.
+
+    Raises:
+        UserError: PyTorch's synchronized batch normalization needs CUDA.
+    """
+    if next(model.parameters()).device.type != "cuda":
+        raise UserError("training.batch_norm: synchronized needs GPUs; on CPUs use local")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)

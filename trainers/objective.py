@@ -1,0 +1,114 @@
+"""What an objective is: the loss of one training method, and how its gradients come about.
+
+An objective leaves gradients in `.grad` and returns named scalars; the loop in `trainers.fit` owns everything else (zeroing,
+averaging over workers, clipping, the optimizer, constraints). Objectives are found by scanning `trainers/objectives/`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator, Field
+from torch import Tensor, nn
+
+from models.configuration import Config
+from models.errors import unknown_name
+
+if TYPE_CHECKING:
+    from trainers.step import StepContext
+
+
+class ObjectiveConfig(Config):
+    """Base of all objective configs; `name` chooses the objective. Objectives without parameters use it as it is."""
+
+    name: str = Field(description="Name of the objective, e.g. `adversarial`.")
+
+
+class Objective(ABC):
+    """One training method.
+
+    Subclasses implement `loss`, or override `training_step` where gradients do not come from one backward pass.
+    """
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        self.config = config
+
+    def prepare(self, model: nn.Module) -> None:
+        """Check that `model` fits and set up what lasts the whole run. Called once, before the optimizer is built."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> Mapping[str, Tensor]:
+        """Return `loss` (scalar with graph) and any number of further named scalars to log."""
+
+    def training_step(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> dict[str, Tensor]:
+        """Add the gradients of one batch to the parameters' `.grad` and return detached scalars, `loss` among them."""
+        terms = self.loss(model, x_BCHW, y_B, context)
+        terms["loss"].backward()
+        return {name: value.detach() for name, value in terms.items()}
+
+    def after_optimizer_step(self, model: nn.Module, context: StepContext) -> None:
+        """Undo what the step needed on the weights (AWP). Called after each optimizer step, before constraints."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs beside weights and streams."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+
+
+@dataclass(frozen=True)
+class ObjectiveEntry:
+    """A named objective: `create(config)` makes it."""
+
+    name: str
+    description: str
+    config: type[ObjectiveConfig]
+    create: Callable[[Any], Objective]
+
+
+@functools.cache
+def objectives() -> dict[str, ObjectiveEntry]:
+    """Return all objectives by name, collected from the tuples `OBJECTIVES` in `trainers/objectives/`."""
+    package = importlib.import_module("trainers.objectives")
+    entries: dict[str, ObjectiveEntry] = {}
+    for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
+        module = importlib.import_module(f"trainers.objectives.{info.name}")
+        for entry in getattr(module, "OBJECTIVES", ()):
+            if entry.name in entries:
+                raise ValueError(f"two files in trainers/objectives claim the name {entry.name!r}")
+            entries[entry.name] = entry
+    return entries
+
+
+def objective_entry(name: str) -> ObjectiveEntry:
+    """Return the entry of an objective; an unknown name is a `UserError` with the nearest ones."""
+    entries = objectives()
+    if name not in entries:
+        raise unknown_name("objective", name, entries)
+    return entries[name]
+
+
+def build_objective(config: ObjectiveConfig) -> Objective:
+    """Return the objective that `config` describes."""
+    return objective_entry(config.name).create(config)
+
+
+def _parse(value: Any) -> Any:
+    """Validate `{"name": ..., parameters}` with the config class of that name; a bare name stands for its defaults."""
+    if isinstance(value, ObjectiveConfig):
+        value = value.model_dump()
+    if isinstance(value, str):
+        value = {"name": value}
+    if isinstance(value, Mapping) and "name" in value:
+        return objective_entry(value["name"]).config(**value)
+    return value
+
+
+ObjectiveField = Annotated[ObjectiveConfig, BeforeValidator(_parse)]

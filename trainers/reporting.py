@@ -1,0 +1,47 @@
+"""The seam between the fit loop and whoever listens: Ray, MLflow, a terminal, nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What is known after an epoch.
+
+    Attributes:
+        epoch: number of finished epochs, from 1.
+        metrics: named numbers, e.g. `train/loss`, `validation/robust_accuracy/pgd_10`.
+        is_best: whether this is the best validation so far.
+    """
+
+    epoch: int
+    metrics: Mapping[str, float]
+    is_best: bool
+
+
+class Reporter(Protocol):
+    """Receives reports; every worker calls it, in the same order."""
+
+    def epoch_finished(self, report: EpochReport, save: Callable[[Path], None]) -> None:
+        """Take notice of an epoch. `save(folder)` writes the resumable state there; call it or not. May raise `StopTraining`."""
+
+    def step_finished(self, step: int, num_steps: int) -> None:
+        """Take notice of a step, for progress displays. Must be cheap."""
+
+
+class StopTraining(Exception):
+    """Raised by a reporter to end training cleanly after the current epoch."""
+
+
+class SilentReporter:
+    """Listens to nothing."""
+
+    def epoch_finished(self, report: EpochReport, save: Callable[[Path], None]) -> None:
+        """Do nothing."""
+
+    def step_finished(self, step: int, num_steps: int) -> None:
+        """Do nothing."""

@@ -1,0 +1,30 @@
+"""Learning rate as a function of progress."""
+
+from __future__ import annotations
+
+import math
+
+from trainers.config import ScheduleConfig
+
+
+def learning_rate_factor(schedule: ScheduleConfig, epoch: float, num_epochs: int) -> float:
+    """Return the factor on the peak learning rate.
+
+    Args:
+        schedule: which schedule.
+        epoch: progress in epochs, fractions of an epoch included, in [0, num_epochs].
+        num_epochs: length of the run.
+
+    `multistep` changes at whole epochs: after milestone m the factor is reduced from epoch m on (0-based).
+    Deviation: the official codes of CTRW, RNA and DCS step their scheduler at the start of an epoch, one epoch earlier.
+    """
+    progress = min(max(epoch / num_epochs, 0.0), 1.0)
+    if schedule.name == "constant":
+        return 1.0
+    if schedule.name == "multistep":
+        return schedule.factor ** sum(epoch >= milestone for milestone in schedule.milestones)
+    if schedule.name == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    if progress < schedule.warmup_fraction:
+        return progress / schedule.warmup_fraction
+    return (1 - progress) / (1 - schedule.warmup_fraction)

@@ -1,0 +1,84 @@
+"""Clean and robust accuracy on held-out images during training: cheap, in fp32, with seeds of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from models.batch_statistics import mode
+from models.randomness import derive_seed, is_randomized, resample, seeded
+from models.threat_model import ThreatModel
+from trainers.attacks import pgd
+from trainers.config import InnerAttackConfig, ValidationConfig
+from trainers.data import ArraySplit, StreamedSplit, evaluation_batches
+from trainers.data.split import class_balanced_prefix
+from trainers.distributed import sum_over_workers, world
+
+
+def attack_name(config: ValidationConfig, *, randomized: bool) -> str:
+    """Return the field's name of the validation attack, e.g. `pgd_10` or `eot_pgd_10x4` (steps x draws)."""
+    return f"eot_pgd_{config.steps}x{config.num_draws}" if randomized and config.num_draws > 1 else f"pgd_{config.steps}"
+
+
+def validate(
+    model: nn.Module,
+    split: ArraySplit | StreamedSplit,
+    threat_model: ThreatModel,
+    attack: InnerAttackConfig,
+    config: ValidationConfig,
+    *,
+    seed: int,
+    batch_size: int,
+    prefix: str = "validation",
+) -> dict[str, float]:
+    """Measure accuracies in [0,1] of `model` in eval mode; modes, draws and streams are as before afterwards.
+
+    A randomized model is attacked with gradients averaged over `num_draws` fresh draws per step and scored on `num_draws` other
+    draws: an estimate of the expected accuracy against an attacker who does not know the draw (protocol T1 at small strength).
+
+    Returns:
+        `<prefix>/clean_accuracy`, `<prefix>/robust_accuracy` and the same under the attack's name.
+    """
+    rank, size = world()
+    randomized = is_randomized(model)
+    draws = config.num_draws if randomized else 1
+    split = limited(split, config.num_examples)
+    totals = {"clean": 0.0, "robust": 0.0, "count": 0.0}
+    device = next(model.parameters()).device
+    generator = torch.Generator(device=device)
+    with mode(model, "eval"), seeded(model, derive_seed(seed, "validation draws")):
+        for index, (x_BCHW, y_B) in enumerate(evaluation_batches(split, batch_size, rank, size)):
+            generator.manual_seed(derive_seed(seed, "validation attack", rank, index))
+            adversarial_BCHW = pgd(
+                model,
+                x_BCHW,
+                y_B,
+                epsilon=threat_model.epsilon,
+                step_size=attack.step_size,
+                steps=config.steps,
+                norm=threat_model.norm,
+                random_start=True,
+                generator=generator,
+                num_draws=draws,
+                resample_each_step=randomized,
+            )
+            with torch.no_grad():
+                for _ in range(draws):
+                    resample(model)
+                    totals["clean"] += (model(x_BCHW).argmax(1) == y_B).sum().item() / draws
+                    totals["robust"] += (model(adversarial_BCHW).argmax(1) == y_B).sum().item() / draws
+            totals["count"] += len(y_B)
+    totals = sum_over_workers(totals, device)
+    robust = totals["robust"] / totals["count"]
+    return {
+        f"{prefix}/clean_accuracy": totals["clean"] / totals["count"],
+        f"{prefix}/robust_accuracy": robust,
+        f"{prefix}/robust_accuracy/{attack_name(config, randomized=randomized)}": robust,
+    }
+
+
+def limited(split: ArraySplit | StreamedSplit, num_examples: int | None) -> ArraySplit | StreamedSplit:
+    """Return the first images of each class, `num_examples` in all, or the whole split."""
+    if num_examples is None or num_examples >= len(split):
+        return split
+    return split.subset(class_balanced_prefix(split.labels, num_examples))
