@@ -64,24 +64,23 @@ clean: ## Remove caches and build leftovers; .venv, data and results stay
 	@.uv/bin/python -m pip install --quiet --disable-pip-version-check uv
 
 # An environment that is recent enough is kept; the lock decides what is in it.
+RECENT := import sys; sys.exit(sys.version_info < (3, 11))
+
 $(STAMP): requirements.lock pyproject.toml | $(UV)
-	@if $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && [ -z '$(PYTHON)' ]; then \
-		echo 'Keeping $(VENV)'; \
-	else \
-		python='$(PYTHON)'; \
-		if [ -z "$$python" ]; then \
-			python=$$(python3 -c 'import sys; print(sys.executable if sys.version_info >= (3, 11) else "")' 2>/dev/null); \
-		fi; \
-		if [ -z "$$python" ]; then \
+	@if [ -z '$(PYTHON)' ] && $(PY) -c '$(RECENT)' 2>/dev/null; then exit 0; fi; \
+	wanted='$(PYTHON)'; \
+	if [ -z "$$wanted" ]; then \
+		if python3 -c '$(RECENT)' 2>/dev/null; then wanted=$$(python3 -c 'import sys; print(sys.executable)'); else \
 			echo "Rayndom needs Python 3.11 or newer; python3 here is $$(python3 --version 2>&1 || true)."; \
 			echo 'uv looks for another one, and downloads one if there is none (the system Python stays as it is).'; \
-			python='>=3.11'; \
+			wanted='>=3.11'; \
 		fi; \
-		rm -rf $(VENV) && $(UV) venv --quiet --python "$$python" $(VENV); \
-	fi
-	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "Rayndom needs Python 3.11 or newer; PYTHON=$(PYTHON) is older." >&2; rm -rf $(VENV); exit 1; }
-	@echo "Installing the locked packages (the first time about 6 GB: minutes)"
+	fi; \
+	found=$$($(UV) python find "$$wanted" 2>/dev/null) || \
+		{ $(UV) python install "$$wanted" && found=$$($(UV) python find "$$wanted"); } || exit 1; \
+	"$$found" -c '$(RECENT)' || { echo "Rayndom needs Python 3.11 or newer; PYTHON=$(PYTHON) is older." >&2; exit 1; }; \
+	rm -rf $(VENV) && $(UV) venv --quiet --python "$$found" $(VENV)
+	@echo 'Installing the locked packages (the first time about 6 GB: minutes)'
 	$(UV) pip sync --python $(PY) requirements.lock
 	$(UV) pip install --quiet --python $(PY) --no-deps --editable .
 	@touch $@

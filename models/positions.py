@@ -15,7 +15,9 @@ def check_position(backbone: Backbone, position: int) -> str:
     key = str(position)
     if key not in backbone.taps:
         positions = ", ".join(backbone.taps)
-        raise UserError(f"position {position} does not exist in {type(backbone).__name__}; it has positions {positions}")
+        raise UserError(
+            f"position {position} does not exist in {type(backbone).__name__}; it has positions {positions}"
+        )
     return key
 
 

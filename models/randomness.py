@@ -25,7 +25,9 @@ from torch import Tensor, nn
 DrawScope = Literal["global", "per_rank", "per_example"]
 
 _KEY_BITS = 63
-_EXAMPLE_ROWS = 64  # rows of per-example values are made in blocks of this many, so that row b does not depend on the batch size
+_EXAMPLE_ROWS = (
+    64  # rows of per-example values are made in blocks of this many, so that row b does not depend on the batch size
+)
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -305,9 +307,7 @@ def load_randomness_state(model: nn.Module, state: dict[str, Any]) -> None:
 
 def draw_buffer_names(model: nn.Module) -> list[str]:
     """Return the dotted names of all draw buffers: what a distributed wrapper must not broadcast."""
-    return [
-        f"{name}.{draw}" if name else draw for name, site in random_sites(model) for draw in site.draw_names
-    ]
+    return [f"{name}.{draw}" if name else draw for name, site in random_sites(model) for draw in site.draw_names]
 
 
 def per_example_rows(key: int, num_examples: int, make_block: Any) -> Tensor:

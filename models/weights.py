@@ -100,7 +100,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     if config.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{path} has format_version {config.get('format_version')!r}; this version reads {FORMAT_VERSION}")
+        raise UserError(
+            f"{path} has format_version {config.get('format_version')!r}; this version reads {FORMAT_VERSION}"
+        )
     return config
 
 

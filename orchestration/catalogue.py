@@ -28,6 +28,7 @@ class Defence:
     Attributes:
         name: as in `models.registry`.
         summary: one line.
+        objective: name of the objective it is trained with unless a recipe says otherwise.
         paper: None for methods without one of their own.
         search_space: dotted field of the experiment -> dimension; what a sweep searches unless it says otherwise.
         deviations: where the code knowingly differs from the paper.
@@ -35,6 +36,7 @@ class Defence:
 
     name: str
     summary: str
+    objective: str = "adversarial"
     paper: Paper | None = None
     search_space: Mapping[str, Dimension] = field(default_factory=dict)
     deviations: tuple[str, ...] = ()

@@ -35,9 +35,7 @@ def _parse_defence(value: Any) -> Any:
     if isinstance(value, dict) and "name" in value:
         parameters = {key: item for key, item in value.items() if key != "name"}
         defence_model(value["name"])
-        return DefenceSection(
-            name=value["name"], parameters=parse_defence_parameters(value["name"], parameters)
-        )
+        return DefenceSection(name=value["name"], parameters=parse_defence_parameters(value["name"], parameters))
     return value
 
 

@@ -45,14 +45,14 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     flags = parse_overrides(overrides)
     for dotted, value in flags.items():
         if dotted == "defence.name":
-            raise UserError("the recipe chooses the defence; flags only tune it. `rayndom list recipes` shows the recipes.")
+            raise UserError(
+                "the recipe chooses the defence; flags only tune it. `rayndom list recipes` shows the recipes."
+            )
         set_dotted(tree, dotted, value)
     tree["name"] = path.stem
     experiment = parse_experiment(tree, str(path.name))
     given = set(flatten(_with_names(tree)))
-    origins = {
-        key: "flag" if key in flags else "recipe" if key in given else "default" for key in experiment.flatten()
-    }
+    origins = {key: "flag" if key in flags else "recipe" if key in given else "default" for key in experiment.flatten()}
     return LoadedRecipe(experiment, origins)
 
 
@@ -142,7 +142,11 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         below = result.get(key)
         if isinstance(below, str) and isinstance(value, dict):
             below = {"name": below}
-        if isinstance(below, dict) and isinstance(value, dict) and value.get("name", below.get("name")) == below.get("name"):
+        if (
+            isinstance(below, dict)
+            and isinstance(value, dict)
+            and value.get("name", below.get("name")) == below.get("name")
+        ):
             result[key] = merge(below, value)
         else:
             result[key] = value

@@ -26,7 +26,9 @@ def trial_resources(resources: ResourcesConfig) -> TrialResources:
     cpus = resources.cpus_per_worker or 1.0
     driver = DRIVER_CPU if resources.workers > 1 else 0.0
     return TrialResources(
-        cpus=resources.workers * cpus + driver, gpus=resources.workers * resources.gpus_per_worker, workers=resources.workers
+        cpus=resources.workers * cpus + driver,
+        gpus=resources.workers * resources.gpus_per_worker,
+        workers=resources.workers,
     )
 
 
@@ -50,7 +52,9 @@ def concurrency(need: TrialResources, available: Mapping[str, float], wanted: in
         advice = []
         if need.gpus > gpus:
             advice.append(
-                f"--resources.gpus_per_worker {gpus / need.workers:g}" if gpus else "--resources.gpus_per_worker 0 (train on CPUs)"
+                f"--resources.gpus_per_worker {gpus / need.workers:g}"
+                if gpus
+                else "--resources.gpus_per_worker 0 (train on CPUs)"
             )
         if need.cpus > cpus:
             advice.append(f"--resources.workers {max(1, math.floor((cpus - DRIVER_CPU) / per_worker_cpus))}")

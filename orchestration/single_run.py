@@ -29,7 +29,10 @@ class _Progress:
         """Move the running line."""
         if console.is_terminal():
             epoch = len(self.rows) + 1
-            self.board.show([*self.rows[-5:], [f"{epoch}/{self.epochs}", f"{step}/{num_steps}", "", "", "", ""]], self._left(epoch - 1))
+            self.board.show(
+                [*self.rows[-5:], [f"{epoch}/{self.epochs}", f"{step}/{num_steps}", "", "", "", ""]],
+                self._left(epoch - 1),
+            )
 
     def epoch(self, report: EpochReport, *, replayed: bool) -> None:
         """Add an epoch's line."""
@@ -64,7 +67,12 @@ class _Progress:
 
 
 def run_single(
-    experiment: ExperimentConfig, home: Home, data_root: Path | None, *, address: str | None = None, restart: bool = False
+    experiment: ExperimentConfig,
+    home: Home,
+    data_root: Path | None,
+    *,
+    address: str | None = None,
+    restart: bool = False,
 ) -> tuple[RunResult, str]:
     """Train, resume or reuse one experiment; return its result and the id of its MLflow run.
 
@@ -76,9 +84,13 @@ def run_single(
     if restart:
         with folder.locked():
             folder.clear()
-    run_id = tracker.run("run", {FINGERPRINT_TAG: experiment.fingerprint}, name=experiment.name or experiment.defence.name)
+    run_id = tracker.run(
+        "run", {FINGERPRINT_TAG: experiment.fingerprint}, name=experiment.name or experiment.defence.name
+    )
     tracker.log_params(run_id, experiment.flatten())
-    environment = {f"environment.{key}": value for key, value in collect_environment().items() if not isinstance(value, dict)}
+    environment = {
+        f"environment.{key}": value for key, value in collect_environment().items() if not isinstance(value, dict)
+    }
     tracker.set_tags(run_id, experiment.tracking.tags | environment)
     tracker.log_json(run_id, experiment.model_dump(mode="json"), "config.json")
     console.say(f"training {experiment.name}, fingerprint {experiment.fingerprint}; MLflow {tracker.link(run_id)}")

@@ -44,9 +44,7 @@ def open_study(config: SweepConfig, folder: Path) -> optuna.Study:
     directions = ["maximize" if objective.mode == "max" else "minimize" for objective in config.objectives]
     try:
         study = optuna.create_study(
-            storage=optuna.storages.RDBStorage(
-                storage_url(folder), engine_kwargs={"connect_args": {"timeout": 30}}
-            ),
+            storage=optuna.storages.RDBStorage(storage_url(folder), engine_kwargs={"connect_args": {"timeout": 30}}),
             study_name=config.name,
             directions=directions,
             sampler=_sampler(config),

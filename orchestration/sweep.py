@@ -22,13 +22,20 @@ from orchestration.environment import collect_environment
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
 from orchestration.resources import concurrency, trial_resources
-from orchestration.run_folder import RunFolder
 from orchestration.study import INTERRUPTED, StudySearch, open_study, spent, target
 from orchestration.sweep_config import SweepConfig
 from orchestration.tracking import FINGERPRINT_TAG, SWEEP_TAG, Tracker
 from orchestration.trial import run_trial, tune_resources
 
-BUDGET_FIELDS = {"name", "description", "num_trials", "max_concurrent_trials", "suite", "baselines", "num_test_examples"}
+BUDGET_FIELDS = {
+    "name",
+    "description",
+    "num_trials",
+    "max_concurrent_trials",
+    "suite",
+    "baselines",
+    "num_test_examples",
+}
 
 
 @dataclass
@@ -208,9 +215,7 @@ def _tune(
 class SweepListener(tune.Callback):
     """Follows the trials: tells MLflow, renews the board."""
 
-    def __init__(
-        self, config: SweepConfig, tracker: Tracker, parent: str, key: str, done: int, wanted: int
-    ) -> None:
+    def __init__(self, config: SweepConfig, tracker: Tracker, parent: str, key: str, done: int, wanted: int) -> None:
         self.config, self.tracker, self.parent, self.key = config, tracker, parent, key
         self.done, self.wanted = done, wanted
         self.started = time.monotonic()
@@ -305,9 +310,7 @@ class SweepListener(tune.Callback):
         if progress > 0.2:
             seconds = (time.monotonic() - self.started) * (self.wanted - self.done_at_start - progress) / progress
             left = f"at most {console.duration(seconds)} left"
-        best = max(
-            (row.metrics.get("validation/robust_accuracy", -1.0) for row in self.rows.values()), default=-1.0
-        )
+        best = max((row.metrics.get("validation/robust_accuracy", -1.0) for row in self.rows.values()), default=-1.0)
         shown = f", best robust {100 * best:.1f} %" if best >= 0 else ""
         return f"{self.done}/{self.wanted} trials over{shown}, {left}"
 
@@ -319,9 +322,7 @@ def _is_metric(name: str) -> bool:
 def _accuracies(metrics: Mapping[str, float]) -> str:
     if "validation/clean_accuracy" not in metrics:
         return ""
-    return (
-        f", clean {_percent(metrics['validation/clean_accuracy'])} %, robust {_percent(metrics['validation/robust_accuracy'])} %"
-    )
+    return f", clean {_percent(metrics['validation/clean_accuracy'])} %, robust {_percent(metrics['validation/robust_accuracy'])} %"
 
 
 def _percent(value: float | None) -> str:
@@ -343,4 +344,6 @@ def _reason(trial: Trial) -> str:
 
 
 def _flat_environment() -> dict[str, str]:
-    return {f"environment.{key}": str(value) for key, value in collect_environment().items() if not isinstance(value, dict)}
+    return {
+        f"environment.{key}": str(value) for key, value in collect_environment().items() if not isinstance(value, dict)
+    }

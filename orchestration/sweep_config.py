@@ -27,7 +27,9 @@ class SweepObjective(Config):
 class StoppingConfig(Config):
     """Early stopping of unpromising trials by asynchronous successive halving (ASHA)."""
 
-    metric: str = Field("validation/robust_accuracy", description="The metric that trials are compared by, always maximized.")
+    metric: str = Field(
+        "validation/robust_accuracy", description="The metric that trials are compared by, always maximized."
+    )
     grace_epochs: int = Field(1, ge=1, description="No trial is stopped before this many epochs.")
     reduction_factor: float = Field(3, gt=1, description="Of the trials at a rung, one in this many goes on.")
 
@@ -45,20 +47,28 @@ class SweepConfig(Config):
         None, description="Dotted field -> dimension; none: the defence's own search space."
     )
     objectives: tuple[SweepObjective, ...] = Field(
-        (SweepObjective(metric="validation/robust_accuracy"),), min_length=1, description="One, or several for a Pareto front."
+        (SweepObjective(metric="validation/robust_accuracy"),),
+        min_length=1,
+        description="One, or several for a Pareto front.",
     )
     sampler: Literal["tpe", "random", "grid"] = Field("tpe", description="How Optuna proposes.")
-    num_trials: int | None = Field(None, ge=1, description="Number of trials; a grid may leave it out and visits all points.")
+    num_trials: int | None = Field(
+        None, ge=1, description="Number of trials; a grid may leave it out and visits all points."
+    )
     max_concurrent_trials: int | None = Field(
         None, ge=1, description="Trials at a time; none: what the resources allow. 1 makes a sweep reproducible."
     )
-    stopping: StoppingConfig | None = Field(default_factory=StoppingConfig, description="ASHA; none: every trial runs to its end.")
+    stopping: StoppingConfig | None = Field(
+        default_factory=StoppingConfig, description="ASHA; none: every trial runs to its end."
+    )
     seed: int = Field(0, ge=0, description="Seed of the search.")
     suite: str = Field("quick", description="Evaluation suite for the winner and the baselines.")
     baselines: tuple[str, ...] = Field(
         (), description="Recipes trained and evaluated beside the winner, with the same settings."
     )
-    num_test_examples: int | None = Field(None, ge=1, description="Test images for the final evaluation; none: the suite's own.")
+    num_test_examples: int | None = Field(
+        None, ge=1, description="Test images for the final evaluation; none: the suite's own."
+    )
 
     @model_validator(mode="after")
     def _trials_are_bounded(self) -> SweepConfig:
@@ -90,9 +100,7 @@ class SweepConfig(Config):
 
 def list_sweeps() -> dict[str, str]:
     """Return names and descriptions of the shipped sweeps."""
-    return {
-        path.stem: str(recipes.read_yaml(path).get("description", "")) for path in sorted(FOLDER.glob("*.yaml"))
-    }
+    return {path.stem: str(recipes.read_yaml(path).get("description", "")) for path in sorted(FOLDER.glob("*.yaml"))}
 
 
 def load_sweep(sweep: str, overrides: dict[str, Any] | None = None) -> SweepConfig:
@@ -127,7 +135,9 @@ def load_sweep(sweep: str, overrides: dict[str, Any] | None = None) -> SweepConf
         experiment = config.experiment({})
         space = dict(defence_record(experiment.defence.name).search_space)
         if not space:
-            raise UserError(f"{path.name}: defence {experiment.defence.name!r} has no search space of its own; name one under `space`")
+            raise UserError(
+                f"{path.name}: defence {experiment.defence.name!r} has no search space of its own; name one under `space`"
+            )
         config = config.model_copy(update={"space": space})
     check_space(config)
     return config

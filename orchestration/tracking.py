@@ -92,12 +92,21 @@ class Tracker:
             return run_id
         return self.client.create_run(self.experiment_id, tags=tags | {NAME_TAG: name}, run_name=name).info.run_id
 
+    def fingerprint_of(self, run_id: str) -> str | None:
+        """Return the fingerprint that a run is tagged with.
+
+        Raises:
+            UserError: there is no such run.
+        """
+        try:
+            return self.client.get_run(run_id).data.tags.get(FINGERPRINT_TAG)
+        except MlflowException:
+            raise UserError(f"no run {run_id} in the MLflow store {display_uri(self.uri)}") from None
+
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         """Log parameters that are not logged yet, in chunks. Long values are cut; the artifact `config.json` holds them whole."""
         known = self.client.get_run(run_id).data.params
-        fresh = [
-            Param(key, str(value)[:_PARAM_LENGTH]) for key, value in params.items() if key not in known
-        ]
+        fresh = [Param(key, str(value)[:_PARAM_LENGTH]) for key, value in params.items() if key not in known]
         for start in range(0, len(fresh), _PARAMS_PER_CALL):
             self.client.log_batch(run_id, params=fresh[start : start + _PARAMS_PER_CALL])
 
@@ -132,7 +141,9 @@ class Tracker:
         """Log final metrics, replacing nothing: those already logged with the same value are left out."""
         known = self.client.get_run(run_id).data.metrics
         fresh = [
-            Metric(key, float(value), int(time.time() * 1000), 0) for key, value in metrics.items() if known.get(key) != value
+            Metric(key, float(value), int(time.time() * 1000), 0)
+            for key, value in metrics.items()
+            if known.get(key) != value
         ]
         if fresh:
             self.client.log_batch(run_id, metrics=fresh)
@@ -158,7 +169,9 @@ class Tracker:
         deadline = time.monotonic() + patience_s
         while not self._send(run_id):
             if time.monotonic() > deadline:
-                raise RuntimeError(f"the MLflow store {display_uri(self.uri)} stayed away; start the same command again to log the rest")
+                raise RuntimeError(
+                    f"the MLflow store {display_uri(self.uri)} stayed away; start the same command again to log the rest"
+                )
             time.sleep(2)
         self.client.set_terminated(run_id, status)
 
@@ -188,7 +201,9 @@ def download_model(home: Home, target: str, destination: Path) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(destination)))
     except MlflowException as error:
-        raise UserError(f"no exported model at {target!r} in {display_uri(home.tracking_uri)}: {error.message}") from None
+        raise UserError(
+            f"no exported model at {target!r} in {display_uri(home.tracking_uri)}: {error.message}"
+        ) from None
     except OSError as error:
         raise UserError(f"cannot fetch the model of {target!r}: {error}") from None
 

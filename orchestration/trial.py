@@ -35,7 +35,10 @@ def run_trial(job: dict[str, Any]) -> None:
     folder = RunFolder(Path(job["folder"]))
     with folder.locked():
         result = train_here(
-            experiment, folder, _path(job["data_root"]), on_epoch=lambda report: tune.report(report_of(experiment, report))
+            experiment,
+            folder,
+            _path(job["data_root"]),
+            on_epoch=lambda report: tune.report(report_of(experiment, report)),
         )
     tune.report(finished_report(experiment, result.metrics, result.num_epochs))
 

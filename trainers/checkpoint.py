@@ -52,4 +52,6 @@ def read_state(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"no checkpoint in {folder}: {STATE_FILE} is missing") from None
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise UserError(f"cannot read the checkpoint {path}: {error}. Delete the folder to train from the beginning.") from error
+        raise UserError(
+            f"cannot read the checkpoint {path}: {error}. Delete the folder to train from the beginning."
+        ) from error

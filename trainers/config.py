@@ -36,7 +36,9 @@ class OptimizerConfig(Config):
     nesterov: bool = Field(False, description="Nesterov momentum.")
     weight_decay: float = Field(5e-4, ge=0, description="L2 penalty coefficient on all parameters.")
     adam_epsilon: float = Field(1e-8, gt=0, description="Epsilon of Adam.")
-    gradient_clip_norm: float | None = Field(None, gt=0, description="Clip the global gradient norm; none: no clipping.")
+    gradient_clip_norm: float | None = Field(
+        None, gt=0, description="Clip the global gradient norm; none: no clipping."
+    )
     gradients_when_unused: Literal["none", "zero"] = Field(
         "none",
         description="`zero` fills the gradients of unused parameters with zeros, so weight decay and momentum still move them (what the "
@@ -48,9 +50,12 @@ class ScheduleConfig(Config):
     """The learning-rate schedule; the rate is set at the beginning of each step, in fractions of an epoch."""
 
     name: Literal["multistep", "cosine", "one_cycle", "constant"] = Field(
-        "multistep", description="`multistep` (papers on CIFAR), `cosine` (ImageNet), `one_cycle` (short budgets), `constant`."
+        "multistep",
+        description="`multistep` (papers on CIFAR), `cosine` (ImageNet), `one_cycle` (short budgets), `constant`.",
     )
-    milestones: tuple[float, ...] = Field((100, 150), description="Epochs at whose end the rate is multiplied by `factor`.")
+    milestones: tuple[float, ...] = Field(
+        (100, 150), description="Epochs at whose end the rate is multiplied by `factor`."
+    )
     factor: float = Field(0.1, gt=0, lt=1, description="Factor at each milestone.")
     warmup_fraction: float = Field(0.3, gt=0, lt=1, description="one_cycle: share of training until the peak.")
 
@@ -74,7 +79,9 @@ class ValidationConfig(Config):
         "validation",
         description="`test` reproduces the papers' selection of the best checkpoint on test images, and marks the result as such.",
     )
-    select: Literal["best", "last"] = Field("best", description="Keep the best checkpoint by robust accuracy, or the last.")
+    select: Literal["best", "last"] = Field(
+        "best", description="Keep the best checkpoint by robust accuracy, or the last."
+    )
     patience: int | None = Field(
         None, ge=1, description="Stop after this many validations without a better robust accuracy; none: never."
     )

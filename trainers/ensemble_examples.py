@@ -23,9 +23,7 @@ EnsembleExample = Literal["random_member_per_step", "random_member", "mean_loss"
 `mean_prob`: cross-entropy of the mean probability."""
 
 
-def ensemble_examples(
-    model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext, example: EnsembleExample
-) -> Tensor:
+def ensemble_examples(model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext, example: EnsembleExample) -> Tensor:
     """Return one detached adversarial example per image, shared by all members.
 
     Radius, steps, start and mode are the context's. Random layers inside members redraw by the context's policy, and at each attack step under

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.ensemble import ensemble_in
 from models.layers.hypernetwork import generated_weights
@@ -66,3 +67,15 @@ class RegularizedEnsembleObjective(EnsembleObjective):
             members = ensemble_in(model).members
             placement = problem.placement or LocalMembers(len(members))
             return regularized_backward(members, problem.sets, problem.y_B, problem.regularizer, placement)
+
+
+def member_cross_entropy(member: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> Tensor:
+    """Return the mean cross-entropy of one member in the run's precision; logits are compared in fp32 at least."""
+    with context.precision.autocast():
+        logits_BK = member(x_BCHW)
+    return functional.cross_entropy(full_precision(logits_BK), y_B)
+
+
+def full_precision(logits_BK: Tensor) -> Tensor:
+    """Return half-precision logits in fp32, others as they are."""
+    return logits_BK.float() if logits_BK.dtype.itemsize < 4 else logits_BK

@@ -121,7 +121,9 @@ class _Fit:
         if config.batch_size % self.world_size:
             raise UserError(f"batch_size {config.batch_size} cannot be divided among {self.world_size} workers")
         if len(splits.train) < config.batch_size:
-            raise UserError(f"batch_size {config.batch_size} is larger than the training set ({len(splits.train)} images)")
+            raise UserError(
+                f"batch_size {config.batch_size} is larger than the training set ({len(splits.train)} images)"
+            )
         self.model = model.to(device, memory_format=torch.channels_last)
         if config.batch_norm == "synchronized" and self.world_size > 1:
             self.model = synchronize_batch_norm(self.model)
@@ -208,9 +210,7 @@ class _Fit:
             self.reporter.step_finished(index + 1, self.steps_per_epoch)
         average_batch_statistics(self.model)
         means = {f"train/{name}": value.item() / self.steps_per_epoch for name, value in totals.items()}
-        means = {
-            name: value / self.world_size for name, value in sum_over_workers(means, self.device).items()
-        }
+        means = {name: value / self.world_size for name, value in sum_over_workers(means, self.device).items()}
         if not math.isfinite(means["train/loss"]):
             raise TrainingDiverged(
                 f"the loss is {means['train/loss']} in epoch {epoch + 1}: lower training.optimizer.learning_rate, or set "

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainers.member_parallel import LocalMembers, MemberPlacement
+from trainers.member_parallel import MemberPlacement
 
 Computation = Literal["cached", "joint"]
 Regularizer = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
@@ -47,9 +47,7 @@ class InputSet:
     regularized: bool
 
 
-def input_gradient_of(
-    network: nn.Module, x_BCHW: Tensor, y_B: Tensor, *, create_graph: bool
-) -> tuple[Tensor, Tensor]:
+def input_gradient_of(network: nn.Module, x_BCHW: Tensor, y_B: Tensor, *, create_graph: bool) -> tuple[Tensor, Tensor]:
     """Return the cross-entropies (B,) and their input gradients (B, D) of one network in its current mode.
 
     Without `create_graph` both are detached. No `.grad` is touched, no autocast applies.
@@ -67,9 +65,7 @@ def gram_matrix(gradients_BD: Sequence[Tensor]) -> Tensor:
     Products and sums are elementwise: reduced-precision matrix units never touch them.
     """
     count = len(gradients_BD)
-    products = {
-        (i, j): (gradients_BD[i] * gradients_BD[j]).sum(dim=-1) for i in range(count) for j in range(i, count)
-    }
+    products = {(i, j): (gradients_BD[i] * gradients_BD[j]).sum(dim=-1) for i in range(count) for j in range(i, count)}
     rows = [torch.stack([products[min(i, j), max(i, j)] for j in range(count)], dim=-1) for i in range(count)]
     return torch.stack(rows, dim=-2)
 
@@ -129,9 +125,7 @@ def regularized_backward(
         placement: which members this worker computes. With several workers each has a part of the gradients, which average to the whole.
     """
     bank = {
-        name: placement.exchange(
-            [_bank_entry(members[index], inputs.x_BCHW, y_B) for index in placement.own], inputs.x_BCHW
-        )
+        name: placement.exchange([_bank_entry(members[index], inputs.x_BCHW, y_B) for index in placement.own], inputs.x_BCHW)
         for name, inputs in sets.items()
         if inputs.regularized
     }
@@ -183,11 +177,7 @@ def _direction(gradients_BD: Sequence[Tensor], coefficients_BN: Tensor) -> Tenso
 @contextlib.contextmanager
 def _statistics_held(module: nn.Module) -> Iterator[None]:
     """Within, normalizations in training mode use batch statistics and leave running ones alone; no mode changes."""
-    tracking = [
-        (part, part.track_running_stats)
-        for part in module.modules()
-        if part.training and hasattr(part, "track_running_stats")
-    ]
+    tracking = [(part, part.track_running_stats) for part in module.modules() if part.training and hasattr(part, "track_running_stats")]
     try:
         for part, _ in tracking:
             part.track_running_stats = False

@@ -103,9 +103,7 @@ def _conv2d(
     geometry = (_pair(stride), _pair(padding), _pair(dilation), groups)
     if direction is None:
         direction = torch.zeros_like(weight)
-    return x.like(
-        _Convolution.apply(x.stack, weight, bias, direction, bias_direction, x.batch, num_out, geometry)
-    )
+    return x.like(_Convolution.apply(x.stack, weight, bias, direction, bias_direction, x.batch, num_out, geometry))
 
 
 @rule(functional.linear)
@@ -262,12 +260,24 @@ def _batch_norm(
     if x.terms == 1 and gamma_direction is None and beta_direction is None:
         return x.like(functional.batch_norm(x.stack, running_mean, running_var, weight, bias, training, momentum, eps))
     if x.stack.ndim != 4:
-        raise UserError("exact Taylor terms know batch normalization of images (B, C, H, W) only; use derivatives nested_jvp")
+        raise UserError(
+            "exact Taylor terms know batch normalization of images (B, C, H, W) only; use derivatives nested_jvp"
+        )
     num_out = x.order + 1 if training else min(x.order, x.terms if gamma_direction is not None else x.terms - 1) + 1
     if training:
         return x.like(
             _BatchNorm.apply(
-                x.stack, weight, bias, gamma_direction, beta_direction, running_mean, running_var, momentum, eps, x.batch, num_out
+                x.stack,
+                weight,
+                bias,
+                gamma_direction,
+                beta_direction,
+                running_mean,
+                running_var,
+                momentum,
+                eps,
+                x.batch,
+                num_out,
             )
         )
     assert running_mean is not None and running_var is not None
@@ -276,7 +286,11 @@ def _batch_norm(
     jet = x.like(centred if weight is None else centred * _channels(weight))
     if gamma_direction is not None:
         num_shifted = min(x.order, x.terms)
-        shifted = x.like(torch.cat([torch.zeros_like(centred[: x.batch]), centred[: num_shifted * x.batch] * _channels(gamma_direction)]))
+        shifted = x.like(
+            torch.cat(
+                [torch.zeros_like(centred[: x.batch]), centred[: num_shifted * x.batch] * _channels(gamma_direction)]
+            )
+        )
         jet = _add(jet, shifted)
     if bias is not None:
         jet = x.like(_add_to_value(jet.stack, _channels(bias), x.batch))
@@ -367,7 +381,9 @@ def _silu(x: Jet, inplace: bool = False) -> Jet:
 @rule(functional.gelu)
 def _gelu(x: Jet, approximate: str = "none") -> Jet:
     if approximate != "none":
-        raise UserError("exact Taylor terms know the exact GELU only, not its tanh approximation; use derivatives nested_jvp")
+        raise UserError(
+            "exact Taylor terms know the exact GELU only, not its tanh approximation; use derivatives nested_jvp"
+        )
     value = x.coefficient(0)
     density = torch.exp(-0.5 * value.square()) / math.sqrt(2 * math.pi)
     distribution = 0.5 * (1 + torch.erf(value / math.sqrt(2)))

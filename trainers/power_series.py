@@ -9,9 +9,7 @@ from torch import Tensor
 def convolve_adjoint(grad: Tensor, b: Tensor) -> Tensor:
     """Return the adjoint of a -> a b at `grad`: out_j = sum over k >= j of grad_k b_(k-j)."""
     size = len(grad)
-    terms = [
-        sum((grad[k] * b[k - j] for k in range(j + 1, size)), start=grad[j] * b[0]) for j in range(size)
-    ]
+    terms = [sum((grad[k] * b[k - j] for k in range(j + 1, size)), start=grad[j] * b[0]) for j in range(size)]
     return torch.stack(terms)
 
 

@@ -75,7 +75,9 @@ def taylor_terms(
 
 def _exact(model: nn.Module, x: Tensor, noise: Noise, order: int, update: bool) -> TaylorTerms:
     if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
-        raise UserError("exact Taylor terms need training.batch_norm: local; synchronized statistics have no exact rule")
+        raise UserError(
+            "exact Taylor terms need training.batch_norm: local; synchronized statistics have no exact rule"
+        )
     logits = model(Jet.constant(x, order, Directions(model, noise)))
     assert isinstance(logits, Jet), "the network returned something else than a jet for a jet"
     second = 2 * logits.coefficient(2) if order == 2 else None

@@ -161,7 +161,7 @@ def _direction(gradient: Tensor, norm: Norm) -> Tensor:
     return (scaled / length.clamp_min(smallest)).nan_to_num(nan=0.0)
 
 
-def _untargeted(loss_name: LossName):  # noqa: ANN202 - the registry's `run` signature
+def _untargeted(loss_name: LossName):
     def run(model: AttackedModel, problem: AttackProblem, parameters: ApgdParameters) -> AttackOutput:
         x_adv, _, _ = apgd(
             model,

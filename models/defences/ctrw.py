@@ -51,7 +51,8 @@ class CtrwConfig(Config):
         None, gt=0, description="Start value of sigma; none: 1, or the middle of [A, B] under `project`."
     )
     draw_scope: DrawScope = Field(
-        "global", description="Who shares a draw: all ranks (`global`), a rank's batch (`per_rank`), nobody (`per_example`)."
+        "global",
+        description="Who shares a draw: all ranks (`global`), a rank's batch (`per_rank`), nobody (`per_example`).",
     )
 
     @model_validator(mode="after")
@@ -61,7 +62,9 @@ class CtrwConfig(Config):
                 f"lower_bound {self.lower_bound:g} is above upper_bound {self.upper_bound:g}: no sigma satisfies A <= sum <= B"
             )
         if self.variant == "filter" and self.draw_scope == "per_example":
-            raise ValueError("variant `filter` is shared by the batch; draw_scope `per_example` needs `in`, `out` or `both`")
+            raise ValueError(
+                "variant `filter` is shared by the batch; draw_scope `per_example` needs `in`, `out` or `both`"
+            )
         return self
 
     def bounds(self, size: int, scale: float = 1.0) -> SigmaBounds:

@@ -18,9 +18,7 @@ class AveragedEnsembleConfig(EnsembleConfig):
     """Parameters of an ensemble that averages probabilities."""
 
     num_members: int = Field(3, ge=1, le=64, description="N, number of members; 3 in the papers, 8 in RED's comparison.")
-    inference: InferenceMode = Field(
-        "mean_prob", description="How members make one answer; the papers average the probabilities."
-    )
+    inference: InferenceMode = Field("mean_prob", description="How members make one answer; the papers average the probabilities.")
 
 
 class GalConfig(AveragedEnsembleConfig):

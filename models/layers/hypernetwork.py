@@ -39,9 +39,7 @@ class HaHypernetwork(nn.Module):
         generator: source of the initial weights.
     """
 
-    def __init__(
-        self, embedding_dim: int, hidden_dim: int, unit_channels: int, kernel_size: int, generator: torch.Generator
-    ) -> None:
+    def __init__(self, embedding_dim: int, hidden_dim: int, unit_channels: int, kernel_size: int, generator: torch.Generator) -> None:
         super().__init__()
         self.unit_channels, self.kernel_size = unit_channels, kernel_size
         slice_size = unit_channels * kernel_size**2
@@ -64,17 +62,13 @@ class FlatHypernetwork(nn.Module):
     Args as for `HaHypernetwork`. With E = D = 128, u = 64, k = 3 it has 4,771,968 parameters.
     """
 
-    def __init__(
-        self, embedding_dim: int, hidden_dim: int, unit_channels: int, kernel_size: int, generator: torch.Generator
-    ) -> None:
+    def __init__(self, embedding_dim: int, hidden_dim: int, unit_channels: int, kernel_size: int, generator: torch.Generator) -> None:
         super().__init__()
         self.unit_channels, self.kernel_size = unit_channels, kernel_size
         fan_in = unit_channels * kernel_size**2
         self.inner_weight = _normal((hidden_dim, embedding_dim), embedding_dim**-0.5, generator)
         self.inner_bias = nn.Parameter(torch.zeros(hidden_dim))
-        self.outer_weight = _normal(
-            (unit_channels * fan_in, hidden_dim), math.sqrt(2 / fan_in / hidden_dim), generator
-        )
+        self.outer_weight = _normal((unit_channels * fan_in, hidden_dim), math.sqrt(2 / fan_in / hidden_dim), generator)
         self.outer_bias = nn.Parameter(torch.zeros(unit_channels * fan_in))
 
     def forward(self, embeddings_UE: Tensor) -> Tensor:
@@ -139,9 +133,7 @@ def lay_out(convolutions: Mapping[str, nn.Conv2d], unit_channels: int, unit_kern
             raise UserError(
                 f"convolution {name!r} maps {conv.in_channels} to {conv.out_channels} channels, no multiples of unit_channels {unit_channels}"
             )
-        grid = UnitGrid(
-            name, conv.out_channels // unit_channels, conv.in_channels // unit_channels, kernel_size, first
-        )
+        grid = UnitGrid(name, conv.out_channels // unit_channels, conv.in_channels // unit_channels, kernel_size, first)
         grids.append(grid)
         first += grid.num_units
     return tuple(grids)
@@ -300,10 +292,7 @@ class _GeneratedOnce(torch.autograd.Function):
             raise RuntimeError("a parameter of a hypernetwork was changed in place between forward and backward")
         again = torch.is_grad_enabled()
         with torch.enable_grad():
-            sources = tuple(
-                source if again and source.requires_grad else source.detach().requires_grad_()
-                for source in ctx.sources
-            )
+            sources = tuple(source if again and source.requires_grad else source.detach().requires_grad_() for source in ctx.sources)
             weights = ctx.generator.generate(sources)
             return None, None, *torch.autograd.grad(weights, sources, gradients, create_graph=again)
 
@@ -346,9 +335,7 @@ class GeneratedNetwork(nn.Module):
     def plain_state_dict(self) -> dict[str, Tensor]:
         """Return the state dict of the ordinary network of the same function: generated weights written out under their usual names."""
         with torch.no_grad():
-            weights = {
-                f"{grid.name}.weight": weight for grid, weight in zip(self.generator.grids, self.generator(), strict=True)
-            }
+            weights = {f"{grid.name}.weight": weight for grid, weight in zip(self.generator.grids, self.generator(), strict=True)}
         return {name: value.detach().clone() for name, value in {**self.network.state_dict(), **weights}.items()}
 
 

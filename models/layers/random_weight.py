@@ -60,9 +60,7 @@ class SigmaBounds:
 class _RandomWeight(RandomModule):
     """mu, sigma and the draw delta, of one shape, with the constraint on sigma."""
 
-    def __init__(
-        self, mu: Tensor, initial_sigma: float, bounds: SigmaBounds, draw_scope: DrawScope = "global"
-    ) -> None:
+    def __init__(self, mu: Tensor, initial_sigma: float, bounds: SigmaBounds, draw_scope: DrawScope = "global") -> None:
         super().__init__(draw_scope)
         self.bounds = bounds
         self.mu = nn.Parameter(mu.clone())
@@ -150,7 +148,9 @@ class RandomFilterConv2d(_RandomWeight):
         self, conv: nn.Conv2d, initial_sigma: float, bounds: SigmaBounds, draw_scope: DrawScope = "global"
     ) -> None:
         if draw_scope == "per_example":
-            raise ValueError("a random filter is shared by the batch: draw_scope per_example needs variant in, out or both")
+            raise ValueError(
+                "a random filter is shared by the batch: draw_scope per_example needs variant in, out or both"
+            )
         super().__init__(conv.weight.detach(), initial_sigma, bounds, draw_scope)
         self.bias = conv.bias
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups

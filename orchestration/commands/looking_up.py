@@ -21,7 +21,8 @@ def _rows(kind: str) -> Iterable[tuple[str, str]]:
         from models.backbones import backbone_entries
 
         return [
-            (f"{name}:NAME" if entry.is_family else name, entry.description) for name, entry in backbone_entries().items()
+            (f"{name}:NAME" if entry.is_family else name, entry.description)
+            for name, entry in backbone_entries().items()
         ]
     if kind == "datasets":
         from trainers.data import DATASETS
@@ -82,9 +83,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", nargs="?", help="name of a recipe, or a YAML file")
 
 
-LIST = Command(
-    "list", "list what there is", ("rayndom list recipes", "rayndom list defences --json"), _add_kind, _list
-)
+LIST = Command("list", "list what there is", ("rayndom list recipes", "rayndom list defences --json"), _add_kind, _list)
 SHOW = Command(
     "show",
     "show a recipe's whole configuration and where each value comes from",

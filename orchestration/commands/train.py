@@ -14,10 +14,14 @@ from orchestration.commands.command import Command, add_data_root
 def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", nargs="?", help="name of a recipe (`rayndom list recipes`), or a YAML file")
     parser.add_argument(
-        "--dry-run", action="store_true", help="build the model, run one batch, say what it would cost and where it goes"
+        "--dry-run",
+        action="store_true",
+        help="build the model, run one batch, say what it would cost and where it goes",
     )
     parser.add_argument("--restart", action="store_true", help="forget an earlier run of the same configuration")
-    parser.add_argument("--address", help="Ray cluster, for runs with several workers (default: RAY_ADDRESS, else local)")
+    parser.add_argument(
+        "--address", help="Ray cluster, for runs with several workers (default: RAY_ADDRESS, else local)"
+    )
     add_data_root(parser)
 
 

@@ -30,7 +30,14 @@ def _run(arguments: argparse.Namespace) -> int:
         command = ["optuna-dashboard", f"sqlite:///{matches[-1]}", "--port", str(arguments.port)]
     else:
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", home.tracking_uri]
-        command += ["--default-artifact-root", home.artifacts.as_uri(), "--host", "127.0.0.1", "--port", str(arguments.port)]
+        command += [
+            "--default-artifact-root",
+            home.artifacts.as_uri(),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(arguments.port),
+        ]
     console.say(f"http://127.0.0.1:{arguments.port}  (Ctrl-C ends it)")
     return subprocess.call(command)
 

@@ -15,9 +15,7 @@ DEFENCES = (
         search_space={
             # A = 1000 and B = 2400 are the paper's; its Fig. 3b goes up to 6144.
             "defence.lower_bound": Dimension(type="float", low=64, high=3072, log=True),
-            "defence.upper_bound": Dimension(
-                type="float", low=1024, high=6144, log=True, above="defence.lower_bound"
-            ),
+            "defence.upper_bound": Dimension(type="float", low=1024, high=6144, log=True, above="defence.lower_bound"),
         },
         deviations=(
             "alpha of Lemma 1 is taken as -1e-3: the stated 1e-3 gives no positive lower bound",

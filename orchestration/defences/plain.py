@@ -11,7 +11,7 @@ _TRAINING = {
 }
 
 DEFENCES = (
-    Defence(name="natural", summary="no defence: the lower reference", search_space=_TRAINING),
+    Defence(name="natural", summary="no defence: the lower reference", objective="natural", search_space=_TRAINING),
     Defence(
         name="at",
         summary="adversarial training on PGD examples",

@@ -18,7 +18,7 @@ from models.ensemble import ensemble_in
 from models.randomness import resample
 from trainers.distributed import world
 from trainers.ensemble_examples import EnsembleExample, ensemble_examples
-from trainers.ensemble_objective import RegularizedEnsembleObjective, RegularizedProblem, RegularizedObjectiveConfig
+from trainers.ensemble_objective import RegularizedEnsembleObjective, RegularizedObjectiveConfig, RegularizedProblem
 from trainers.input_gradients import InputSet, gradient_lengths, pair_cosines
 from trainers.member_parallel import LocalMembers, SpreadMembers, gather_batch
 from trainers.objective import ObjectiveEntry
@@ -150,6 +150,4 @@ def _mean_over(grams: Mapping[str, Tensor], where: Where, function: object) -> T
     return torch.stack([function(gram_BNN) for gram_BNN in chosen.values()]).mean()
 
 
-OBJECTIVES = (
-    ObjectiveEntry("red", "cross-entropy with gradient similarity and Lipschitz regularizers", RedObjectiveConfig, Red),
-)
+OBJECTIVES = (ObjectiveEntry("red", "cross-entropy with gradient similarity and Lipschitz regularizers", RedObjectiveConfig, Red),)

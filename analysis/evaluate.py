@@ -1,0 +1,151 @@
+"""Evaluating a model: `evaluate(model, x, y, suite="quick")`, or block by block with `plan_blocks`, `run_block`, `collect`.
+
+    from analysis.evaluate import evaluate
+    result = evaluate(model, x, y, suite="quick", records="evaluation.jsonl")
+    result.headline            # worst attack per sample, unknown draw: value with interval
+    print(result.to_markdown())
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from analysis.blocks import run_block
+from analysis.records import Record, append_record, read_records
+from analysis.result import EvaluationResult, collect
+from analysis.suites import Suite
+from analysis.tasks import MAX_BLOCK_SIZE, BlockTask, plan_blocks
+from models.threat_model import ThreatModel
+
+__all__ = [
+    "BlockTask",
+    "EvaluationResult",
+    "Progress",
+    "collect",
+    "evaluate",
+    "plan_blocks",
+    "run_block",
+]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an evaluation is.
+
+    Attributes:
+        num_done, num_total: blocks. num_resumed: of those done, blocks that were in the records already.
+        share: share of the estimated work that is done, in [0,1].
+        seconds_left: estimate from the speed of this run; None before its first block.
+        title: the block that was just finished. accuracy: mean correctness of that block over its draws.
+    """
+
+    num_done: int
+    num_total: int
+    num_resumed: int
+    share: float
+    seconds_left: float | None
+    title: str
+    accuracy: float | None
+
+
+def evaluate(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    suite: str | Path | Suite = "quick",
+    *,
+    defence: str | None = None,
+    threat_model: ThreatModel | None = None,
+    seed: int = 0,
+    batch_size: int = MAX_BLOCK_SIZE,
+    num_draws: int | None = None,
+    num_samples: int | None = None,
+    records: str | Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> EvaluationResult:
+    """Attack and score a model, and check whether the numbers can be believed.
+
+    Args:
+        model: maps pixels in [0,1] (B, C, H, W) to logits (B, K); evaluated in eval mode on the device of its parameters; modes,
+            weights, draws and streams are as before afterwards. `ResampleOnForward` is taken off: protocols control the draws.
+        x, y: test images (N, C, H, W) in [0,1] and labels (N,), on any device.
+        suite: name, path of a YAML file, or a `Suite`; see `analysis.suites.load_suite`.
+        defence: its name, for suite `paper`; None: what the model says of itself.
+        threat_model: norm and radius; None: linf 8/255.
+        seed: root of all seeds: equal seeds give equal records, whoever runs the blocks.
+        batch_size: images per block, at most 256. Starts and draws of attacks belong to a block, so it is part of the result.
+        num_draws: R, draws that score; None: the suite's.
+        num_samples: use the first n images of a class-balanced order; None: the suite's number.
+        records: file of JSON lines to continue from and to append to.
+        progress: called after each block, and once at the beginning.
+
+    Raises:
+        UserError: anything that cannot be evaluated, before any work is done.
+    """
+    plan = plan_blocks(
+        model,
+        x,
+        y,
+        suite,
+        defence=defence,
+        threat_model=threat_model,
+        seed=seed,
+        batch_size=batch_size,
+        num_draws=num_draws,
+        num_samples=num_samples,
+    )
+    keys = [task.key for task in plan]
+    known = read_records(records) if records is not None else {}
+    done: dict[str, Record] = {key: known[key] for key in keys if key in known}
+    meter = _Meter(plan, keys, done, progress)
+    for task, key in zip(plan, keys, strict=True):
+        if key in done:
+            continue
+        record = run_block(model, x, y, task)
+        done[key] = record
+        if records is not None:
+            append_record(records, record)
+        meter.finished(task, record)
+    return collect(done.values(), num_planned=len(set(keys)))
+
+
+class _Meter:
+    """Counts finished work and estimates what is left."""
+
+    def __init__(
+        self,
+        plan: list[BlockTask],
+        keys: list[str],
+        done: dict[str, Record],
+        report: Callable[[Progress], None] | None,
+    ) -> None:
+        self.report = report
+        self.num_total = len(plan)
+        self.num_done = self.num_resumed = sum(key in done for key in keys)
+        self.total_cost = sum(task.cost for task in plan) or 1.0
+        self.done_cost = sum(task.cost for task, key in zip(plan, keys, strict=True) if key in done)
+        self.resumed_cost = self.done_cost
+        self.started = time.perf_counter()
+        self._tell("", None)
+
+    def finished(self, task: BlockTask, record: Record) -> None:
+        """Count a block and report."""
+        self.num_done += 1
+        self.done_cost += task.cost
+        counts = record["samples"]["num_correct"]["evaluation"]
+        self._tell(task.title, sum(counts) / len(counts) / record["block"]["num_draws"]["evaluation"])
+
+    def _tell(self, title: str, accuracy: float | None) -> None:
+        if self.report is None:
+            return
+        run_cost = self.done_cost - self.resumed_cost
+        left = None
+        if run_cost > 0:
+            left = (time.perf_counter() - self.started) / run_cost * (self.total_cost - self.done_cost)
+        share = self.done_cost / self.total_cost
+        self.report(Progress(self.num_done, self.num_total, self.num_resumed, share, left, title, accuracy))

@@ -1,0 +1,147 @@
+"""Records put together: one attack under one protocol over all its blocks.
+
+Shapes: S samples, R draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis import statistics
+from analysis.attacks.registry import attack_entry
+from analysis.records import Record, correct_matrix
+from analysis.statistics import Estimate
+
+_ENOUGH_BATCHES = 10
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """All blocks of one attack under one protocol, in the order of the blocks."""
+
+    records: tuple[Record, ...]
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """The header of its first block; everything but the block number is common."""
+        return self.records[0]["header"]
+
+    @property
+    def kind(self) -> str:
+        """`clean`, `attack` or `epsilon_zero`."""
+        return self.header["kind"]
+
+    @property
+    def name(self) -> str:
+        """Name of the row."""
+        return self.header["item"]["name"] if self.header["item"] else "clean"
+
+    @property
+    def protocol(self) -> str:
+        """T0, T1, T2 or T4."""
+        return self.header["protocol"]
+
+    @property
+    def attack(self) -> str | None:
+        """Name of the attack in the registry; None for clean images."""
+        return self.header["item"]["attack"] if self.header["item"] else None
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the attack respects the threat model's radius."""
+        return self.header["bounded"]
+
+    @property
+    def in_threat_model(self) -> bool:
+        """Whether the attack belongs to the worst case within the evaluation's threat model: bounded, by no more than its radius."""
+        item = self.header["item"]
+        return self.bounded and (item is None or item["epsilon"] is None)
+
+    @property
+    def one_step(self) -> bool:
+        """Whether the attack takes a single gradient step."""
+        return self.attack is not None and attack_entry(self.attack).one_step
+
+    @property
+    def randomized(self) -> bool:
+        """Whether the model has more than one draw."""
+        return self.header["num_configurations"] != 1
+
+    @property
+    def exact(self) -> bool:
+        """Whether the draws are the whole space of draws."""
+        return self.records[0]["block"]["exact"]
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that the plan has; more than there are records if the evaluation is unfinished."""
+        return self.header["num_blocks"]
+
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        """Rows of the samples (S,)."""
+        return np.array(self.column("ids"), dtype=np.int64)
+
+    @cached_property
+    def blocks(self) -> NDArray[np.int64]:
+        """Block of each sample (S,)."""
+        return np.repeat(
+            [record["header"]["block"] for record in self.records], [len(record["samples"]["ids"]) for record in self.records]
+        )
+
+    def column(self, name: str) -> list[Any]:
+        """Return a column of the samples."""
+        return [value for record in self.records for value in record["samples"][name]]
+
+    def matrix(self, draw_set: str = "evaluation") -> NDArray[np.bool_]:
+        """Return the correctness (S, R) on a draw set."""
+        return np.concatenate([correct_matrix(record, draw_set) for record in self.records])
+
+    def has(self, draw_set: str) -> bool:
+        """Return whether the draw set was scored."""
+        return draw_set in self.records[0]["block"]["num_draws"]
+
+    def total(self, name: str) -> float:
+        """Return the sum of a block fact."""
+        return sum(record["block"][name] for record in self.records)
+
+    @cached_property
+    def estimate(self) -> Estimate:
+        """Expected accuracy with its 95 % interval."""
+        matrix = self.matrix()
+        if self.exact and matrix.shape[1] == 1:
+            return statistics.wilson(matrix)
+        if self.protocol == "T0":
+            return self._paper_estimate(matrix)
+        return statistics.two_way_bootstrap(matrix, exact=self.exact)
+
+    def _paper_estimate(self, matrix: NDArray[np.bool_]) -> Estimate:
+        """Each block has draws of its own: blocks are the units, if there are enough of them."""
+        if len(self.records) >= _ENOUGH_BATCHES:
+            return statistics.two_way_bootstrap(matrix, batches_S=self.blocks)
+        if matrix.shape[1] > 1:
+            return statistics.two_way_bootstrap(matrix)
+        plain = statistics.wilson(matrix)
+        return Estimate(**{**plain.__dict__, "exact": False, "method": "Wilson; the chance of the draw is not included"})
+
+
+def measurements(records: Iterable[Record]) -> list[Measurement]:
+    """Group records by kind, attack and protocol, in the order in which they first appear."""
+    groups: dict[tuple[str, str, str], dict[int, Record]] = {}
+    for record in records:
+        header = record["header"]
+        name = header["item"]["name"] if header["item"] else "clean"
+        groups.setdefault((header["kind"], name, header["protocol"]), {})[header["block"]] = record
+    return [Measurement(tuple(group[block] for block in sorted(group))) for group in groups.values()]
+
+
+def common_rows(first: Measurement, second: Measurement) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the positions of the samples that both measured, in the same order."""
+    _, in_first, in_second = np.intersect1d(first.ids, second.ids, return_indices=True)
+    return in_first, in_second

@@ -1,0 +1,277 @@
+"""The result of an evaluation, computed from its records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from analysis import statistics, tables
+from analysis.measurements import Measurement, common_rows, measurements
+from analysis.records import Record, check_same_evaluation
+from analysis.statistics import Estimate
+from analysis.verdicts import Status, Verdict, run_checks
+from models.threat_model import ThreatModel
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the result.
+
+    Attributes:
+        attack: name of the attack in the suite, or `clean`. entry: its name in the registry.
+        protocol: T0 to T4; `T0 = T1 = T2 = ...` for deterministic models.
+        estimate: expected accuracy with interval. draw_deviation, draw_lowest, draw_highest: spread over draws.
+        caption: attack, radius, draws and samples in words. finished: all blocks are there.
+        num_forward, num_backward: passes per sample. in_threat_model: it counts for the worst case.
+    """
+
+    attack: str
+    entry: str | None
+    protocol: str
+    estimate: Estimate
+    caption: str
+    finished: bool
+    in_threat_model: bool
+    draw_deviation: float | None = None
+    draw_lowest: float | None = None
+    draw_highest: float | None = None
+    num_forward: float = 0.0
+    num_backward: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation found.
+
+    Attributes:
+        rows: one per attack and protocol, clean images first.
+        headline: expected accuracy under the worst attack of each sample, unknown draw (T1); None if no bounded attack ran under T1.
+        headline_attacks: for how many samples each attack was the worst.
+        clean: expected accuracy on clean images. paper: lowest accuracy of a single attack under T0, or None.
+        verdicts: the checks. marked: one failed, so no number may be shown without its mark. finished: all planned blocks are there.
+        header: whose numbers these are. records: everything, per sample.
+    """
+
+    rows: tuple[Row, ...]
+    headline: Estimate | None
+    headline_attacks: dict[str, int]
+    clean: Estimate | None
+    paper: Estimate | None
+    verdicts: tuple[Verdict, ...]
+    header: dict[str, Any]
+    finished: bool
+    records: tuple[Record, ...] = field(repr=False, default=())
+
+    @property
+    def marked(self) -> bool:
+        """Whether a check failed."""
+        return any(verdict.status is Status.FAIL for verdict in self.verdicts)
+
+    @property
+    def failed(self) -> tuple[Verdict, ...]:
+        """The failed checks."""
+        return tuple(verdict for verdict in self.verdicts if verdict.status is Status.FAIL)
+
+    def frame(self) -> list[dict[str, Any]]:
+        """Return the rows as a tidy frame of plain values."""
+        return [
+            {
+                "attack": row.attack,
+                "entry": row.entry,
+                "protocol": row.protocol,
+                "accuracy": row.estimate.value,
+                "low": row.estimate.low,
+                "high": row.estimate.high,
+                "standard_error": row.estimate.standard_error,
+                "num_samples": row.estimate.num_samples,
+                "num_draws": row.estimate.num_draws,
+                "exact": row.estimate.exact,
+                "interval": row.estimate.method,
+                "draw_deviation": row.draw_deviation,
+                "draw_lowest": row.draw_lowest,
+                "draw_highest": row.draw_highest,
+                "num_forward": row.num_forward,
+                "num_backward": row.num_backward,
+                "seconds": row.seconds,
+                "in_threat_model": row.in_threat_model,
+                "finished": row.finished,
+                "marked": self.marked,
+                "caption": row.caption,
+            }
+            for row in self.rows
+        ]
+
+    def to_markdown(self) -> str:
+        """Return the table, the headline and the verdicts as Markdown."""
+        shown = [
+            {
+                "attack": row.attack + ("" if row.in_threat_model else " (outside the threat model)"),
+                "protocol": row.protocol,
+                "accuracy": tables.format_estimate(row.estimate, marked=self.marked) + ("" if row.finished else " unfinished"),
+                "how": row.caption,
+            }
+            for row in self.rows
+        ]
+        parts = [tables.to_markdown(shown)]
+        if self.headline is not None:
+            parts.append(
+                f"Worst attack per sample, unknown draw (T1): {tables.format_estimate(self.headline, marked=self.marked)}\n"
+            )
+        checks = [
+            {"check": v.id, "title": v.title, "verdict": v.status.value, "seen": v.explanation, "what to do": v.advice or None}
+            for v in self.verdicts
+        ]
+        parts.append(tables.to_markdown(checks))
+        if self.marked:
+            failed = ", ".join(verdict.id for verdict in self.failed)
+            parts.append(f"{tables.MARK} These numbers must not be believed as they are: {failed} failed.\n")
+        return "\n".join(parts)
+
+
+def collect(records: Iterable[Record], num_planned: int | None = None) -> EvaluationResult:
+    """Compute the result of finished blocks, in whatever order they come.
+
+    Args:
+        records: of one evaluation.
+        num_planned: number of planned blocks; None: what the records say of the attacks they know.
+
+    Raises:
+        ValueError: no records, or records of different evaluations.
+    """
+    records = tuple(sorted(records, key=_order))
+    check_same_evaluation(records)
+    measured = measurements(records)
+    finished = all(len(each.records) == each.num_blocks for each in measured)
+    if num_planned is not None:
+        finished = finished and len(records) >= num_planned
+    shown = [each for each in measured if each.kind != "epsilon_zero"]
+    rows = [_row(each) for each in shown]
+    for each in shown:
+        row = _worst_draw_row(each)
+        if row is not None:
+            rows.append(row)
+    headline, chosen = _headline(shown)
+    clean = next((each.estimate for each in shown if each.kind == "clean" and each.protocol == "T1"), None)
+    paper = [row.estimate for row in rows if row.protocol.startswith("T0") and row.in_threat_model and row.attack != "clean"]
+    header = {
+        name: value
+        for name, value in records[0]["header"].items()
+        if name not in ("kind", "item", "protocol", "stands_for", "block", "num_blocks", "data", "radius", "bounded")
+    }
+    return EvaluationResult(
+        rows=tuple(rows),
+        headline=headline,
+        headline_attacks=chosen,
+        clean=clean,
+        paper=min(paper, key=lambda estimate: estimate.value, default=None),
+        verdicts=tuple(run_checks(measured)),
+        header=header,
+        finished=finished,
+        records=records,
+    )
+
+
+def _order(record: Record) -> tuple[int, str]:
+    return ({"clean": 0, "attack": 1, "epsilon_zero": 2}[record["header"]["kind"]], record["key"])
+
+
+def _row(measured: Measurement) -> Row:
+    matrix = measured.matrix()
+    columns = matrix.mean(0) if matrix.shape[1] > 1 else None
+    count = len(measured.ids)
+    passes = [
+        sum(record["block"][name] * len(record["samples"]["ids"]) for record in measured.records) / count
+        for name in ("num_forward", "num_backward")
+    ]
+    is_clean = measured.kind == "clean"
+    return Row(
+        attack=measured.name,
+        entry=measured.attack,
+        protocol=_protocol_label(measured),
+        estimate=measured.estimate,
+        caption=_caption(measured),
+        finished=len(measured.records) == measured.num_blocks,
+        in_threat_model=measured.in_threat_model,
+        draw_deviation=float(columns.std(ddof=1)) if columns is not None else None,
+        draw_lowest=float(columns.min()) if columns is not None else None,
+        draw_highest=float(columns.max()) if columns is not None else None,
+        num_forward=0.0 if is_clean else passes[0],
+        num_backward=0.0 if is_clean else passes[1],
+        seconds=sum(record["measured"]["seconds"] for record in measured.records),
+    )
+
+
+def _worst_draw_row(measured: Measurement) -> Row | None:
+    """Return the row of T3 for an attack that asks for it, and for clean images: alone the attacked number means nothing."""
+    if not measured.randomized or measured.protocol != "T1":
+        return None
+    if measured.kind == "attack" and "T3" not in measured.header["item"]["protocols"]:
+        return None
+    matrix = measured.matrix()
+    k = measured.header["scoring"]["num_retries"]
+    if not measured.exact and k > matrix.shape[1]:
+        return None
+    plain = _row(measured)
+    return Row(
+        attack=plain.attack,
+        entry=plain.entry,
+        protocol="T3",
+        estimate=statistics.worst_of_k_accuracy(matrix, k, exact=measured.exact),
+        caption=f"{plain.caption}, worst of k={k} draws",
+        finished=plain.finished,
+        in_threat_model=plain.in_threat_model,
+    )
+
+
+def _headline(shown: list[Measurement]) -> tuple[Estimate | None, dict[str, int]]:
+    """Return the accuracy under the worst attack of each sample, over the samples that every complete T1 attack has seen."""
+    usable = [each for each in shown if each.kind == "attack" and each.protocol == "T1" and each.in_threat_model]
+    if not usable:
+        return None, {}
+    # An attack that saw fewer samples (Square on 200) lowers those samples and leaves the others alone.
+    widest = max(usable, key=lambda each: len(each.ids))
+    same_draws = [each for each in usable if each.matrix().shape[1] == widest.matrix().shape[1]]
+    size = len(widest.ids)
+    selection, evaluation = [], []
+    for each in same_draws:
+        rows, wide_rows = common_rows(each, widest)
+        picked, scored = np.ones((size, each.matrix("selection").shape[1])), np.ones((size, each.matrix().shape[1]))
+        picked[wide_rows], scored[wide_rows] = each.matrix("selection")[rows], each.matrix()[rows]
+        if len(rows) < size:
+            # Never chosen where it was not run: worse than any measured accuracy.
+            missing = np.setdiff1d(np.arange(size), wide_rows)
+            picked[missing] = 2.0
+        selection.append(picked)
+        evaluation.append(scored)
+    estimate, chosen_S = statistics.worst_attack_accuracy(selection, evaluation, exact=widest.exact)
+    counts = {each.name: int((chosen_S == index).sum()) for index, each in enumerate(same_draws)}
+    return estimate, counts
+
+
+def _protocol_label(measured: Measurement) -> str:
+    if measured.randomized:
+        return measured.protocol
+    return "T0 = T1 = T2"
+
+
+def _caption(measured: Measurement) -> str:
+    header = measured.header
+    parts = []
+    if header["item"] is not None:
+        if measured.bounded:
+            parts.append(str(ThreatModel(norm=header["threat_model"]["norm"], epsilon=header["radius"])))
+        else:
+            parts.append("no radius")
+        if measured.randomized and measured.protocol == "T1":
+            parts.append(f"E={header['item']['num_draws']}")
+    if measured.randomized:
+        draws = measured.estimate.num_draws
+        parts.append(f"all {draws} draws" if measured.exact and draws > 1 else f"R={draws}")
+    else:
+        parts.append("deterministic, one pass")
+    parts.append(f"n={measured.estimate.num_samples}")
+    return ", ".join(parts)

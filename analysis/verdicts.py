@@ -1,0 +1,363 @@
+"""Checks that say when an evaluation must not be believed. One failed check marks every number of the evaluation.
+
+A check is a function from the measurements to a status, what was seen, and what to do. Checks are data: `CHECKS` lists them. They
+read records only, so they can be repeated later without a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from analysis.measurements import Measurement, common_rows
+from analysis.statistics import paired_bootstrap
+
+
+class Status(StrEnum):
+    """Outcome of a check."""
+
+    PASS = "PASS"
+    WARN = "WARN"
+    FAIL = "FAIL"
+    SKIPPED = "SKIPPED"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Outcome of one check: what it is, what was seen, what to do about it."""
+
+    id: str
+    title: str
+    status: Status
+    explanation: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check's function returns; the advice is shown unless the check passed."""
+
+    status: Status
+    explanation: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check: `run(evidence) -> Finding`."""
+
+    id: str
+    title: str
+    advice: str
+    run: Callable[[Evidence], Finding]
+
+
+class Evidence:
+    """The measurements of one evaluation, by what they are."""
+
+    def __init__(self, measurements: Sequence[Measurement]) -> None:
+        self.all = list(measurements)
+        self.attacks = [each for each in measurements if each.kind == "attack"]
+        self.epsilon_zero = [each for each in measurements if each.kind == "epsilon_zero"]
+        self.clean = next((each for each in measurements if each.kind == "clean" and each.protocol == "T1"), None)
+        self.randomized = self.all[0].randomized if self.all else False
+
+    @property
+    def examination(self) -> dict[str, Any]:
+        """What was measured on the model itself; empty if that block is missing."""
+        return self.clean.records[0]["block"]["examination"] if self.clean is not None else {}
+
+    def pairs(self, protocol: str, other: str) -> list[tuple[Measurement, Measurement]]:
+        """Return pairs of the same attack under two protocols."""
+        second = {each.name: each for each in self.attacks if each.protocol == other}
+        return [
+            (each, second[each.name]) for each in self.attacks if each.protocol == protocol and each.name in second
+        ]
+
+
+def run_checks(measurements: Sequence[Measurement]) -> list[Verdict]:
+    """Return the verdict of every check."""
+    evidence = Evidence(measurements)
+    verdicts = []
+    for check in CHECKS:
+        finding = check.run(evidence)
+        needs_advice = finding.status in (Status.WARN, Status.FAIL)
+        advice = check.advice if needs_advice else ""
+        verdicts.append(Verdict(check.id, check.title, finding.status, finding.explanation, advice))
+    return verdicts
+
+
+def _randomness_alive(evidence: Evidence) -> Finding:
+    differing, unrepeatable = [], []
+    for measurement in evidence.all:
+        for record in measurement.records:
+            for moment in ("before", "after"):
+                live = record["block"]["liveness"][moment]
+                differing.append(live["differing"])
+                unrepeatable.append(live["unrepeatable"])
+    if not differing:
+        return _skipped("no block is finished")
+    if max(unrepeatable) > 0:
+        share = max(unrepeatable)
+        return Finding(
+            Status.FAIL,
+            f"two forwards under the same draw differ in {share:.0%} of samples: the model has randomness outside its random sites",
+        )
+    if evidence.randomized and min(differing) < 0.99:
+        return Finding(
+            Status.FAIL,
+            f"the model is declared random, but new draws change the logits of only {min(differing):.0%} of samples",
+        )
+    if not evidence.randomized:
+        return Finding(Status.PASS, "the model is deterministic, before and after every attack: T0 = T1 = T2, one pass")
+    return Finding(Status.PASS, f"new draws change the logits of {min(differing):.0%} of samples, before and after every attack")
+
+
+def _draw_scope(evidence: Evidence) -> Finding:
+    if not evidence.examination:
+        return _skipped("the block that examines the model is missing")
+    if not evidence.randomized:
+        return _skipped("the model is deterministic")
+    if evidence.examination["shares_draw_in_batch"]:
+        return Finding(Status.PASS, "all samples of a batch share a draw: draws are columns of the statistics")
+    return Finding(Status.PASS, "each sample of a batch has its own draw; intervals over draws are conservative")
+
+
+def _validity(evidence: Evidence) -> Finding:
+    problems, num_replaced, num_points = [], 0.0, 0.0
+    for each in [*evidence.attacks, *evidence.epsilon_zero]:
+        num_replaced += each.total("num_not_finite")
+        num_points += sum(len(record["samples"]["ids"]) * record["block"]["num_points"] for record in each.records)
+        lowest = min(record["block"]["lowest"] for record in each.records)
+        highest = max(record["block"]["highest"] for record in each.records)
+        if lowest < 0 or highest > 1 or each.total("num_out_of_range"):
+            problems.append(f"{each.name} ({each.protocol}) left the pixel range [0,1]")
+        if each.bounded:
+            norm, radius = each.header["threat_model"]["norm"], each.header["radius"]
+            allowed = radius + 1e-6 if norm == "linf" else radius * (1 + 1e-4) + 1e-6
+            farthest = max(each.column(norm))
+            if farthest > allowed:
+                problems.append(f"{each.name} ({each.protocol}) moved {farthest:.6f} in {norm}, allowed is {radius:.6f}")
+    if problems:
+        return Finding(Status.FAIL, "; ".join(problems))
+    if not num_points:
+        return _skipped("no attack is finished")
+    if num_replaced:
+        status = Status.FAIL if num_replaced > 0.01 * num_points else Status.WARN
+        return Finding(status, f"{num_replaced:.0f} of {num_points:.0f} images came back with NaN and were replaced by the clean ones")
+    return Finding(Status.PASS, "all perturbed images are finite, in [0,1] and within the radius")
+
+
+def _nothing_skipped(evidence: Evidence) -> Finding:
+    problems = []
+    for each in evidence.attacks:
+        points = sum(len(record["samples"]["ids"]) * record["block"]["num_points"] for record in each.records)
+        unchanged = sum(each.column("num_unchanged")) / points
+        allowed = float(np.mean(each.column("skippable"))) + 0.01
+        if unchanged > allowed and each.header["radius"] > 0:
+            problems.append(f"{each.name} ({each.protocol}) returned {unchanged:.1%} of images unchanged, at most {allowed:.1%} may be")
+    if problems:
+        return Finding(Status.FAIL, "; ".join(problems))
+    if not evidence.attacks:
+        return _skipped("no attack is finished")
+    return Finding(Status.PASS, "every attack perturbed every image it had a reason to perturb")
+
+
+def _zero_radius(evidence: Evidence) -> Finding:
+    if not evidence.epsilon_zero or evidence.clean is None:
+        return _skipped("no attack was run with radius 0 (the suite has none that can be, or its block is missing)")
+    measured = evidence.epsilon_zero[0]
+    rows, clean_rows = common_rows(measured, evidence.clean)
+    if rows.size == 0:
+        return _skipped("the clean block of the same samples is missing")
+    difference = paired_bootstrap(
+        measured.matrix()[rows], evidence.clean.matrix()[clean_rows], shared_draws=True, exact=measured.exact
+    )
+    allowed = max(3 * difference.standard_error, 1 / rows.size)
+    text = f"with radius 0 accuracy differs from the clean one by {100 * difference.value:+.2f} points on {rows.size} samples"
+    return Finding(Status.PASS if abs(difference.value) <= allowed + 1e-12 else Status.FAIL, text)
+
+
+def _iterative_beats_one_step(evidence: Evidence) -> Finding:
+    problems, num_compared = [], 0
+    for one_step in (each for each in evidence.attacks if each.one_step):
+        for iterative in evidence.attacks:
+            if iterative.one_step or not iterative.in_threat_model or iterative.protocol != one_step.protocol:
+                continue
+            if "square" in (iterative.attack or ""):
+                continue  # no gradient method; C9 compares it
+            num_compared += 1
+            excess, error = _difference(iterative, one_step)
+            if excess > 2 * error + 1e-12:
+                problems.append(
+                    f"{iterative.name} ({iterative.protocol}) leaves {100 * excess:.1f} points more accuracy than {one_step.name}"
+                )
+    if problems:
+        return Finding(Status.FAIL, "; ".join(problems))
+    if not num_compared:
+        return _skipped("the suite has no one-step and iterative attack under the same protocol")
+    return Finding(Status.PASS, "no iterative attack is weaker than the one-step attack")
+
+
+def _gradient_exists(evidence: Evidence) -> Finding:
+    if not evidence.examination:
+        return _skipped("the block that examines the model is missing")
+    shares = evidence.examination["missing_gradients"]
+    where, worst = max(shares.items(), key=lambda entry: entry[1])
+    text = f"the input gradient is zero or not finite in {worst:.1%} of samples ({where}) of {evidence.examination['num_samples']}"
+    if worst <= 0.005:
+        return Finding(Status.PASS, text)
+    return Finding(Status.WARN if worst <= 0.05 else Status.FAIL, text)
+
+
+def _state_hygiene(evidence: Evidence) -> Finding:
+    problems: set[str] = set()
+    for each in evidence.all:
+        for record in each.records:
+            hygiene = record["block"]["hygiene"]
+            if not hygiene["same_weights"]:
+                problems.add(f"{each.name}: weights or statistics changed")
+            if hygiene["training_modules"]:
+                problems.add(f"{each.name}: {hygiene['training_modules']} modules were left in train mode")
+            problems.update(f"{each.name}: {item} changed" for item in hygiene["changed"])
+    if problems:
+        return Finding(Status.FAIL, "; ".join(sorted(problems)))
+    return Finding(Status.PASS, "weights, buffers, modes, gradients and global generators are as before each attack")
+
+
+def _independence(evidence: Evidence) -> Finding:
+    problems, compared = [], []
+    for each in evidence.attacks:
+        if any(record["block"]["draws_disjoint"] is False for record in each.records):
+            problems.append(f"{each.name} ({each.protocol}) was scored on a draw that its attack had seen")
+        if each.protocol == "T1" and each.has("selection") and not each.exact:
+            compared.append(each)
+    for each in compared:
+        first, second = each.matrix("selection").mean(0), each.matrix().mean(0)
+        if first.size < 2 or second.size < 2:
+            continue
+        degrees = first.size + second.size - 2
+        pooled = ((first.size - 1) * first.var(ddof=1) + (second.size - 1) * second.var(ddof=1)) / degrees
+        error = float(np.sqrt(pooled * (1 / first.size + 1 / second.size)))
+        # Three standard errors in the sense of Student, shared between the comparisons: few draws know their spread badly.
+        limit = float(stats.t.ppf(1 - stats.norm.sf(3) / len(compared), degrees)) * error
+        moved = float(first.mean() - second.mean())
+        if abs(moved) > limit + 1e-12:
+            problems.append(f"{each.name}: a second set of draws moves accuracy by {100 * moved:+.2f} points, {100 * limit:.2f} allowed")
+    if problems:
+        return Finding(Status.FAIL, "; ".join(problems))
+    if not evidence.randomized:
+        return _skipped("the model is deterministic")
+    if not compared:
+        return _skipped("no attack was scored on two sets of sampled draws")
+    return Finding(Status.PASS, "a second, disjoint set of draws gives the same accuracies")
+
+
+def _outputs_are_logits(evidence: Evidence) -> Finding:
+    if not evidence.examination:
+        return _skipped("the block that examines the model is missing")
+    outputs = evidence.examination["outputs"]
+    if not outputs["finite"]:
+        return Finding(Status.FAIL, "the model returns values that are not finite")
+    if outputs["are_probabilities"]:
+        return Finding(Status.WARN, "the model returns probabilities, not logits: cross-entropy on them has the wrong gradient")
+    if outputs["median_margin"] > 50:
+        return Finding(Status.WARN, f"the median margin of the logits is {outputs['median_margin']:.0f}: cross-entropy saturates")
+    return Finding(Status.PASS, f"outputs are logits of a usable scale (median margin {outputs['median_margin']:.2g})")
+
+
+def _known_draw_is_lower(evidence: Evidence) -> Finding:
+    pairs = evidence.pairs("T2", "T1")
+    if not pairs:
+        return _skipped("the model is deterministic" if not evidence.randomized else "no attack was run under both T1 and T2")
+    problems, seen = [], []
+    for known, unknown in pairs:
+        excess, error = _difference(known, unknown)
+        seen.append(f"{known.name}: T2 is {100 * -excess:+.1f} points below T1".replace("+-", "-"))
+        if excess > 2 * error + 1e-12:
+            problems.append(f"{known.name}: accuracy against an attacker who knows the draw is {100 * excess:.1f} points higher")
+    return Finding(Status.FAIL, "; ".join(problems)) if problems else Finding(Status.PASS, "; ".join(seen))
+
+
+def _difference(first: Measurement, second: Measurement) -> tuple[float, float]:
+    """Return the difference of accuracies on the common samples and its standard error."""
+    rows, other_rows = common_rows(first, second)
+    if rows.size == 0:
+        return 0.0, float("inf")
+    one, two = first.matrix()[rows], second.matrix()[other_rows]
+    same_draws = first.protocol == second.protocol and first.protocol in ("T1", "T4") and one.shape[1] == two.shape[1]
+    estimate = paired_bootstrap(one, two, shared_draws=same_draws, exact=first.exact and second.exact)
+    return estimate.value, estimate.standard_error
+
+
+def _skipped(reason: str) -> Finding:
+    return Finding(Status.SKIPPED, reason)
+
+
+CHECKS: tuple[Check, ...] = (
+    Check(
+        "C1",
+        "randomness is alive before and after the attack",
+        "Make every random part a random site that `resample` reaches, and no other randomness in forward (dropout in train mode).",
+        _randomness_alive,
+    ),
+    Check("C2", "who shares a draw", "", _draw_scope),
+    Check(
+        "C3",
+        "perturbed images are valid",
+        "Do not report this attack; mend its projection, or lower its step size if it produces NaN.",
+        _validity,
+    ),
+    Check(
+        "C4",
+        "no sample is skipped",
+        "This attack gives up on samples that one noisy forward misclassifies; read apgd_ce or pgd under T1 instead.",
+        _nothing_skipped,
+    ),
+    Check(
+        "C5",
+        "radius 0 gives the clean accuracy",
+        "Clean and perturbed images do not pass the same way through the model: compare modes, normalization and draws.",
+        _zero_radius,
+    ),
+    Check(
+        "C8",
+        "iterative attacks are at least as strong as one step",
+        "A sign of masked gradients: raise the number of draws, try the margin loss and square.",
+        _iterative_beats_one_step,
+    ),
+    Check(
+        "C12",
+        "the input gradient exists",
+        "Gradients are masked: attack with the margin loss, replace the non-differentiable part in the backward pass, or use square.",
+        _gradient_exists,
+    ),
+    Check(
+        "C16",
+        "the evaluation leaves no trace",
+        "Find what writes to the model in forward or in the attack; numbers depend on the order of the blocks.",
+        _state_hygiene,
+    ),
+    Check(
+        "C17",
+        "attack and scoring draws are independent",
+        "Raise the number of evaluation draws; if it persists, draws leak from the attack into the score.",
+        _independence,
+    ),
+    Check(
+        "C18",
+        "outputs are logits",
+        "Return logits; with a large scale use apgd_margin or apgd_dlr, which do not saturate.",
+        _outputs_are_logits,
+    ),
+    Check(
+        "C20",
+        "knowing the draw does not hurt the attacker",
+        "The attack under T2 is too weak or the one under T1 was lucky: raise the steps of both.",
+        _known_draw_is_lower,
+    ),
+)

@@ -1,0 +1,42 @@
+"""`rayndom export TARGET --to DIR`: a folder for use elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from orchestration import console
+from orchestration.commands.command import Command
+
+
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", help="exported folder, run (16 digits), MLflow run id (32 digits), or models:/NAME@ALIAS")
+    parser.add_argument("--to", required=True, help="folder to export to")
+    parser.add_argument("--register", metavar="NAME[@ALIAS]", help="also register the model in MLflow under this name")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from orchestration.export import export_target
+    from orchestration.home import Home
+    from orchestration.targets import resolve_target
+
+    home = Home.locate(arguments.home)
+    target = resolve_target(arguments.target, home)
+    folder = export_target(target, Path(arguments.to))
+    registered = None
+    if arguments.register:
+        from orchestration.registration import register_model
+
+        registered = register_model(home, target, folder, arguments.register)
+        console.say(f"registered as {registered}")
+    console.result({"folder": str(folder), "registered": registered})
+    console.say(f"exported to {folder}: weights, configuration, card; checked that it loads and predicts")
+
+
+EXPORT = Command(
+    "export",
+    "export a trained model to a folder that loads without Ray or MLflow",
+    ("rayndom export 5a632dea00def935 --to ctrw_digits", "rayndom export RUN_ID --to DIR --register ctrw@champion"),
+    _add,
+    _run,
+)

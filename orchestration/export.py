@@ -1,0 +1,76 @@
+"""Exporting a trained model: a folder that loads in three lines without Ray or MLflow, and that is checked before it counts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.errors import UserError
+from models.randomness import is_randomized
+from models.weights import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, load_pretrained, read_config
+from orchestration.card import model_card
+from orchestration.run_folder import replace_text
+from orchestration.targets import Target
+
+
+class ExportCheckFailed(RuntimeError):
+    """An exported model does not behave as the one that was trained."""
+
+
+def export_target(target: Target, destination: Path, evaluation: dict[str, Any] | None = None) -> Path:
+    """Copy a trained model to `destination` and check that it loads, predicts, and is as random as it should be.
+
+    Args:
+        target: what to export.
+        destination: a folder; created, or one that holds an earlier export.
+        evaluation: `markdown` and `rows` of an evaluation, to be written into the card and config.json.
+
+    Raises:
+        UserError: the destination holds something else.
+        ExportCheckFailed: the exported model fails its check.
+    """
+    if destination.exists() and any(destination.iterdir()) and not (destination / CONFIG_FILE).is_file():
+        raise UserError(f"{destination} is not empty and holds no earlier export; choose another folder")
+    destination.mkdir(parents=True, exist_ok=True)
+    for name in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE):
+        temporary = destination / f"{name}.part"
+        shutil.copyfile(target.folder / name, temporary)
+        temporary.replace(destination / name)
+    if evaluation is not None:
+        record_evaluation(destination, target, evaluation)
+    check_export(destination)
+    return destination
+
+
+def record_evaluation(folder: Path, target: Target, evaluation: dict[str, Any]) -> None:
+    """Write an evaluation into the card and the config of an exported folder."""
+    config = read_config(folder)
+    details = config.setdefault("details", {})
+    details["evaluation"] = evaluation
+    replace_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+    if target.experiment is not None:
+        card = model_card(target.experiment, details["training"], details["class_names"], evaluation.get("markdown"))
+        replace_text(folder / CARD_FILE, card)
+
+
+def check_export(folder: Path) -> None:
+    """Load the exported model and predict: two forwards of a randomized model must differ, those of others must not.
+
+    Raises:
+        ExportCheckFailed: they do not, or the outputs are not finite.
+    """
+    model = load_pretrained(folder)
+    shape = read_config(folder)["model"]["image_shape"]
+    x_BCHW = torch.rand((8, *shape), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        outputs = [model(x_BCHW) for _ in range(8)]
+    if not all(output.isfinite().all() for output in outputs):
+        raise ExportCheckFailed(f"the model in {folder} puts out values that are not finite")
+    differs = any(not torch.equal(outputs[0], output) for output in outputs[1:])
+    if differs != is_randomized(model):
+        expected = "differ" if is_randomized(model) else "agree"
+        raise ExportCheckFailed(f"two forwards of the model in {folder} should {expected}, and do not")

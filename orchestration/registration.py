@@ -1,0 +1,38 @@
+"""Registering an exported folder in MLflow's model registry. What is registered is the folder itself: MLflow's default format
+traces a model, which freezes its randomness without a word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mlflow.exceptions import MlflowException, RestException
+
+from models.errors import UserError
+from orchestration.home import Home
+from orchestration.targets import Target
+from orchestration.tracking import Tracker
+
+
+def register_model(home: Home, target: Target, folder: Path, name: str) -> str:
+    """Register an exported folder as a new version of NAME, with an alias if NAME@ALIAS, and return its `models:/` URI.
+
+    Raises:
+        UserError: the registry refuses.
+    """
+    model_name, _, alias = name.partition("@")
+    tracker = Tracker(home, target.experiment.tracking.experiment if target.experiment else "rayndom")
+    run_id = target.run_id or tracker.run("export", {"rayndom.export": str(folder)}, name=f"export {folder.name}")
+    client = tracker.client
+    try:
+        tracker.log_folder(run_id, folder, "model")
+        if not client.search_registered_models(f"name = '{model_name}'"):
+            client.create_registered_model(model_name)
+        source = f"{client.get_run(run_id).info.artifact_uri}/model"
+        version = client.create_model_version(model_name, source, run_id=run_id)
+        if alias:
+            client.set_registered_model_alias(model_name, alias, version.version)
+    except (MlflowException, RestException) as error:
+        raise UserError(f"MLflow does not register {name!r}: {error.message}") from None
+    if target.run_id is None:
+        tracker.finish(run_id)
+    return f"models:/{model_name}@{alias}" if alias else f"models:/{model_name}/{version.version}"

@@ -1,0 +1,113 @@
+"""What every defence promises as a trainable, resumable, storable thing: over the whole catalogue, also what is to come."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+import yaml
+
+from models.randomness import ResampleOnForward, is_randomized, load_randomness_state, randomness_state
+from models.registry import list_defences
+from models.weights import load_pretrained, save_pretrained
+from orchestration.catalogue import catalogue
+from orchestration.experiment import ExperimentConfig
+from orchestration.training_run import build_for
+from tests.contracts.cases import SMALLER
+from trainers.data import DataConfig, load_data
+from trainers.fit import fit
+from trainers.reporting import EpochReport, StopTraining
+
+NAMES = sorted(catalogue())
+
+
+def experiment_of(name: str, **training) -> ExperimentConfig:
+    """Return a run of two short epochs."""
+    return ExperimentConfig(
+        defence={"name": name} | SMALLER.get(name, {}),
+        backbone="resnet18" if name == "ps_red" else "resnet8",
+        data={"name": "digits", "limit_train": 48, "limit_test": 16, "validation_size": 16},
+        threat_model={"epsilon": 0.1},
+        training={
+            "objective": catalogue()[name].objective,
+            "attack": {"steps": 2, "step_size": 0.05},
+            "epochs": 2,
+            "batch_size": 16,
+            "precision": "fp32",
+            "optimizer": {"learning_rate": 0.05},
+            "schedule": {"name": "one_cycle"},
+            "validation": {"steps": 2, "num_draws": 2, "select": "last"},
+        }
+        | training,
+    )
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return load_data(DataConfig(name="digits", limit_train=48, limit_test=16, validation_size=16))
+
+
+def train(experiment, splits, **kwargs):
+    model = build_for(experiment, splits)
+    result = fit(model, splits, experiment.threat_model, experiment.training, seed=experiment.seed, **kwargs)
+    return model, result
+
+
+def test_the_catalogue_knows_every_defence_that_can_be_built():
+    assert NAMES == list_defences()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_lowers_the_loss_and_a_resumed_run_ends_bit_identically(name, splits, tmp_path):
+    experiment = experiment_of(name)
+
+    class StopAfterOne:
+        def epoch_finished(self, report: EpochReport, save) -> None:
+            save(tmp_path)
+            raise StopTraining
+
+        def step_finished(self, step: int, num_steps: int) -> None:
+            pass
+
+    whole, uninterrupted = train(experiment, splits)
+    _, half = train(experiment, splits, reporter=StopAfterOne())
+    assert half.num_epochs == 1
+    resumed, result = train(experiment, splits, resume_from=tmp_path)
+    assert result.num_epochs == 2
+    comparable = [
+        {key: value for key, value in epoch.items() if not key.startswith("time/")}
+        for history in (uninterrupted.history, result.history)
+        for epoch in history
+    ]
+    assert comparable[:2] == comparable[2:]
+    for key, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[key]), key
+    losses = [epoch["train/loss"] for epoch in uninterrupted.history]
+    assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saving_and_loading_give_equal_logits_and_a_loaded_randomized_model_stays_random(name, splits, tmp_path):
+    model = build_for(experiment_of(name), splits).eval()
+    folder = save_pretrained(model, tmp_path / "export")
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    x = torch.rand((4, *splits.image_shape), generator=torch.Generator().manual_seed(0))
+    loaded = load_pretrained(folder, resample_on_forward=False)
+    load_randomness_state(loaded, randomness_state(model))
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model(x))
+        deployed = load_pretrained(folder)
+        assert isinstance(deployed, ResampleOnForward) == is_randomized(model)
+        outputs = [deployed(x) for _ in range(20)]
+    assert any(not torch.equal(outputs[0], other) for other in outputs[1:]) == is_randomized(model)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_configuration_survives_yaml_and_pickle(name):
+    experiment = experiment_of(name)
+    from_yaml = ExperimentConfig(**yaml.safe_load(yaml.safe_dump(experiment.model_dump(mode="json"))))
+    from_pickle = pickle.loads(pickle.dumps(experiment))
+    for other in (from_yaml, from_pickle):
+        assert other == experiment
+        assert other.fingerprint == experiment.fingerprint

@@ -1,0 +1,89 @@
+"""The data section of an experiment: which set, what size, split and augmented how; not where its files lie."""
+
+from pydantic import Field, field_validator, model_validator
+
+from models.configuration import Config
+from models.errors import UserError, unknown_name
+from trainers.data.augmentation import STREAMED_AUGMENTATIONS, AugmentationName
+from trainers.data.sets import DATASETS
+
+
+class DataConfig(Config):
+    """Which images a run trains, selects and reports on. All fields are scientific: they belong to the fingerprint."""
+
+    name: str = Field("digits", description=f"Data set: {', '.join(DATASETS)}.")
+    folder: str | None = Field(
+        None,
+        description="image_folder only: the folder that holds train/ and test/; a name under the data root, or an "
+        "absolute path.",
+    )
+    streamed: bool = Field(
+        False,
+        description="image_folder only: decode images while training instead of holding them on the device, for trees "
+        "larger than memory. imagenet always streams.",
+    )
+    image_size: int | None = Field(
+        None,
+        ge=4,
+        le=1024,
+        description="Side in pixels that images are resized to (square; bilinear, antialiased). Null: the set's own "
+        "size; 224 when streamed.",
+    )
+    validation_size: int | None = Field(
+        None,
+        ge=0,
+        description="Training images held out for validation, the same share of each class. Null: a tenth of the "
+        "training set, at most 5,000. 0: none, as papers do that select on the test set.",
+    )
+    split_seed: int = Field(
+        0, ge=0, lt=2**63, description="Seed that chooses the validation images; runs to compare share it."
+    )
+    augmentation: AugmentationName = Field(
+        "none",
+        description="Training augmentation: none; crop (zero padding, random crop); crop_flip (and random mirror "
+        "image; wrong for digits); random_resized_crop (and random mirror image).",
+    )
+    crop_padding: int = Field(
+        4,
+        ge=0,
+        le=16,
+        description="Zero padding on each side for crop and crop_flip, in pixels of a 32x32 image; scaled with the "
+        "image's side (4 means 1 at side 8, 2 at 16, 4 at 28 and 32, 8 at 64).",
+    )
+    limit_train: int | None = Field(
+        None,
+        ge=1,
+        description="Use at most so many training images, evenly over the classes, first ones first; for quick runs.",
+    )
+    limit_test: int | None = Field(
+        None,
+        ge=1,
+        description="Use at most so many test images, evenly over the classes, first ones first; for quick runs.",
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _known_name(cls, name: str) -> str:
+        if name not in DATASETS:
+            raise unknown_name("data set", name, DATASETS)
+        return name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DataConfig":
+        if self.name == "image_folder" and not self.folder:
+            raise UserError("data set 'image_folder' needs data.folder: the folder that holds train/ and test/")
+        if self.name != "image_folder" and self.folder is not None:
+            raise UserError(f"data.folder is only for 'image_folder'; {self.name!r} is looked for under the data root")
+        if self.name != "image_folder" and self.streamed:
+            raise UserError(f"data.streamed is only for 'image_folder'; {self.name!r} decides for itself")
+        if self.streams and self.augmentation not in STREAMED_AUGMENTATIONS:
+            raise UserError(
+                f"data.augmentation {self.augmentation!r} is not available for streamed images; "
+                f"allowed: {', '.join(STREAMED_AUGMENTATIONS)}"
+            )
+        return self
+
+    @property
+    def streams(self) -> bool:
+        """Whether images are decoded while training."""
+        return self.streamed or DATASETS[self.name].streams
