@@ -25,9 +25,7 @@ class Predictor:
         averaged_draws: average exactly these draws instead: the predictor is then deterministic.
     """
 
-    def __init__(
-        self, model: nn.Module, num_averaged: int = 1, averaged_draws: Sequence[Draw] | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, num_averaged: int = 1, averaged_draws: Sequence[Draw] | None = None) -> None:
         self.model = model
         self.num_averaged = num_averaged if averaged_draws is None else len(averaged_draws)
         self._averaged_draws = tuple(averaged_draws) if averaged_draws is not None else None

@@ -114,7 +114,6 @@ def _columns(outcome: BlockOutcome, task: BlockTask, y: Tensor) -> dict[str, Any
         "linf": outcome.linf_S.tolist(),
         "l2": outcome.l2_S.tolist(),
         "num_unchanged": outcome.num_unchanged_S.tolist(),
-        "skippable": outcome.skippable_S.int().tolist(),
     }
 
 
@@ -158,8 +157,8 @@ def _device_name(device: torch.device) -> str:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in ("rayndom", "torch", "numpy", "torchattacks"):
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in ("rayndom", "numpy", "torchattacks"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

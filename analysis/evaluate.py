@@ -1,9 +1,9 @@
 """Evaluating a model: `evaluate(model, x, y, suite="quick")`, or block by block with `plan_blocks`, `run_block`, `collect`.
 
-    from analysis.evaluate import evaluate
-    result = evaluate(model, x, y, suite="quick", records="evaluation.jsonl")
-    result.headline            # worst attack per sample, unknown draw: value with interval
-    print(result.to_markdown())
+from analysis.evaluate import evaluate
+result = evaluate(model, x, y, suite="quick", records="evaluation.jsonl")
+result.headline            # worst attack per sample, unknown draw: value with interval
+print(result.to_markdown())
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def evaluate(
         if records is not None:
             append_record(records, record)
         meter.finished(task, record)
-    return collect(done.values(), num_planned=len(set(keys)))
+    return collect(done.values(), plan)
 
 
 class _Meter:

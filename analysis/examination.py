@@ -16,7 +16,7 @@ from models.randomness import is_randomized
 from models.threat_model import ThreatModel
 from trainers.attacks import AttackLoss, ball_around, cross_entropy, margin
 
-_DIFFERENT = 1e-4  # on logits scaled to a largest absolute value of 1
+_DIFFERENT = 1e-4  # relative to the largest logit
 _NUM_OTHER_DRAWS = 8  # so that a model with few configurations is not called dead by coincidence
 _NUM_GRADIENT_DRAWS = 10
 
@@ -29,12 +29,12 @@ def liveness(model: nn.Module, x: Tensor, seed: int) -> dict[str, float]:
     """
     draws = seeded_draws(1 + _NUM_OTHER_DRAWS, seed, "liveness") if is_randomized(model) else (ONLY_DRAW,) * 2
     set_draw(model, draws[0])
-    first = _scaled(model(x))
-    repeated = (_scaled(model(x)) - first).abs().amax(1) > _DIFFERENT
+    first = model(x)
+    repeated = _differ(model(x), first)
     differs = torch.zeros_like(repeated)
     for draw in draws[1:]:
         set_draw(model, draw)
-        differs |= (_scaled(model(x)) - first).abs().amax(1) > _DIFFERENT
+        differs |= _differ(model(x), first)
         if bool(differs.all()):
             break
     return {"differing": differs.float().mean().item(), "unrepeatable": repeated.float().mean().item()}
@@ -45,13 +45,11 @@ def shares_draw_in_batch(model: nn.Module, x: Tensor, seed: int) -> bool:
     """Return whether one image twice in a batch meets the same draw."""
     (draw,) = seeded_draws(1, seed, "scope")
     set_draw(model, draw)
-    scaled = _scaled(model(torch.cat([x[:1], x[:1]])))
-    return bool((scaled[0] - scaled[1]).abs().max() <= _DIFFERENT)
+    logits_2K = model(torch.cat([x[:1], x[:1]]))
+    return not bool(_differ(logits_2K[:1], logits_2K[1:]).any())
 
 
-def missing_gradients(
-    model: nn.Module, x: Tensor, y: Tensor, threat_model: ThreatModel, seed: int
-) -> dict[str, float]:
+def missing_gradients(model: nn.Module, x: Tensor, y: Tensor, threat_model: ThreatModel, seed: int) -> dict[str, float]:
     """Return, per loss and point, the share of samples whose mean input gradient over draws is zero or not finite."""
     draws = seeded_draws(_NUM_GRADIENT_DRAWS, seed, "gradient") if is_randomized(model) else (ONLY_DRAW,)
     ball = ball_around(x, threat_model.epsilon, threat_model.norm)
@@ -82,6 +80,7 @@ def output_facts(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> dict[str,
     }
 
 
-def _scaled(logits_BK: Tensor) -> Tensor:
-    logits = logits_BK.double()
-    return logits / logits.abs().amax(1, keepdim=True).clamp_min(1e-300)
+def _differ(logits_BK: Tensor, reference_BK: Tensor) -> Tensor:
+    """Return, per sample, whether logits differ by more than rounding, in units of the reference's largest logit."""
+    scale_B = reference_BK.double().abs().amax(1).clamp_min(1e-300)
+    return (logits_BK.double() - reference_BK.double()).abs().amax(1) > _DIFFERENT * scale_B

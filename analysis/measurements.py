@@ -91,9 +91,7 @@ class Measurement:
     @cached_property
     def blocks(self) -> NDArray[np.int64]:
         """Block of each sample (S,)."""
-        return np.repeat(
-            [record["header"]["block"] for record in self.records], [len(record["samples"]["ids"]) for record in self.records]
-        )
+        return np.repeat([record["header"]["block"] for record in self.records], [len(record["samples"]["ids"]) for record in self.records])
 
     def column(self, name: str) -> list[Any]:
         """Return a column of the samples."""

@@ -73,9 +73,8 @@ class BlockOutcome:
         exact: the draws are the whole space of draws.
         margin_S: mean over evaluation draws of true logit minus largest other logit.
         linf_S, l2_S: largest distance of the sample's perturbed points from the image.
-        num_unchanged_S: perturbed points that equal the image. num_points: perturbed points per sample.
-        skippable_S: the sample errs on all selection draws, so leaving it alone is legitimate. Where one known draw was attacked,
-            points left alone because that draw errs are not counted as unchanged in the first place.
+        num_unchanged_S: perturbed points that equal the image; where one known draw was attacked, points left alone because that
+            draw errs on the image are not counted. num_points: perturbed points per sample.
         lowest, highest: extreme pixels. num_not_finite, num_out_of_range: images that had to be mended.
         num_forward, num_backward: passes per sample. draws_disjoint: no scoring draw was seen by the attack (None: not applicable).
     """
@@ -87,7 +86,6 @@ class BlockOutcome:
     l2_S: Tensor
     num_unchanged_S: Tensor
     num_points: int
-    skippable_S: Tensor
     lowest: float = 0.0
     highest: float = 1.0
     num_not_finite: int = 0
@@ -179,7 +177,6 @@ def _paper(setting: BlockSetting, attack: RunAttack) -> BlockOutcome:
     predictor = Predictor(setting.model)
     tally = _Tally(setting)
     each_forward = setting.randomized and setting.scoring.attacked_draw == "each_forward"
-    skippable = torch.full_like(setting.y, each_forward, dtype=torch.bool)
     for repetition in range(setting.scoring.num_repetitions):
         (attacked,) = seeded_draws(1, setting.seed_for("paper", repetition, "attacked"))
         (scoring,) = seeded_draws(1, setting.seed_for("paper", repetition, "scoring"))
@@ -188,13 +185,10 @@ def _paper(setting: BlockSetting, attack: RunAttack) -> BlockOutcome:
             source = FreshDraws(1, setting.seed_for("paper", repetition, "gradient draws"))
         x_adv = tally.attack(predictor, source, attack, setting.seed_for("paper", repetition))
         tally.score("evaluation", predictor, x_adv, (scoring,))
-        if each_forward:
-            clean, _ = score_draws(predictor, setting.x, setting.y, setting.scoring_draws()[0]["selection"])
-            skippable &= ~clean.any(1)
-        else:
+        if not each_forward:
             clean, _ = score_draws(predictor, setting.x, setting.y, (attacked,))
             tally.allow_unchanged(~clean[:, 0])
-    return tally.outcome(exact=not setting.randomized, skippable=skippable)
+    return tally.outcome(exact=not setting.randomized)
 
 
 def _unknown_draw(setting: BlockSetting, attack: RunAttack) -> BlockOutcome:
@@ -208,9 +202,8 @@ def _unknown_draw(setting: BlockSetting, attack: RunAttack) -> BlockOutcome:
     else:
         tally.score("selection", predictor, x_adv, draws["selection"])
         tally.score("evaluation", predictor, x_adv, draws["evaluation"])
-    clean, _ = score_draws(predictor, setting.x, setting.y, draws["selection"])
     disjoint = None if exact else tally.used.isdisjoint({*draws["selection"], *draws["evaluation"]})
-    return tally.outcome(exact=exact, skippable=~clean.any(1), disjoint=disjoint)
+    return tally.outcome(exact=exact, disjoint=disjoint)
 
 
 def _known_draw(setting: BlockSetting, attack: RunAttack) -> BlockOutcome:
@@ -222,7 +215,7 @@ def _known_draw(setting: BlockSetting, attack: RunAttack) -> BlockOutcome:
         tally.score("evaluation", predictor, x_adv, (draw,))
         clean, _ = score_draws(predictor, setting.x, setting.y, (draw,))
         tally.allow_unchanged(~clean[:, 0])
-    return tally.outcome(exact=draws == setting.configurations, skippable=torch.zeros_like(setting.y, dtype=torch.bool))
+    return tally.outcome(exact=draws == setting.configurations)
 
 
 def _averaged(setting: BlockSetting, attack: RunAttack) -> BlockOutcome:
@@ -239,9 +232,8 @@ def _averaged(setting: BlockSetting, attack: RunAttack) -> BlockOutcome:
         source = FreshDraws(1, setting.seed_for("averaged gradient draws"))
     x_adv = tally.attack(predictor, source, attack, setting.seed_for("averaged"))
     tally.score("evaluation", predictor, x_adv, draws)
-    clean, _ = score_draws(predictor, setting.x, setting.y, draws)
     disjoint = None if isinstance(source, FixedDraws) else tally.used.isdisjoint(draws)
-    return tally.outcome(exact=isinstance(source, FixedDraws), skippable=~clean.any(1), disjoint=disjoint)
+    return tally.outcome(exact=isinstance(source, FixedDraws), disjoint=disjoint)
 
 
 class _Tally:
@@ -295,7 +287,7 @@ class _Tally:
         if name == "evaluation":
             self.margins.append(margins)
 
-    def outcome(self, *, exact: bool, skippable: Tensor, disjoint: bool | None = None) -> BlockOutcome:
+    def outcome(self, *, exact: bool, disjoint: bool | None = None) -> BlockOutcome:
         """Return everything collected."""
         return BlockOutcome(
             correct=self.correct,
@@ -305,7 +297,6 @@ class _Tally:
             l2_S=self.l2_S,
             num_unchanged_S=self.num_unchanged_S,
             num_points=self.num_points,
-            skippable_S=skippable,
             lowest=self.lowest,
             highest=self.highest,
             num_not_finite=self.num_not_finite,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,9 @@ from analysis import statistics, tables
 from analysis.measurements import Measurement, common_rows, measurements
 from analysis.records import Record, check_same_evaluation
 from analysis.statistics import Estimate
+from analysis.tasks import PLAN_FIELDS, BlockTask
 from analysis.verdicts import Status, Verdict, run_checks
-from models.threat_model import ThreatModel
+from models.threat_model import format_pixel_fraction
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,7 @@ class EvaluationResult:
         ]
         parts = [tables.to_markdown(shown)]
         if self.headline is not None:
-            parts.append(
-                f"Worst attack per sample, unknown draw (T1): {tables.format_estimate(self.headline, marked=self.marked)}\n"
-            )
+            parts.append(f"Worst attack per sample, unknown draw (T1): {tables.format_estimate(self.headline, marked=self.marked)}\n")
         checks = [
             {"check": v.id, "title": v.title, "verdict": v.status.value, "seen": v.explanation, "what to do": v.advice or None}
             for v in self.verdicts
@@ -132,22 +131,26 @@ class EvaluationResult:
         return "\n".join(parts)
 
 
-def collect(records: Iterable[Record], num_planned: int | None = None) -> EvaluationResult:
+def collect(records: Iterable[Record], plan: Sequence[BlockTask] | None = None) -> EvaluationResult:
     """Compute the result of finished blocks, in whatever order they come.
 
     Args:
-        records: of one evaluation.
-        num_planned: number of planned blocks; None: what the records say of the attacks they know.
+        records: of one evaluation; with a plan, any that contain it, e.g. a whole file.
+        plan: the blocks that the evaluation consists of; None: what the records say of the attacks they know.
 
     Raises:
-        ValueError: no records, or records of different evaluations.
+        ValueError: no records (of the plan), or records of different evaluations.
     """
-    records = tuple(sorted(records, key=_order))
+    if plan is not None:
+        by_key = {record["key"]: record for record in records}
+        # A record may have been made for another plan, e.g. with fewer samples: its place is that of this plan.
+        records = [_in_plan(by_key[task.key], task) for task in plan if task.key in by_key]
+    records = tuple(sorted(records, key=lambda record: record["header"]["position"]))
     check_same_evaluation(records)
     measured = measurements(records)
     finished = all(len(each.records) == each.num_blocks for each in measured)
-    if num_planned is not None:
-        finished = finished and len(records) >= num_planned
+    if plan is not None:
+        finished = len(records) == len(plan)
     shown = [each for each in measured if each.kind != "epsilon_zero"]
     rows = [_row(each) for each in shown]
     for each in shown:
@@ -160,7 +163,7 @@ def collect(records: Iterable[Record], num_planned: int | None = None) -> Evalua
     header = {
         name: value
         for name, value in records[0]["header"].items()
-        if name not in ("kind", "item", "protocol", "stands_for", "block", "num_blocks", "data", "radius", "bounded")
+        if name not in ("kind", "item", "protocol", "stands_for", "block", "num_blocks", "position", "data", "radius", "bounded")
     }
     return EvaluationResult(
         rows=tuple(rows),
@@ -175,8 +178,9 @@ def collect(records: Iterable[Record], num_planned: int | None = None) -> Evalua
     )
 
 
-def _order(record: Record) -> tuple[int, str]:
-    return ({"clean": 0, "attack": 1, "epsilon_zero": 2}[record["header"]["kind"]], record["key"])
+def _in_plan(record: Record, task: BlockTask) -> Record:
+    places = {name: value for name, value in task.model_dump(mode="json").items() if name in PLAN_FIELDS - {"cost"}}
+    return {**record, "header": {**record["header"], **places}}
 
 
 def _row(measured: Measurement) -> Row:
@@ -263,7 +267,8 @@ def _caption(measured: Measurement) -> str:
     parts = []
     if header["item"] is not None:
         if measured.bounded:
-            parts.append(str(ThreatModel(norm=header["threat_model"]["norm"], epsilon=header["radius"])))
+            radius = format_pixel_fraction(header["radius"])
+            parts.append(f"{header['threat_model']['norm']} {radius if isinstance(radius, str) else format(radius, '.4g')}")
         else:
             parts.append("no radius")
         if measured.randomized and measured.protocol == "T1":

@@ -50,8 +50,7 @@ def restored_state(model: nn.Module) -> Iterator[StateReport]:
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if name in persistent}
     required = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     gradients = {
-        name: (parameter.grad, None if parameter.grad is None else parameter.grad.clone())
-        for name, parameter in model.named_parameters()
+        name: (parameter.grad, None if parameter.grad is None else parameter.grad.clone()) for name, parameter in model.named_parameters()
     }
     draws = randomness_state(model)
     generators = _generator_states()

@@ -48,7 +48,7 @@ def wilson_interval(num_successes: int, num_trials: int, confidence: float = 0.9
     """
     if num_trials < 1 or not 0 <= num_successes <= num_trials:
         raise ValueError(f"{num_successes} successes of {num_trials} trials is impossible")
-    z = stats.norm.ppf((1 + confidence) / 2)
+    z = float(stats.norm.ppf((1 + confidence) / 2))
     share = num_successes / num_trials
     denominator = 1 + z**2 / num_trials
     centre = (share + z**2 / (2 * num_trials)) / denominator

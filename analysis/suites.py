@@ -1,9 +1,9 @@
 """Suites: which attacks under which protocols, as data. A user's YAML file may extend one of them.
 
-    extends: quick
-    num_samples: 500
-    attacks:
-      - {name: pgd_100, attack: pgd, parameters: {steps: 100}, protocols: [T1], num_draws: 20}
+extends: quick
+num_samples: 500
+attacks:
+  - {name: pgd_100, attack: pgd, parameters: {steps: 100}, protocols: [T1], num_draws: 20}
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ _LATEX_SPECIAL = {
 
 
 def format_percent(value: float, low: float | None = None, high: float | None = None, *, marked: bool = False) -> str:
-    """Return a share in [0,1] as `52.3 %`, with an interval as `52.3 % [51.1, 53.4]`, with the mark behind it if it must not be believed."""
+    """Return a share in [0,1] as `52.3 %` or, with an interval, `52.3 % [51.1, 53.4]`; the mark stands behind it if asked for."""
     text = f"{100 * value:.1f} %"
     if low is not None and high is not None:
         text += f" [{100 * low:.1f}, {100 * high:.1f}]"

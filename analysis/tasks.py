@@ -30,12 +30,15 @@ MAX_BLOCK_SIZE = 256
 _EPSILON_ZERO_SAMPLES = 64
 _BACKWARD_COST = 2.0  # a backward pass to the pixels costs about two forward passes
 
+# What a task knows of its plan: a record may serve another plan in which these differ.
+PLAN_FIELDS = frozenset({"suite", "num_blocks", "cost", "stands_for", "position"})
+
 BlockKind = Literal["clean", "attack", "epsilon_zero"]
 RowProtocol = Literal["T0", "T1", "T2", "T4"]
 
 
 class BlockTask(Config):
-    """One block of work. `key` names its record; fields that change no number (`suite`, `num_blocks`, `cost`) are no part of it."""
+    """One block of work. `key` names its record; fields that change no number are no part of it."""
 
     format_version: int = Field(FORMAT_VERSION, description="Version of the records.")
     kind: BlockKind = Field(description="`clean`: score the images and examine the model; `attack`; `epsilon_zero`: C5.")
@@ -54,12 +57,13 @@ class BlockTask(Config):
     defence: str | None = Field(None, description="Name of the defence.")
     suite: str = Field("", description="Name of the suite.")
     num_blocks: int = Field(1, description="Blocks of this attack and protocol.")
+    position: int = Field(0, description="Place in the plan.")
     cost: float = Field(0.0, description="Estimated work: forward passes of one image; a backward pass counts as two.")
 
     @property
     def key(self) -> str:
         """Name of the record: equal for equal work."""
-        return json_hash(self.model_dump(mode="json", exclude={"suite", "num_blocks", "cost", "stands_for"}))
+        return json_hash(self.model_dump(mode="json", exclude=PLAN_FIELDS))
 
     @property
     def randomized(self) -> bool:
@@ -150,9 +154,7 @@ def plan_blocks(
         for block, ids in enumerate(ids_of_blocks):
             if ids not in hashes:
                 hashes[ids] = data_hash(x[list(ids)], y[list(ids)])
-            task = BlockTask(
-                block=block, ids=ids, data=hashes[ids], num_blocks=len(ids_of_blocks), **facts, **shared
-            )
+            task = BlockTask(block=block, ids=ids, data=hashes[ids], num_blocks=len(ids_of_blocks), **facts, **shared)
             made.append(task.model_copy(update={"cost": estimated_cost(task)}))
         return made
 
@@ -166,7 +168,7 @@ def plan_blocks(
     probe = _epsilon_zero_item(chosen, randomized)
     if probe is not None:
         plan += tasks_for(_first(blocks, _EPSILON_ZERO_SAMPLES)[:1], kind="epsilon_zero", item=probe)
-    return plan
+    return [task.model_copy(update={"position": position}) for position, task in enumerate(plan)]
 
 
 def estimated_cost(task: BlockTask) -> float:
@@ -174,9 +176,9 @@ def estimated_cost(task: BlockTask) -> float:
     scoring = task.scoring
     draws = 1
     if task.randomized:
-        draws = scoring.num_evaluation_draws + 2 * scoring.num_selection_draws
+        draws = scoring.num_evaluation_draws + scoring.num_selection_draws
         if task.num_configurations is not None and task.num_configurations <= scoring.enumerate_up_to:
-            draws = 2 * task.num_configurations
+            draws = task.num_configurations
     if task.item is None:
         return len(task.ids) * draws
     entry = attack_entry(task.item.attack)

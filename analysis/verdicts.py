@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from analysis.attacks.registry import attack_entry
 from analysis.measurements import Measurement, common_rows
 from analysis.statistics import paired_bootstrap
 
@@ -71,12 +72,21 @@ class Evidence:
         """What was measured on the model itself; empty if that block is missing."""
         return self.clean.records[0]["block"]["examination"] if self.clean is not None else {}
 
+    def skippable_share(self, measurement: Measurement) -> float:
+        """Return the share of samples that err on every selection draw unattacked: an attack may leave them alone.
+
+        Where single known draws are attacked, images on which such a draw errs are not counted as unchanged in the first place.
+        """
+        frozen = measurement.header["scoring"]["attacked_draw"] == "frozen"
+        if self.clean is None or measurement.protocol == "T2" or (measurement.protocol == "T0" and frozen):
+            return 0.0
+        _, rows = common_rows(measurement, self.clean)
+        return float((~self.clean.matrix("selection")[rows].any(1)).mean()) if rows.size else 0.0
+
     def pairs(self, protocol: str, other: str) -> list[tuple[Measurement, Measurement]]:
         """Return pairs of the same attack under two protocols."""
         second = {each.name: each for each in self.attacks if each.protocol == other}
-        return [
-            (each, second[each.name]) for each in self.attacks if each.protocol == protocol and each.name in second
-        ]
+        return [(each, second[each.name]) for each in self.attacks if each.protocol == protocol and each.name in second]
 
 
 def run_checks(measurements: Sequence[Measurement]) -> list[Verdict]:
@@ -155,9 +165,11 @@ def _validity(evidence: Evidence) -> Finding:
 def _nothing_skipped(evidence: Evidence) -> Finding:
     problems = []
     for each in evidence.attacks:
+        if attack_entry(each.attack or "").requires is not None and (not each.randomized or each.protocol == "T2"):
+            continue  # the library returns the image where it fails; harmless where the attacked function is the scored one
         points = sum(len(record["samples"]["ids"]) * record["block"]["num_points"] for record in each.records)
         unchanged = sum(each.column("num_unchanged")) / points
-        allowed = float(np.mean(each.column("skippable"))) + 0.01
+        allowed = evidence.skippable_share(each) + 0.01
         if unchanged > allowed and each.header["radius"] > 0:
             problems.append(f"{each.name} ({each.protocol}) returned {unchanged:.1%} of images unchanged, at most {allowed:.1%} may be")
     if problems:
@@ -174,9 +186,7 @@ def _zero_radius(evidence: Evidence) -> Finding:
     rows, clean_rows = common_rows(measured, evidence.clean)
     if rows.size == 0:
         return _skipped("the clean block of the same samples is missing")
-    difference = paired_bootstrap(
-        measured.matrix()[rows], evidence.clean.matrix()[clean_rows], shared_draws=True, exact=measured.exact
-    )
+    difference = paired_bootstrap(measured.matrix()[rows], evidence.clean.matrix()[clean_rows], shared_draws=True, exact=measured.exact)
     allowed = max(3 * difference.standard_error, 1 / rows.size)
     text = f"with radius 0 accuracy differs from the clean one by {100 * difference.value:+.2f} points on {rows.size} samples"
     return Finding(Status.PASS if abs(difference.value) <= allowed + 1e-12 else Status.FAIL, text)
@@ -184,7 +194,8 @@ def _zero_radius(evidence: Evidence) -> Finding:
 
 def _iterative_beats_one_step(evidence: Evidence) -> Finding:
     problems, num_compared = [], 0
-    for one_step in (each for each in evidence.attacks if each.one_step):
+    # Not T0: a transfer attack may well gain by taking fewer steps, and its draws are not shared.
+    for one_step in (each for each in evidence.attacks if each.one_step and each.protocol != "T0"):
         for iterative in evidence.attacks:
             if iterative.one_step or not iterative.in_threat_model or iterative.protocol != one_step.protocol:
                 continue
@@ -277,7 +288,7 @@ def _known_draw_is_lower(evidence: Evidence) -> Finding:
     problems, seen = [], []
     for known, unknown in pairs:
         excess, error = _difference(known, unknown)
-        seen.append(f"{known.name}: T2 is {100 * -excess:+.1f} points below T1".replace("+-", "-"))
+        seen.append(f"{known.name}: knowing the draw changes accuracy by {100 * excess:+.1f} points")
         if excess > 2 * error + 1e-12:
             problems.append(f"{known.name}: accuracy against an attacker who knows the draw is {100 * excess:.1f} points higher")
     return Finding(Status.FAIL, "; ".join(problems)) if problems else Finding(Status.PASS, "; ".join(seen))

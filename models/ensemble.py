@@ -113,8 +113,8 @@ class Ensemble(RandomModule):
             x_BCHW: pixels in [0,1].
             inference: overrides the configured mode for this call; also `member(i)`.
 
-        Logits for `rsi_*`, `mean_logit` and `member(i)`; log-probabilities for `mean_prob`; for `majority` the number of votes plus half the
-        mean probability, so that a tie goes to the more probable class.
+        Logits for `rsi_*`, `mean_logit` and `member(i)`; log-probabilities for `mean_prob`; for `majority` the number of votes plus
+        half the mean probability, so that a tie goes to the more probable class.
         """
         mode, member = parse_inference(self._inference if inference is None else inference, self.num_members)
         if member is not None:

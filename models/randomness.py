@@ -104,7 +104,10 @@ class RandomModule(nn.Module):
         """Replace a draw buffer. The tensor is exchanged, not overwritten: graphs built on the old draw stay valid."""
         old = getattr(self, name)
         dtype = old.dtype if old.is_floating_point() else None
-        setattr(self, name, value.to(device=old.device, dtype=dtype, non_blocking=True))
+        # A draw taken, or restored, inside inference_mode must still serve a gradient afterwards.
+        with torch.inference_mode(False):
+            value = value.clone() if value.is_inference() else value
+            setattr(self, name, value.to(device=old.device, dtype=dtype, non_blocking=True))
 
     def take_first_draw(self) -> None:
         """Give a newly built site a valid draw (that of seed 0)."""
@@ -318,11 +321,12 @@ def per_example_rows(key: int, num_examples: int, make_block: Any) -> Tensor:
         num_examples: B.
         make_block: `(generator, rows) -> tensor` of shape (rows, ...), called for blocks of a fixed number of rows.
     """
-    blocks = [
-        make_block(_generator(derive_seed(key, block)), _EXAMPLE_ROWS)
-        for block in range((num_examples + _EXAMPLE_ROWS - 1) // _EXAMPLE_ROWS)
-    ]
-    return torch.cat(blocks)[:num_examples]
+    with torch.inference_mode(False), torch.no_grad():
+        blocks = [
+            make_block(_generator(derive_seed(key, block)), _EXAMPLE_ROWS)
+            for block in range((num_examples + _EXAMPLE_ROWS - 1) // _EXAMPLE_ROWS)
+        ]
+        return torch.cat(blocks)[:num_examples]
 
 
 def _generator(key: int) -> torch.Generator:

@@ -25,11 +25,7 @@ def model_card(
     """
     entry = catalogue().get(experiment.defence.name)
     training = experiment.training
-    paper = (
-        f"{entry.paper.authors}: {entry.paper.title}, {entry.paper.venue}"
-        if entry and entry.paper
-        else "no paper of its own"
-    )
+    paper = f"{entry.paper.authors}: {entry.paper.title}, {entry.paper.venue}" if entry and entry.paper else "no paper of its own"
     metrics = record["metrics"]
     validation_rows = "\n".join(
         f"| {name.removeprefix('validation/')} | {100 * value:.1f} % |"

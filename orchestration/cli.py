@@ -54,14 +54,10 @@ def build_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         child.add_argument("--home", help="home folder of runs, sweeps and the MLflow store (default: ./rayndom_home)")
-        child.add_argument(
-            "--json", action="store_true", help="print the result as JSON, everything else to the error stream"
-        )
+        child.add_argument("--json", action="store_true", help="print the result as JSON, everything else to the error stream")
         child.add_argument("--debug", action="store_true", help="show tracebacks and warnings")
         if command.takes_fields:
-            child.add_argument(
-                "-h", "--help", action="store_true", help="show this help, with the fields of the recipe if named"
-            )
+            child.add_argument("-h", "--help", action="store_true", help="show this help, with the fields of the recipe if named")
         command.add_arguments(child)
         child.set_defaults(run=command.run, takes_fields=command.takes_fields, parser=child)
     return parser
@@ -89,9 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        console.error(
-            f"{_describe(error)}\n(--debug shows where; the same command goes on from the last finished epoch)"
-        )
+        console.error(f"{_describe(error)}\n(--debug shows where; the same command goes on from the last finished epoch)")
         return 1
 
 

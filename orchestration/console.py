@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-_out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-_err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+_out = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 160)
+_err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty(), width=None if sys.stderr.isatty() else 160)
 _state = {"json": False}
 
 

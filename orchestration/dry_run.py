@@ -45,9 +45,7 @@ def dry_run(experiment: ExperimentConfig, home: Home, data_root: Path | None) ->
         "fingerprint": experiment.fingerprint,
         "run": state,
         "folder": str(folder.path),
-        "MLflow store": home.tracking_uri
-        if home.tracking_uri.startswith("sqlite")
-        else home.tracking_uri.split("@")[-1],
+        "MLflow store": home.tracking_uri if home.tracking_uri.startswith("sqlite") else home.tracking_uri.split("@")[-1],
         "training / validation / test images": f"{len(splits.train)} / {len(splits.validation)} / {len(splits.test)}",
         "image": "x".join(map(str, splits.image_shape)) + f", {splits.num_classes} classes",
         "parameters": f"{parameters:,}",

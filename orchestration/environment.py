@@ -28,6 +28,9 @@ CODE = ("models", "trainers", "analysis", "orchestration", "pyproject.toml", "re
 
 DETERMINISM_VARIABLES = ("PYTHONHASHSEED", "CUBLAS_WORKSPACE_CONFIG", "OMP_NUM_THREADS", "NVIDIA_TF32_OVERRIDE")
 
+CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "bf16", "sve")
+"""Of x86 and of Arm, as the kernel names them."""
+
 GIBIBYTE = 2**30
 _GIT_TIMEOUT_S = 30
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -48,6 +51,7 @@ def collect_environment() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         "hardware": {
             "cpu": cpu_model(),
+            "cpu_features": cpu_features(),
             "cores": usable_cores(),
             "memory_gib": round(memory_limit() / GIBIBYTE, 1),
             "gpus": gpus(),
@@ -63,7 +67,7 @@ def uncommitted_changes(root: Path = PACKAGE_ROOT) -> str:
     The checkout, its index and its objects are left as they are.
 
     Raises:
-        CodeNotTracked: `root` is not a git checkout, or git cannot read it.
+        UntrackedCodeError: `root` is not a git checkout, or git cannot read it.
     """
     present = [name for name in CODE if (root / name).exists()]
     # A private index and object folder: `git add` must see the new files, and must not be seen by the user.
@@ -82,7 +86,7 @@ def uncommitted_changes(root: Path = PACKAGE_ROOT) -> str:
         return _git(root, "diff", "--cached", "--binary", "--relative", base, "--", *CODE, extra=private)
 
 
-class CodeNotTracked(RuntimeError):  # noqa: N818 - a state of the installation, not a fault
+class UntrackedCodeError(RuntimeError):
     """The code does not lie in a git checkout that git can read; the message says why."""
 
 
@@ -91,8 +95,8 @@ def _code() -> dict[str, Any]:
     try:
         if not _in_checkout(PACKAGE_ROOT):
             return nothing | {"note": "installed outside a git checkout"}
-        commit, patch = _commit(PACKAGE_ROOT), uncommitted_changes()
-    except CodeNotTracked as error:
+        commit, patch = _commit(PACKAGE_ROOT), uncommitted_changes(PACKAGE_ROOT)
+    except UntrackedCodeError as error:
         return nothing | {"note": str(error)}
     return {
         "commit": commit,
@@ -107,7 +111,7 @@ def _in_checkout(root: Path) -> bool:
     try:
         if _git(root, "rev-parse", "--is-inside-work-tree").strip() != "true":
             return False
-    except CodeNotTracked:
+    except UntrackedCodeError:
         if any((folder / ".git").exists() for folder in (root, *root.parents)):
             raise
         return False
@@ -118,7 +122,7 @@ def _in_checkout(root: Path) -> bool:
 def _commit(root: Path) -> str | None:
     try:
         return _git(root, "rev-parse", "--verify", "--quiet", "HEAD").strip()
-    except CodeNotTracked:
+    except UntrackedCodeError:
         return None
 
 
@@ -135,13 +139,13 @@ def _git(root: Path, *arguments: str, extra: dict[str, str] | None = None) -> st
             check=False,
         )
     except FileNotFoundError:
-        raise CodeNotTracked("git is not installed") from None
+        raise UntrackedCodeError("git is not installed") from None
     except subprocess.TimeoutExpired:
-        raise CodeNotTracked(f"git did not answer within {_GIT_TIMEOUT_S} s") from None
+        raise UntrackedCodeError(f"git did not answer within {_GIT_TIMEOUT_S} s") from None
     if finished.returncode:
         # git's own message names folders, which do not belong into a record.
         owner = b"dubious ownership" in finished.stderr
-        raise CodeNotTracked(
+        raise UntrackedCodeError(
             "the checkout belongs to another user and git does not read it" if owner else "git cannot read the checkout"
         )
     return finished.stdout.decode(errors="surrogateescape")
@@ -185,6 +189,18 @@ def cpu_model() -> str:
             if line.lower().startswith(("model name", "hardware")):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def cpu_features() -> list[str]:
+    """Return which of the instruction sets that decide the speed of training this processor has; empty where unknown."""
+    described = Path("/proc/cpuinfo")
+    if not described.is_file():
+        return []
+    known = set()
+    for line in described.read_text(errors="replace").splitlines():
+        if line.lower().startswith(("flags", "features")):
+            known.update(line.partition(":")[2].split())
+    return [name for name in CPU_FEATURES if name in known]
 
 
 def usable_cores() -> int:

@@ -72,9 +72,7 @@ class ResourcesConfig(Config):
     cpus_per_worker: float | None = Field(
         None, gt=0, description="CPU cores (threads) of each worker; none: all cores for a single run, one in a sweep."
     )
-    gpus_per_worker: float = Field(
-        0, ge=0, description="GPUs of each worker; a fraction shares a GPU between small trials."
-    )
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs of each worker; a fraction shares a GPU between small trials.")
 
 
 class TrackingConfig(Config):
@@ -117,9 +115,7 @@ class ExperimentConfig(Config):
     def scientific(self) -> dict[str, Any]:
         """Return the sections that define the result, as JSON types, without values that are defaults."""
         full = self.model_dump(mode="json", exclude_defaults=True)
-        full["defence"] = {"name": self.defence.name} | self.defence.parameters.model_dump(
-            mode="json", exclude_defaults=True
-        )
+        full["defence"] = {"name": self.defence.name} | self.defence.parameters.model_dump(mode="json", exclude_defaults=True)
         return {key: value for key, value in full.items() if key not in OPERATIONAL_SECTIONS}
 
     @property

@@ -79,6 +79,4 @@ def train_in_group(
     queue.shutdown()
     record = folder.result()
     assert record is not None
-    return RunResult(
-        folder, record["metrics"], record["selected_epoch"], record["num_epochs"], reused=finished is not None
-    )
+    return RunResult(folder, record["metrics"], record["selected_epoch"], record["num_epochs"], reused=finished is not None)

@@ -29,9 +29,7 @@ class Home:
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"cannot create the home folder {root}: {error.strerror}. Choose another with --home."
-            ) from None
+            raise UserError(f"cannot create the home folder {root}: {error.strerror}. Choose another with --home.") from None
         if not os.access(root, os.W_OK):
             raise UserError(f"cannot write to the home folder {root}. Choose another with --home.")
         return cls(root)

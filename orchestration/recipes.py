@@ -45,9 +45,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     flags = parse_overrides(overrides)
     for dotted, value in flags.items():
         if dotted == "defence.name":
-            raise UserError(
-                "the recipe chooses the defence; flags only tune it. `rayndom list recipes` shows the recipes."
-            )
+            raise UserError("the recipe chooses the defence; flags only tune it. `rayndom list recipes` shows the recipes.")
         set_dotted(tree, dotted, value)
     tree["name"] = path.stem
     experiment = parse_experiment(tree, str(path.name))
@@ -142,11 +140,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         below = result.get(key)
         if isinstance(below, str) and isinstance(value, dict):
             below = {"name": below}
-        if (
-            isinstance(below, dict)
-            and isinstance(value, dict)
-            and value.get("name", below.get("name")) == below.get("name")
-        ):
+        if isinstance(below, dict) and isinstance(value, dict) and value.get("name", below.get("name")) == below.get("name"):
             result[key] = merge(below, value)
         else:
             result[key] = value

@@ -52,9 +52,7 @@ def concurrency(need: TrialResources, available: Mapping[str, float], wanted: in
         advice = []
         if need.gpus > gpus:
             advice.append(
-                f"--resources.gpus_per_worker {gpus / need.workers:g}"
-                if gpus
-                else "--resources.gpus_per_worker 0 (train on CPUs)"
+                f"--resources.gpus_per_worker {gpus / need.workers:g}" if gpus else "--resources.gpus_per_worker 0 (train on CPUs)"
             )
         if need.cpus > cpus:
             advice.append(f"--resources.workers {max(1, math.floor((cpus - DRIVER_CPU) / per_worker_cpus))}")

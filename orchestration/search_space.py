@@ -47,9 +47,7 @@ class Dimension(Config):
             raise ValueError(f"a logarithmic scale needs low > 0, got {self.low:g}")
         if self.log and self.step is not None:
             raise ValueError("log and step exclude each other")
-        if self.type == "int" and any(
-            value is not None and value != int(value) for value in (self.low, self.high, self.step)
-        ):
+        if self.type == "int" and any(value is not None and value != int(value) for value in (self.low, self.high, self.step)):
             raise ValueError("an int dimension needs whole numbers")
         return self
 
@@ -64,10 +62,7 @@ class Dimension(Config):
         """Ask Optuna for a value, given those already chosen."""
         if self.type == "choice":
             # Optuna stores only scalars: a list among the choices is looked up by its position.
-            labels = [
-                choice if isinstance(choice, str | int | float | bool | None) else repr(choice)
-                for choice in self.choices
-            ]
+            labels = [choice if isinstance(choice, str | int | float | bool | None) else repr(choice) for choice in self.choices]
             label = trial.suggest_categorical(name, labels)
             value = self.choices[labels.index(label)]
             return list(value) if isinstance(value, tuple) else value

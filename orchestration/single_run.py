@@ -84,13 +84,9 @@ def run_single(
     if restart:
         with folder.locked():
             folder.clear()
-    run_id = tracker.run(
-        "run", {FINGERPRINT_TAG: experiment.fingerprint}, name=experiment.name or experiment.defence.name
-    )
+    run_id = tracker.run("run", {FINGERPRINT_TAG: experiment.fingerprint}, name=experiment.name or experiment.defence.name)
     tracker.log_params(run_id, experiment.flatten())
-    environment = {
-        f"environment.{key}": value for key, value in collect_environment().items() if not isinstance(value, dict)
-    }
+    environment = {f"environment.{key}": value for key, value in collect_environment().items() if not isinstance(value, dict)}
     tracker.set_tags(run_id, experiment.tracking.tags | environment)
     tracker.log_json(run_id, experiment.model_dump(mode="json"), "config.json")
     console.say(f"training {experiment.name}, fingerprint {experiment.fingerprint}; MLflow {tracker.link(run_id)}")

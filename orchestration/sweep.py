@@ -90,9 +90,7 @@ class RememberingAsha(AsyncHyperBandScheduler):
                     self._brackets[0].on_result(SimpleNamespace(trial_id=f"earlier-{trial.number}"), epoch, value)
 
 
-def run_sweep(
-    config: SweepConfig, home: Home, data_root: Path | None, *, address: str | None = None, tracker: Tracker
-) -> SweepOutcome:
+def run_sweep(config: SweepConfig, home: Home, data_root: Path | None, *, address: str | None = None, tracker: Tracker) -> SweepOutcome:
     """Run a sweep, or go on with it.
 
     Raises:
@@ -111,8 +109,7 @@ def run_sweep(
     tracker.log_json(parent, config.model_dump(mode="json"), "sweep.json")
     done, wanted = spent(study), target(config)
     console.say(
-        f"sweep {config.name}: {wanted} trials of {config.recipe}, {at_once} at a time"
-        + (f", {done} already over" if done else "")
+        f"sweep {config.name}: {wanted} trials of {config.recipe}, {at_once} at a time" + (f", {done} already over" if done else "")
     )
     console.say(f"study {folder / 'study.db'}; MLflow {tracker.link(parent)}")
     if done < wanted:
@@ -124,11 +121,7 @@ def run_sweep(
     return SweepOutcome(
         complete=complete,
         best=best_trials(config, study),
-        experiments={
-            trial.number: config.experiment(trial.user_attrs["values"])
-            for trial in study.trials
-            if "values" in trial.user_attrs
-        },
+        experiments={trial.number: config.experiment(trial.user_attrs["values"]) for trial in study.trials if "values" in trial.user_attrs},
         study=study,
         parent_run=parent,
         folder=folder,
@@ -224,9 +217,7 @@ class SweepListener(tune.Callback):
         self.search: StudySearch | None = None
         self.epochs = config.experiment({}).training.epochs
         dimensions = [name.rpartition(".")[2] for name in config.space or {}]
-        self.board = console.Board(
-            f"sweep {config.name}", ["trial", "state", "epoch", *dimensions, "clean %", "robust %"]
-        )
+        self.board = console.Board(f"sweep {config.name}", ["trial", "state", "epoch", *dimensions, "clean %", "robust %"])
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Open the trial's MLflow run and its line."""
@@ -246,9 +237,7 @@ class SweepListener(tune.Callback):
         self.rows[trial.trial_id] = row
         self._show(f"trial {row.number}: started, {_settings(row.values)}")
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
+    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
         """Log an epoch."""
         row = self.rows[trial.trial_id]
         numbers = {name: value for name, value in result.items() if _is_metric(name) and isinstance(value, int | float)}
@@ -344,6 +333,4 @@ def _reason(trial: Trial) -> str:
 
 
 def _flat_environment() -> dict[str, str]:
-    return {
-        f"environment.{key}": str(value) for key, value in collect_environment().items() if not isinstance(value, dict)
-    }
+    return {f"environment.{key}": str(value) for key, value in collect_environment().items() if not isinstance(value, dict)}

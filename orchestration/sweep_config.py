@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from analysis.suites import load_suite
 from models.configuration import Config
 from models.errors import UserError, nearest, unknown_name
 from orchestration import recipes
 from orchestration.catalogue import defence as defence_record
 from orchestration.experiment import ExperimentConfig
 from orchestration.search_space import Dimension, is_active, ordered
+from trainers.validation import attack_name
 
 FOLDER = Path(__file__).parent / "sweeps"
 
@@ -27,9 +29,7 @@ class SweepObjective(Config):
 class StoppingConfig(Config):
     """Early stopping of unpromising trials by asynchronous successive halving (ASHA)."""
 
-    metric: str = Field(
-        "validation/robust_accuracy", description="The metric that trials are compared by, always maximized."
-    )
+    metric: str = Field("validation/robust_accuracy", description="The metric that trials are compared by, always maximized.")
     grace_epochs: int = Field(1, ge=1, description="No trial is stopped before this many epochs.")
     reduction_factor: float = Field(3, gt=1, description="Of the trials at a rung, one in this many goes on.")
 
@@ -40,35 +40,23 @@ class SweepConfig(Config):
     name: str = Field("", description="Name of the sweep: the file's name.")
     description: str = Field("", description="One line on what it answers.")
     recipe: str = Field(description="The recipe that trials are variations of.")
-    settings: dict[str, Any] = Field(
-        default_factory=dict, description="Dotted fields that all trials change, e.g. `training.epochs: 30`."
-    )
-    space: dict[str, Dimension] | None = Field(
-        None, description="Dotted field -> dimension; none: the defence's own search space."
-    )
+    settings: dict[str, Any] = Field(default_factory=dict, description="Dotted fields that all trials change, e.g. `training.epochs: 30`.")
+    space: dict[str, Dimension] | None = Field(None, description="Dotted field -> dimension; none: the defence's own search space.")
     objectives: tuple[SweepObjective, ...] = Field(
         (SweepObjective(metric="validation/robust_accuracy"),),
         min_length=1,
         description="One, or several for a Pareto front.",
     )
     sampler: Literal["tpe", "random", "grid"] = Field("tpe", description="How Optuna proposes.")
-    num_trials: int | None = Field(
-        None, ge=1, description="Number of trials; a grid may leave it out and visits all points."
-    )
+    num_trials: int | None = Field(None, ge=1, description="Number of trials; a grid may leave it out and visits all points.")
     max_concurrent_trials: int | None = Field(
         None, ge=1, description="Trials at a time; none: what the resources allow. 1 makes a sweep reproducible."
     )
-    stopping: StoppingConfig | None = Field(
-        default_factory=StoppingConfig, description="ASHA; none: every trial runs to its end."
-    )
+    stopping: StoppingConfig | None = Field(default_factory=StoppingConfig, description="ASHA; none: every trial runs to its end.")
     seed: int = Field(0, ge=0, description="Seed of the search.")
     suite: str = Field("quick", description="Evaluation suite for the winner and the baselines.")
-    baselines: tuple[str, ...] = Field(
-        (), description="Recipes trained and evaluated beside the winner, with the same settings."
-    )
-    num_test_examples: int | None = Field(
-        None, ge=1, description="Test images for the final evaluation; none: the suite's own."
-    )
+    baselines: tuple[str, ...] = Field((), description="Recipes trained and evaluated beside the winner, with the same settings.")
+    num_test_examples: int | None = Field(None, ge=1, description="Test images for the final evaluation; none: the suite's own.")
 
     @model_validator(mode="after")
     def _trials_are_bounded(self) -> SweepConfig:
@@ -122,8 +110,9 @@ def load_sweep(sweep: str, overrides: dict[str, Any] | None = None) -> SweepConf
         raise UserError(f"no sweep file {sweep}")
     tree = recipes.read_yaml(path)
     for key, value in (overrides or {}).items():
-        if key.startswith("settings."):
-            tree.setdefault("settings", {})[key.removeprefix("settings.")] = value
+        section, dot, rest = key.partition(".")
+        if dot and section in ("settings", "space"):  # their keys are dotted names themselves
+            tree[section] = (tree.get(section) or {}) | {rest: value}
         else:
             recipes.set_dotted(tree, key, value)
     tree["name"] = path.stem
@@ -135,12 +124,41 @@ def load_sweep(sweep: str, overrides: dict[str, Any] | None = None) -> SweepConf
         experiment = config.experiment({})
         space = dict(defence_record(experiment.defence.name).search_space)
         if not space:
-            raise UserError(
-                f"{path.name}: defence {experiment.defence.name!r} has no search space of its own; name one under `space`"
-            )
+            raise UserError(f"{path.name}: defence {experiment.defence.name!r} has no search space of its own; name one under `space`")
         config = config.model_copy(update={"space": space})
+    check_metrics(config)
+    load_suite(config.suite, config.experiment({}).defence.name)
     check_space(config)
     return config
+
+
+def check_metrics(config: SweepConfig) -> None:
+    """Check that objectives and stopping name metrics that training reports.
+
+    Raises:
+        UserError: with the nearest names.
+    """
+    known = metric_names(config.experiment({}))
+    wanted = [objective.metric for objective in config.objectives]
+    if config.stopping is not None:
+        wanted.append(config.stopping.metric)
+    for metric in wanted:
+        if metric not in known:
+            raise unknown_name("metric", metric, known)
+
+
+def metric_names(experiment: ExperimentConfig) -> list[str]:
+    """Return the metrics that a run of `experiment` reports and that a sweep may improve."""
+    validation = experiment.training.validation
+    attacks = sorted({attack_name(validation, randomized=randomized) for randomized in (False, True)})
+    return [
+        "train/loss",
+        "validation/clean_accuracy",
+        "validation/robust_accuracy",
+        *(f"validation/robust_accuracy/{attack}" for attack in attacks),
+        "time/epoch_seconds",
+        "time/examples_per_second",
+    ]
 
 
 def check_space(config: SweepConfig) -> None:

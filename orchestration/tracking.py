@@ -92,6 +92,12 @@ class Tracker:
             return run_id
         return self.client.create_run(self.experiment_id, tags=tags | {NAME_TAG: name}, run_name=name).info.run_id
 
+    def find_run(self, fingerprint: str) -> str | None:
+        """Return the id of a run (not of a trial) with this fingerprint, if there is one."""
+        clause = f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'"
+        found = self.client.search_runs([self.experiment_id], filter_string=clause, max_results=1)
+        return found[0].info.run_id if found else None
+
     def fingerprint_of(self, run_id: str) -> str | None:
         """Return the fingerprint that a run is tagged with.
 
@@ -140,11 +146,7 @@ class Tracker:
     def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
         """Log final metrics, replacing nothing: those already logged with the same value are left out."""
         known = self.client.get_run(run_id).data.metrics
-        fresh = [
-            Metric(key, float(value), int(time.time() * 1000), 0)
-            for key, value in metrics.items()
-            if known.get(key) != value
-        ]
+        fresh = [Metric(key, float(value), int(time.time() * 1000), 0) for key, value in metrics.items() if known.get(key) != value]
         if fresh:
             self.client.log_batch(run_id, metrics=fresh)
 
@@ -169,9 +171,7 @@ class Tracker:
         deadline = time.monotonic() + patience_s
         while not self._send(run_id):
             if time.monotonic() > deadline:
-                raise RuntimeError(
-                    f"the MLflow store {display_uri(self.uri)} stayed away; start the same command again to log the rest"
-                )
+                raise RuntimeError(f"the MLflow store {display_uri(self.uri)} stayed away; start the same command again to log the rest")
             time.sleep(2)
         self.client.set_terminated(run_id, status)
 
@@ -201,9 +201,7 @@ def download_model(home: Home, target: str, destination: Path) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(destination)))
     except MlflowException as error:
-        raise UserError(
-            f"no exported model at {target!r} in {display_uri(home.tracking_uri)}: {error.message}"
-        ) from None
+        raise UserError(f"no exported model at {target!r} in {display_uri(home.tracking_uri)}: {error.message}") from None
     except OSError as error:
         raise UserError(f"cannot fetch the model of {target!r}: {error}") from None
 

@@ -28,7 +28,7 @@ def run_trial(job: dict[str, Any]) -> None:
     Args:
         job: `experiment` (JSON form), `folder` (run folder), `data_root`, `train_storage` (for Ray Train's own files).
     """
-    experiment = ExperimentConfig(**job["experiment"])
+    experiment = with_own_cores(ExperimentConfig(**job["experiment"]))
     if experiment.resources.workers > 1:
         train_group(experiment, job, callbacks=[TuneReportCallback()])
         return
@@ -77,7 +77,7 @@ def train_group(experiment: ExperimentConfig, job: dict[str, Any], callbacks: li
 
 def run_worker(job: dict[str, Any]) -> None:
     """Train as one worker of a group; every worker reports, rank 0 holds the run's lock."""
-    experiment = ExperimentConfig(**job["experiment"])
+    experiment = with_own_cores(ExperimentConfig(**job["experiment"]))
     folder = RunFolder(Path(job["folder"]))
     folder.path.mkdir(parents=True, exist_ok=True)
 
@@ -95,6 +95,14 @@ def run_worker(job: dict[str, Any]) -> None:
             train()
     else:
         train()
+
+
+def with_own_cores(experiment: ExperimentConfig) -> ExperimentConfig:
+    """Return the experiment with as many threads per worker as Ray gives it cores: one unless the recipe says more."""
+    resources = experiment.resources
+    return experiment.model_copy(
+        update={"resources": resources.model_copy(update={"cpus_per_worker": resources.cpus_per_worker or 1.0})}
+    )
 
 
 def tune_resources(experiment: ExperimentConfig) -> dict[str, float]:

@@ -22,7 +22,8 @@ OUTPUT_LAYER = "logits"
 def feature_layers(network: nn.Module) -> list[str]:
     """Return the names of a network's feature layers, the logits last: 18 for ResNet-18.
 
-    A feature is what enters an activation: the output of the stem's normalization, of those inside the blocks, and the sums that end blocks.
+    A feature is what enters an activation: the output of the stem's normalization, of those inside the blocks, and the sums that end
+    blocks.
 
     Raises:
         UserError: the network has no activation modules.

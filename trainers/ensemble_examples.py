@@ -26,8 +26,8 @@ EnsembleExample = Literal["random_member_per_step", "random_member", "mean_loss"
 def ensemble_examples(model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext, example: EnsembleExample) -> Tensor:
     """Return one detached adversarial example per image, shared by all members.
 
-    Radius, steps, start and mode are the context's. Random layers inside members redraw by the context's policy, and at each attack step under
-    `random_member_per_step`. One member's graph is alive at a time, except under `mean_prob`.
+    Radius, steps, start and mode are the context's. Random layers inside members redraw by the context's policy, and at each attack
+    step under `random_member_per_step`. One member's graph is alive at a time, except under `mean_prob`.
     """
     with generated_weights(model, detach=True):
         if example == "mean_loss":

@@ -23,8 +23,8 @@ class RegularizedObjectiveConfig(ObjectiveConfig):
 
     computation: Computation = Field(
         "cached",
-        description="How the coupled gradients come about: `cached` (member by member, memory of one member), `joint` (one backward pass, memory of "
-        "all). The same numbers.",
+        description="How the coupled gradients come about: `cached` (member by member, memory of one member), `joint` (one backward pass, "
+        "memory of all). The same numbers.",
     )
 
 

@@ -3,12 +3,13 @@
 Shapes: B batch, D = C*H*W pixels, N members, K classes.
 
 The input gradient g_i of member i is the gradient of each example's cross-entropy with respect to its own pixels (sum over the batch, so it
-does not shrink with the batch), in fp32 at least. Lengths and cosines, hence all regularizers of RED, GAL and TRS, are functions of the Gram
-matrices G_ij = <g_i, g_j> of shape (B, N, N); that is what a regularizer gets here.
+does not shrink with the batch), in fp32 at least. Lengths and cosines, hence all regularizers of RED, GAL and TRS, are functions of
+the Gram matrices G_ij = <g_i, g_j> of shape (B, N, N); that is what a regularizer gets here.
 
 `joint`: all members' graphs are alive at once, one backward pass goes through them.
-`cached`: first all gradients without a graph, then C = dR/dG, then member by member: the gradient of R with respect to the weights of member i is
-that of <g_i, v_i> with the constant v_i = sum_j (C_ij + C_ji) g_j. The same numbers, one member's graph at a time, one more pass.
+`cached`: first all gradients without a graph, then C = dR/dG, then member by member: the gradient of R with respect to the weights of
+member i is that of <g_i, v_i> with the constant v_i = sum_j (C_ij + C_ji) g_j. The same numbers, one member's graph at a time, one
+more pass.
 """
 
 from __future__ import annotations

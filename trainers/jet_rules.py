@@ -1,9 +1,7 @@
 """How Taylor coefficients pass through the operations of networks.
 
-The heavy rules are autograd functions with a written-out backward; each is exact at every order. Coefficients carry no factorials
-(x_k is 1/k! times the k-th derivative), so products are plain convolutions of series: with weights w + t u, y_k = w x_k + u x_(k-1).
-
-Shapes: B batch, T stored coefficients, C channels, stack (T B, C, H, W).
+Convolution, batch normalization and rectifier have a written-out backward; all rules are exact. Coefficients carry no factorials (x_k is
+1/k! times the k-th derivative), so products are plain products of series: with weights w + t u, y_k = w x_k + u x_(k-1).
 """
 
 from __future__ import annotations
@@ -16,69 +14,70 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from models.errors import UserError
-from trainers.jets import Jet, rule
-from trainers.power_series import convolve_adjoint, power
+from trainers.jet_batch_norm import JetBatchNorm
+from trainers.jets import Jet, no_rule, rule
 
 _convolution_backward = torch.ops.aten.convolution_backward
-_batch_norm_backward = torch.ops.aten.native_batch_norm_backward
 _threshold_backward = torch.ops.aten.threshold_backward
 _hardtanh_backward = torch.ops.aten.hardtanh_backward
 
 
 class _Convolution(torch.autograd.Function):
-    """y_k = w * x_k + u * x_(k-1), bias on y_0, its direction on y_1."""
+    """y_k = w * x_k + u * x_(k-1), the bias on y_0, its direction on y_1.
+
+    The weight gradient needs one pass per coefficient, the input gradient two: u is a constant.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
-        stack: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        direction: Tensor,
+        direction: Tensor | None,
         bias_direction: Tensor | None,
-        batch: int,
-        num_out: int,
         geometry: tuple[Any, ...],
-    ) -> Tensor:
-        stride, padding, dilation, groups = geometry
-        out = torch.conv2d(stack, weight, None, stride, padding, dilation, groups)
-        source = stack[: (num_out - 1) * batch]
-        shifted = torch.conv2d(source, direction, None, stride, padding, dilation, groups)
-        if num_out * batch == out.shape[0]:
-            out[batch:] += shifted
-        else:
-            shared = out.shape[0] - batch
-            shifted[:shared] += out[batch:]
-            out = torch.cat([out[:batch], shifted])
-        if bias is not None:
-            out[:batch] += bias.view(1, -1, 1, 1)
-        if bias_direction is not None:
-            out[batch : 2 * batch] += bias_direction.view(1, -1, 1, 1)
-        ctx.save_for_backward(stack, weight, direction)
-        ctx.batch, ctx.geometry, ctx.has_bias = batch, geometry, bias is not None
-        return out
+        num_out: int,
+        *xs: Tensor,
+    ) -> tuple[Tensor, ...]:
+        outs = []
+        for k in range(num_out):
+            shift = bias if k == 0 else bias_direction if k == 1 else None
+            out = torch.conv2d(xs[k], weight, shift, *geometry) if k < len(xs) else None
+            if k > 0 and direction is not None:
+                moved = torch.conv2d(xs[k - 1], direction, shift if out is None else None, *geometry)
+                out = moved if out is None else out.add_(moved)
+            assert out is not None
+            outs.append(out)
+        ctx.save_for_backward(weight, direction, *xs)
+        ctx.geometry = geometry
+        return tuple(outs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        stack, weight, direction = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        weight, direction, *xs = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.geometry
-        batch = ctx.batch
-        needs_stack, needs_weight, needs_bias = ctx.needs_input_grad[:3]
 
-        def adjoint(grad: Tensor, stack: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor, Tensor]:
+        def adjoint(grad: Tensor, x: Tensor, weight: Tensor, *wanted: bool) -> tuple[Tensor | None, Tensor | None]:
             return _convolution_backward(
-                grad, stack, weight, None, stride, padding, dilation, False, [0, 0], groups, mask
+                grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [*wanted, False]
             )[:2]
 
-        grad_stack, grad_weight = adjoint(grad[: stack.shape[0]], stack, weight, [needs_stack, needs_weight, False])
-        if needs_stack:
-            shifted = grad[batch:]
-            rows = shifted.shape[0]
-            grad_stack[:rows] += adjoint(shifted, stack[:rows], direction, [True, False, False])[0]
-        grad_bias = grad[:batch].sum((0, 2, 3)) if needs_bias else None
-        return grad_stack, grad_weight, grad_bias, None, None, None, None, None
+        needs_weight, needs_bias = ctx.needs_input_grad[:2]
+        grad_weight = None
+        grad_xs: list[Tensor | None] = []
+        for k, x in enumerate(xs):
+            needs_x = ctx.needs_input_grad[6 + k]
+            grad_x = None
+            if needs_x or needs_weight:
+                grad_x, part = adjoint(grads[k], x, weight, needs_x, needs_weight)
+                if needs_weight:
+                    grad_weight = part if grad_weight is None else grad_weight.add_(part)
+            if needs_x and direction is not None and k + 1 < len(grads):
+                grad_x.add_(adjoint(grads[k + 1], x, direction, True, False)[0])
+            grad_xs.append(grad_x)
+        grad_bias = grads[0].sum((0, 2, 3)) if needs_bias else None
+        return grad_weight, grad_bias, None, None, None, None, *grad_xs
 
 
 @rule(torch.conv2d)
@@ -92,157 +91,30 @@ def _conv2d(
     groups: int = 1,
 ) -> Jet:
     if isinstance(padding, str):
-        raise UserError(f"exact Taylor terms need numeric padding, not {padding!r}; use derivatives nested_jvp")
+        raise no_rule(f"convolutions with padding {padding!r}")
     direction, bias_direction = x.directions.of(weight), x.directions.of(bias)
-    if direction is None and bias_direction is None:
-        out = functional.conv2d(x.stack, weight, None, stride, padding, dilation, groups)
-        return x.like(out if bias is None else _add_to_value(out, bias.view(1, -1, 1, 1), x.batch))
-    num_out = min(x.order, x.terms) + 1
-    if num_out == 1:
-        return x.like(functional.conv2d(x.stack, weight, bias, stride, padding, dilation, groups))
+    num_out = min(x.order + 1, x.terms + 1) if direction is not None else x.terms
     geometry = (_pair(stride), _pair(padding), _pair(dilation), groups)
-    if direction is None:
-        direction = torch.zeros_like(weight)
-    return x.like(_Convolution.apply(x.stack, weight, bias, direction, bias_direction, x.batch, num_out, geometry))
+    if bias_direction is not None and num_out == 1 and x.order > 0:
+        raise no_rule("noise on a convolution's bias without noise on its weight")
+    return x.like(
+        _Convolution.apply(weight, bias, direction, bias_direction, geometry, num_out, *x.coefficients)
+    )
 
 
 @rule(functional.linear)
 def _linear(x: Jet, weight: Tensor, bias: Tensor | None = None) -> Jet:
     direction, bias_direction = x.directions.of(weight), x.directions.of(bias)
-    num_out = min(x.order, x.terms) + 1
-    parts = [functional.linear(x.coefficient(k), weight) for k in range(x.terms)]
-    if num_out > 1 and (direction is not None or bias_direction is not None):
-        parts += [torch.zeros_like(parts[0])] * (num_out - len(parts))
-        if direction is not None:
-            for k in range(1, num_out):
-                parts[k] = parts[k] + functional.linear(x.coefficient(k - 1), direction)
-        if bias_direction is not None:
-            parts[1] = parts[1] + bias_direction
-    if bias is not None:
-        parts[0] = parts[0] + bias
-    return x.like(torch.cat(parts))
-
-
-class _BatchNorm(torch.autograd.Function):
-    """Batch normalization of a jet in train mode, written out.
-
-    With c_k = x_k - mean(x_k), the variance is the series v = mean(c c), the inverse deviation r = (v + eps)^(-1/2), and
-    y = (gamma + t u_gamma) r c + beta + t u_beta; products are those of series. `power_series` holds the arithmetic of (T, C) series, the
-    rest are inner products per channel and sums of images weighted per channel, each one pass over memory.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        stack: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        weight_direction: Tensor | None,
-        bias_direction: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        momentum: float,
-        eps: float,
-        batch: int,
-        num_out: int,
-    ) -> Tensor:
-        xs = stack.split(batch)
-        count = xs[0].numel() // xs[0].shape[1]
-        # The value goes through the framework's kernel, so it and the running statistics equal those of nn.BatchNorm2d.
-        value, mean, inverse_std = torch.native_batch_norm(
-            xs[0], weight, bias, running_mean, running_var, True, momentum, eps
-        )
-        gamma = torch.ones_like(mean) if weight is None else weight
-        kernel_state = (torch.ones_like(mean), mean, inverse_std, eps)
-        means, variance = [mean], [inverse_std.pow(-2)]  # variance[0] includes eps
-        for k in range(1, num_out):
-            total = torch.zeros_like(mean)
-            if k < len(xs):
-                dot, mean_k = _dot_with_centred_value(xs[k], xs[0], kernel_state, count)
-                means.append(mean_k)
-                total = total + 2 * dot
-            for i in range(1, k):
-                if i < len(xs) and k - i < len(xs):
-                    total = total + _covariance(xs[i], xs[k - i], means[i], means[k - i])
-            variance.append(total)
-        v_TC = torch.stack(variance)
-        inverse_TC = power(v_TC, -0.5)
-        scale_TC = gamma * inverse_TC
-        if weight_direction is not None:
-            scale_TC[1:] += weight_direction * inverse_TC[:-1]
-        outs = [value]
-        for k in range(1, num_out):
-            sources = range(min(k + 1, len(xs)))
-            shift = -sum((scale_TC[k - j] * means[j] for j in sources), start=torch.zeros_like(mean))
-            if k == 1 and bias_direction is not None:
-                shift = shift + bias_direction
-            outs.append(_weighted_sum([(xs[j], scale_TC[k - j]) for j in sources], shift))
-        ctx.save_for_backward(stack, gamma, weight_direction, torch.stack(means), v_TC, inverse_TC, scale_TC)
-        ctx.batch, ctx.eps, ctx.count = batch, eps, count
-        return torch.cat(outs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        stack, gamma, weight_direction, means, v_TC, inverse_TC, scale_TC = ctx.saved_tensors
-        count = ctx.count
-        xs, grads = stack.split(ctx.batch), grad.split(ctx.batch)
-        kernel_state = (torch.ones_like(gamma), means[0], inverse_TC[0], ctx.eps)
-        grad_means: list[Tensor] = []
-        grad_scale = torch.zeros_like(scale_TC)  # divided by the number of pixels, as all inner products here
-        for i, grad_i in enumerate(grads):
-            dot, grad_mean = _dot_with_centred_value(grad_i, xs[0], kernel_state, count)
-            grad_means.append(grad_mean)
-            grad_scale[i] += dot
-            for j in range(1, min(i + 1, len(xs))):
-                grad_scale[i - j] += _covariance(grad_i, xs[j], grad_mean, means[j])
-        grad_inverse = gamma * grad_scale
-        if weight_direction is not None:
-            grad_inverse[:-1] += weight_direction * grad_scale[1:]
-        grad_variance = convolve_adjoint(grad_inverse, -0.5 * power(v_TC, -1.5))
-        grad_xs = []
-        for j in range(len(xs)):
-            parts: list[tuple[Tensor, Tensor]] = []
-            shift = torch.zeros_like(gamma)
-            for i in range(j, len(grads)):
-                parts.append((grads[i], scale_TC[i - j]))
-                shift = shift - scale_TC[i - j] * grad_means[i]
-            for k in range(j, len(grads)):
-                if k - j < len(xs):
-                    parts.append((xs[k - j], 2 * grad_variance[k]))
-                    shift = shift - 2 * grad_variance[k] * means[k - j]
-            grad_xs.append(_weighted_sum(parts, shift))
-        grad_weight = count * (grad_scale * inverse_TC).sum(0) if ctx.needs_input_grad[1] else None
-        grad_bias = count * grad_means[0] if ctx.needs_input_grad[2] else None
-        return torch.cat(grad_xs), grad_weight, grad_bias, *(None,) * 8
-
-
-def _dot_with_centred_value(
-    other: Tensor, value: Tensor, kernel_state: tuple[Tensor, Tensor, Tensor, float], count: int
-) -> tuple[Tensor, Tensor]:
-    """Return mean(other (value - mean)) and mean(other) per channel, from the reductions of a fused kernel."""
-    ones, mean, inverse_std, eps = kernel_state
-    _, scaled, total = _batch_norm_backward(
-        other, value, ones, None, None, mean, inverse_std, True, eps, [False, True, True]
-    )
-    return scaled / (inverse_std * count), total / count
-
-
-def _covariance(a: Tensor, b: Tensor, mean_a: Tensor, mean_b: Tensor) -> Tensor:
-    return (a * b).mean((0, 2, 3)) - mean_a * mean_b
-
-
-def _weighted_sum(parts: list[tuple[Tensor, Tensor]], shift: Tensor) -> Tensor:
-    """Return sum of image times weight, plus shift; weights and shift per channel."""
-    first, weight = parts[0]
-    out = torch.addcmul(_channels(shift), first, _channels(weight))
-    for image, weight in parts[1:]:
-        out.addcmul_(image, _channels(weight))
-    return out
-
-
-def _channels(values_C: Tensor) -> Tensor:
-    return values_C.view(1, -1, 1, 1)
+    outs: list[Tensor] = [functional.linear(x.value, weight, bias)]
+    outs += [functional.linear(coefficient, weight) for coefficient in x.coefficients[1:]]
+    if direction is not None:
+        for k in range(1, min(x.order, x.terms) + 1):
+            moved = functional.linear(x.coefficients[k - 1], direction)
+            outs[k:] = [outs[k] + moved, *outs[k + 1 :]] if k < len(outs) else [moved]
+    if bias_direction is not None and x.order > 0:
+        shift = bias_direction.expand_as(outs[0])
+        outs[1:] = [outs[1] + shift, *outs[2:]] if len(outs) > 1 else [shift]
+    return x.like(outs)
 
 
 @rule(functional.batch_norm)
@@ -256,83 +128,57 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Jet:
-    gamma_direction, beta_direction = x.directions.of(weight), x.directions.of(bias)
-    if x.terms == 1 and gamma_direction is None and beta_direction is None:
-        return x.like(functional.batch_norm(x.stack, running_mean, running_var, weight, bias, training, momentum, eps))
-    if x.stack.ndim != 4:
-        raise UserError(
-            "exact Taylor terms know batch normalization of images (B, C, H, W) only; use derivatives nested_jvp"
+    weight_direction, bias_direction = x.directions.of(weight), x.directions.of(bias)
+    if x.terms == 1 and weight_direction is None and bias_direction is None:
+        return x.map(
+            lambda value: functional.batch_norm(value, running_mean, running_var, weight, bias, training, momentum, eps)
         )
-    num_out = x.order + 1 if training else min(x.order, x.terms if gamma_direction is not None else x.terms - 1) + 1
+    if x.ndim != 4:
+        raise no_rule("batch normalization of anything else than (B, C, H, W)")
     if training:
-        return x.like(
-            _BatchNorm.apply(
-                x.stack,
-                weight,
-                bias,
-                gamma_direction,
-                beta_direction,
-                running_mean,
-                running_var,
-                momentum,
-                eps,
-                x.batch,
-                num_out,
-            )
-        )
-    assert running_mean is not None and running_var is not None
+        settings = (running_mean, running_var, momentum, eps, x.order + 1)
+        return x.like(JetBatchNorm.apply(weight, bias, weight_direction, bias_direction, settings, *x.coefficients))
+    assert running_mean is not None
+    assert running_var is not None
     inverse_std = torch.rsqrt(running_var + eps)
-    centred = _add_to_value(x.stack, -_channels(running_mean), x.batch) * _channels(inverse_std)
-    jet = x.like(centred if weight is None else centred * _channels(weight))
-    if gamma_direction is not None:
-        num_shifted = min(x.order, x.terms)
-        shifted = x.like(
-            torch.cat(
-                [torch.zeros_like(centred[: x.batch]), centred[: num_shifted * x.batch] * _channels(gamma_direction)]
-            )
-        )
-        jet = _add(jet, shifted)
+    normalized = _add(x, -_channels(running_mean)).map(lambda c: c * _channels(inverse_std))
+    out = normalized if weight is None else normalized.map(lambda c: c * _channels(weight))
+    if weight_direction is not None:
+        moved = [c * _channels(weight_direction) for c in normalized.coefficients[: x.order]]
+        out = _add(out, x.like([torch.zeros_like(x.value), *moved]))
     if bias is not None:
-        jet = x.like(_add_to_value(jet.stack, _channels(bias), x.batch))
-    if beta_direction is not None:
-        stack = jet.padded(2)
-        shift = _channels(beta_direction).expand(x.batch, *stack.shape[1:])
-        jet = x.like(torch.cat([stack[: x.batch], stack[x.batch : 2 * x.batch] + shift, stack[2 * x.batch :]]))
-    return jet
+        out = _add(out, _channels(bias))
+    if bias_direction is not None:
+        out = _add(out, x.like([torch.zeros_like(x.value), _channels(bias_direction).expand_as(x.value)]))
+    return out
 
 
 class _Rectifier(torch.autograd.Function):
     """max(x_0, 0), and all other coefficients where x_0 > 0."""
 
     @staticmethod
-    def forward(ctx: Any, stack: Tensor, batch: int) -> Tensor:
-        out = _gated(stack, stack[:batch], batch)
-        ctx.save_for_backward(out)
-        ctx.batch = batch
-        return out
+    def forward(ctx: Any, *xs: Tensor) -> tuple[Tensor, ...]:
+        value = torch.relu(xs[0])
+        ctx.save_for_backward(value)
+        return value, *(_threshold_backward(x, xs[0], 0) for x in xs[1:])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (out,) = ctx.saved_tensors
-        return _gated(grad, out[: ctx.batch], ctx.batch), None
-
-
-def _gated(stack: Tensor, gate: Tensor, batch: int) -> Tensor:
-    return _threshold_backward(stack.unflatten(0, (-1, batch)), gate.unsqueeze(0), 0).flatten(0, 1)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        (value,) = ctx.saved_tensors
+        return tuple(_threshold_backward(grad, value, 0) for grad in grads)
 
 
 @rule(functional.relu, torch.relu)
 def _relu(x: Jet, inplace: bool = False) -> Jet:
-    return x.like(_Rectifier.apply(x.stack, x.batch))
+    return x.like(_Rectifier.apply(*x.coefficients))
 
 
 @rule(functional.hardtanh)
 def _hardtanh(x: Jet, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Jet:
-    value = functional.hardtanh(x.coefficient(0), min_val, max_val)
-    gate = x.coefficient(0).detach()
-    rest = [_hardtanh_backward(x.coefficient(k), gate, min_val, max_val) for k in range(1, x.terms)]
-    return x.like(torch.cat([value, *rest]))
+    gate = x.value.detach()
+    rest = [_hardtanh_backward(c, gate, min_val, max_val) for c in x.coefficients[1:]]
+    return x.like([functional.hardtanh(x.value, min_val, max_val), *rest])
 
 
 @rule(functional.relu6)
@@ -342,38 +188,35 @@ def _relu6(x: Jet, inplace: bool = False) -> Jet:
 
 @rule(functional.leaky_relu)
 def _leaky_relu(x: Jet, negative_slope: float = 0.01, inplace: bool = False) -> Jet:
-    value = x.coefficient(0)
-    slope = torch.where(value.detach() > 0, 1.0, negative_slope).to(value.dtype)
-    return x.like((x.stack.unflatten(0, (-1, x.batch)) * slope).flatten(0, 1))
+    slope = torch.where(x.value.detach() > 0, 1.0, negative_slope).to(x.dtype)
+    return x.map(lambda c: c * slope)
 
 
 def _smooth(x: Jet, value: Tensor, first: Tensor, second: Tensor) -> Jet:
     """Apply a function given its value and its first and second derivative at x_0 (Faa di Bruno)."""
     if x.order > 2:
-        raise UserError("exact Taylor terms of smooth activations exist up to the second order")
-    parts = [value]
+        raise no_rule("smooth activations beyond the second order")
+    outs = [value]
     if x.terms > 1:
-        parts.append(first * x.coefficient(1))
+        outs.append(first * x.coefficients[1])
         if x.order == 2:
-            bent = 0.5 * second * x.coefficient(1).square()
-            parts.append(bent if x.terms == 2 else first * x.coefficient(2) + bent)
-    return x.like(torch.cat(parts))
+            bent = 0.5 * second * x.coefficients[1].square()
+            outs.append(bent if x.terms == 2 else first * x.coefficients[2] + bent)
+    return x.like(outs)
 
 
 @rule(functional.softplus)
 def _softplus(x: Jet, beta: float = 1.0, threshold: float = 20.0) -> Jet:
-    value = x.coefficient(0)
-    sigmoid = torch.sigmoid(beta * value)
-    linear = beta * value > threshold  # where the framework's function continues as the identity
+    sigmoid = torch.sigmoid(beta * x.value)
+    linear = beta * x.value > threshold  # where the framework's function continues as the identity
     first = torch.where(linear, torch.ones_like(sigmoid), sigmoid)
     second = torch.where(linear, torch.zeros_like(sigmoid), beta * sigmoid * (1 - sigmoid))
-    return _smooth(x, functional.softplus(value, beta, threshold), first, second)
+    return _smooth(x, functional.softplus(x.value, beta, threshold), first, second)
 
 
 @rule(functional.silu)
 def _silu(x: Jet, inplace: bool = False) -> Jet:
-    value = x.coefficient(0)
-    sigmoid = torch.sigmoid(value)
+    value, sigmoid = x.value, torch.sigmoid(x.value)
     slope = sigmoid * (1 - sigmoid)
     return _smooth(x, value * sigmoid, sigmoid + value * slope, slope * (2 + value * (1 - 2 * sigmoid)))
 
@@ -381,10 +224,8 @@ def _silu(x: Jet, inplace: bool = False) -> Jet:
 @rule(functional.gelu)
 def _gelu(x: Jet, approximate: str = "none") -> Jet:
     if approximate != "none":
-        raise UserError(
-            "exact Taylor terms know the exact GELU only, not its tanh approximation; use derivatives nested_jvp"
-        )
-    value = x.coefficient(0)
+        raise no_rule("the tanh approximation of GELU")
+    value = x.value
     density = torch.exp(-0.5 * value.square()) / math.sqrt(2 * math.pi)
     distribution = 0.5 * (1 + torch.erf(value / math.sqrt(2)))
     return _smooth(x, value * distribution, distribution + value * density, density * (2 - value.square()))
@@ -392,14 +233,14 @@ def _gelu(x: Jet, approximate: str = "none") -> Jet:
 
 @rule(torch.sigmoid, functional.sigmoid)
 def _sigmoid(x: Jet) -> Jet:
-    value = torch.sigmoid(x.coefficient(0))
+    value = torch.sigmoid(x.value)
     slope = value * (1 - value)
     return _smooth(x, value, slope, slope * (1 - 2 * value))
 
 
 @rule(torch.tanh, functional.tanh)
 def _tanh(x: Jet) -> Jet:
-    value = torch.tanh(x.coefficient(0))
+    value = torch.tanh(x.value)
     slope = 1 - value.square()
     return _smooth(x, value, slope, -2 * value * slope)
 
@@ -415,65 +256,52 @@ def _max_pool2d(
     return_indices: bool = False,
 ) -> Jet:
     if return_indices:
-        raise UserError("exact Taylor terms know max-pooling without returned indices only")
+        raise no_rule("max-pooling that returns indices")
     value, indices = functional.max_pool2d(
-        x.coefficient(0), kernel_size, stride, padding, dilation, ceil_mode, return_indices=True
+        x.value, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True
     )
     flat = indices.flatten(2)
-    rest = [x.coefficient(k).flatten(2).gather(2, flat).view_as(value) for k in range(1, x.terms)]
-    return x.like(torch.cat([value, *rest]))
+    return x.like([value, *(c.flatten(2).gather(2, flat).view(value.shape) for c in x.coefficients[1:])])
 
 
 @rule(functional.avg_pool2d)
 def _avg_pool2d(x: Jet, *args: Any, **kwargs: Any) -> Jet:
-    return x.like(functional.avg_pool2d(x.stack, *args, **kwargs))
+    return x.map(lambda c: functional.avg_pool2d(c, *args, **kwargs))
 
 
 @rule(functional.adaptive_avg_pool2d)
 def _adaptive_avg_pool2d(x: Jet, output_size: Any) -> Jet:
-    return x.like(functional.adaptive_avg_pool2d(x.stack, output_size))
+    return x.map(lambda c: functional.adaptive_avg_pool2d(c, output_size))
 
 
 @rule(torch.mean)
-def _mean(x: Jet, dim: Any = None, keepdim: bool = False) -> Jet:
-    axes = (dim,) if isinstance(dim, int) else tuple(dim or ())
-    if not axes or any(axis % x.ndim == 0 for axis in axes):
-        raise UserError("exact Taylor terms know means over axes other than the batch only")
-    return x.like(x.stack.mean(axes, keepdim=keepdim))
+def _mean(x: Jet, *args: Any, **kwargs: Any) -> Jet:
+    return x.mean(*args, **kwargs)
 
 
 @rule(torch.flatten)
-def _flatten(x: Jet, start_dim: int = 0, end_dim: int = -1) -> Jet:
-    if start_dim % x.ndim == 0:
-        raise UserError("exact Taylor terms cannot flatten the batch axis")
-    return x.like(x.stack.flatten(start_dim, end_dim))
-
-
-@rule(torch.reshape)
-def _reshape(x: Jet, shape: Any) -> Jet:
-    shape = tuple(shape)
-    if shape[0] not in (x.batch, -1) or (shape[0] == -1 and math.prod(shape[1:]) * x.batch != x.shape.numel()):
-        raise UserError("exact Taylor terms need the batch axis in front when a tensor is reshaped")
-    return x.like(x.stack.reshape(x.stack.shape[0], *shape[1:]))
+def _flatten(x: Jet, *args: Any, **kwargs: Any) -> Jet:
+    return x.flatten(*args, **kwargs)
 
 
 @rule(functional.dropout)
 def _dropout(x: Jet, p: float = 0.5, training: bool = True, inplace: bool = False) -> Jet:
     if training and p > 0:
-        raise UserError("exact Taylor terms need a deterministic network: dropout must be 0")
+        raise no_rule("dropout in train mode: forward must be deterministic")
     return x
 
 
 @rule(torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__)
 def _add(a: Any, b: Any) -> Jet:
     if isinstance(a, Jet) and isinstance(b, Jet):
-        terms = max(a.terms, b.terms)
-        return a.like(a.padded(terms) + b.padded(terms))
+        shared = [p + q for p, q in zip(a.coefficients, b.coefficients, strict=False)]
+        longer = a if a.terms > b.terms else b
+        return a.like([*shared, *longer.coefficients[len(shared) :]])
     jet, other = (a, b) if isinstance(a, Jet) else (b, a)
-    return jet.like(_add_to_value(jet.stack, other, jet.batch))
+    return jet.like([jet.value + _constant(other, jet), *jet.coefficients[1:]])
 
 
-@rule(torch.sub, torch.Tensor.sub, torch.Tensor.__sub__)
+@rule(torch.sub, torch.Tensor.sub, torch.Tensor.__sub__, torch.Tensor.__rsub__)
 def _sub(a: Any, b: Any) -> Jet:
     return _add(a, -b)
 
@@ -481,38 +309,31 @@ def _sub(a: Any, b: Any) -> Jet:
 @rule(torch.mul, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__)
 def _mul(a: Any, b: Any) -> Jet:
     if isinstance(a, Jet) and isinstance(b, Jet):
-        terms = min(a.order + 1, a.terms + b.terms - 1)
-        products = []
-        for k in range(terms):
+        outs = []
+        for k in range(min(a.order + 1, a.terms + b.terms - 1)):
             pairs = [(i, k - i) for i in range(k + 1) if i < a.terms and k - i < b.terms]
-            products.append(sum(a.coefficient(i) * b.coefficient(j) for i, j in pairs))
-        return a.like(torch.cat(products))
+            outs.append(torch.stack([a.coefficients[i] * b.coefficients[j] for i, j in pairs]).sum(0))
+        return a.like(outs)
     jet, factor = (a, b) if isinstance(a, Jet) else (b, a)
-    return jet.like(jet.stack * _constant(factor, jet))
+    return jet.map(lambda c: c * _constant(factor, jet))
 
 
 @rule(torch.div, torch.Tensor.div, torch.Tensor.__truediv__)
 def _div(a: Any, b: Any) -> Jet:
     if not isinstance(a, Jet) or isinstance(b, Jet):
-        raise UserError("exact Taylor terms know division by constants only; use derivatives nested_jvp")
-    return a.like(a.stack / _constant(b, a))
+        raise no_rule("division by something that depends on the weights")
+    return a.map(lambda c: c / _constant(b, a))
 
 
 def _constant(value: Any, jet: Jet) -> Any:
-    """Return a factor that is the same for every row of the stack, or raise."""
-    if isinstance(value, Tensor):
-        if jet.directions.of(value) is not None:
-            raise UserError("exact Taylor terms know noise in layers, not in weights that multiply a feature map")
-        if value.ndim == jet.ndim and value.shape[0] != 1:
-            return value.repeat(jet.terms, *(1 for _ in value.shape[1:]))
+    """Return `value` if u does not touch it."""
+    if isinstance(value, Tensor) and jet.directions.of(value) is not None:
+        raise no_rule("noise on a parameter outside a layer")
     return value
 
 
-def _add_to_value(stack: Tensor, value: Any, batch: int) -> Tensor:
-    """Add a constant to a stack: to the rows of x_0 alone."""
-    if stack.shape[0] == batch:
-        return stack + value
-    return torch.cat([stack[:batch] + value, stack[batch:]])
+def _channels(values_C: Tensor) -> Tensor:
+    return values_C.view(1, -1, 1, 1)
 
 
 def _pair(value: Any) -> list[int]:

@@ -1,20 +1,17 @@
 """Taylor-mode forward differentiation of a network along a direction u in weight space.
 
 A `Jet` holds the Taylor coefficients x_0, x_1, ..., x_n of a batch as a function of t where the weights are w + t u:
-x(t) = x_0 + t x_1 + t^2 x_2 + ..., that is, x_k is 1/k! times the k-th derivative. The coefficients are stacked along the batch
-axis, so a convolution handles all of them in one call. Passing a jet through an unchanged `nn.Module` yields the jet of the
-logits; ordinary reverse mode through that computation gives the exact weight gradients of every coefficient.
+x(t) = x_0 + t x_1 + t^2 x_2 + ..., that is, x_k is 1/k! times the k-th derivative. Passing a jet through an unchanged `nn.Module` yields
+the jet of the logits; ordinary reverse mode through that computation gives the exact weight gradients of every coefficient.
 
 Each operation has its own rule (`trainers.jet_rules`); one without a rule raises. No derivative formula of the framework's fused batch
-normalization is ever used: in forward mode those are wrong as soon as they are differentiated again. And where nested forward mode pays
-2^n times for order n, the rules pay about n^2/2.
-
-Shapes: B batch, T stored coefficients (trailing zero coefficients are not stored), stack (T B, ...).
+normalization is ever used: in forward mode those are wrong as soon as they are differentiated again. And where nested forward mode
+costs 2^n forward passes for order n, the rules cost about n^2 / 2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,8 +34,13 @@ def rule(*functions: Any) -> Callable[[Rule], Rule]:
     return register
 
 
+def no_rule(what: str) -> UserError:
+    """Return the error for something that exact Taylor terms cannot pass through."""
+    return UserError(f"exact Taylor terms have no rule for {what}; use derivatives nested_jvp or antithetic")
+
+
 class Directions:
-    """The direction u in weight space: `directions.of(weight)` is the part of u that belongs to a weight, or None where u is zero.
+    """The direction u in weight space: `of(weight)` is the part of u that belongs to a weight, or None where u is zero.
 
     Args:
         model: the network.
@@ -54,46 +56,45 @@ class Directions:
 
 
 class Jet:
-    """Taylor coefficients of a batch; stands for a tensor of shape (B, ...) in the forward of a network.
+    """Taylor coefficients of a batch; stands for one tensor in the forward of a network.
 
     Attributes:
-        stack: (T B, ...), coefficient k in rows k B to (k + 1) B.
-        batch: B.
+        coefficients: x_0, ..., each of the tensor's shape; trailing zero coefficients are left out, so an input has one.
         order: n, the highest coefficient that is computed.
         directions: u.
     """
 
-    __slots__ = ("batch", "directions", "order", "stack")
+    __slots__ = ("coefficients", "directions", "order")
 
-    def __init__(self, stack: Tensor, batch: int, order: int, directions: Directions) -> None:
-        self.stack, self.batch, self.order, self.directions = stack, batch, order, directions
+    def __init__(self, coefficients: Sequence[Tensor], order: int, directions: Directions) -> None:
+        self.coefficients, self.order, self.directions = tuple(coefficients), order, directions
 
-    @classmethod
-    def constant(cls, x: Tensor, order: int, directions: Directions) -> Jet:
-        """Return the jet of an input that does not depend on the weights."""
-        return cls(x, x.shape[0], order, directions)
+    @property
+    def value(self) -> Tensor:
+        """x_0."""
+        return self.coefficients[0]
 
     @property
     def terms(self) -> int:
-        """T, the number of stored coefficients."""
-        return self.stack.shape[0] // self.batch
+        """Number of coefficients that are not known to be zero."""
+        return len(self.coefficients)
 
-    def coefficient(self, index: int) -> Tensor:
-        """Return x_index, of shape (B, ...); zeros where it is not stored."""
+    def derivative(self, index: int) -> Tensor:
+        """Return the derivative of the given order at t = 0."""
         if index >= self.terms:
-            return torch.zeros_like(self.stack[: self.batch])
-        return self.stack[index * self.batch : (index + 1) * self.batch]
+            return torch.zeros_like(self.value)
+        factor = 1
+        for k in range(2, index + 1):
+            factor *= k
+        return self.coefficients[index] if factor == 1 else factor * self.coefficients[index]
 
-    def like(self, stack: Tensor) -> Jet:
-        """Return a jet with another stack."""
-        return Jet(stack, self.batch, self.order, self.directions)
+    def like(self, coefficients: Sequence[Tensor]) -> Jet:
+        """Return a jet with other coefficients, of the same order and direction."""
+        return Jet(coefficients, self.order, self.directions)
 
-    def padded(self, terms: int) -> Tensor:
-        """Return the stack with zero coefficients appended up to `terms`."""
-        missing = terms - self.terms
-        if missing <= 0:
-            return self.stack
-        return torch.cat([self.stack, self.stack.new_zeros((missing * self.batch, *self.stack.shape[1:]))])
+    def map(self, function: Callable[[Tensor], Tensor]) -> Jet:
+        """Apply a linear function that does not depend on the weights."""
+        return self.like([function(coefficient) for coefficient in self.coefficients])
 
     @classmethod
     def __torch_function__(
@@ -101,64 +102,46 @@ class Jet:
     ) -> Any:
         implementation = RULES.get(func)
         if implementation is None:
-            name = getattr(func, "__name__", str(func))
-            raise UserError(
-                f"exact Taylor terms have no rule for the operation {name!r} of this network; use derivatives nested_jvp or antithetic"
-            )
+            raise no_rule(f"the operation {getattr(func, '__name__', str(func))!r} of this network")
         return implementation(*args, **(kwargs or {}))
 
     def __getattr__(self, name: str) -> Any:
-        raise UserError(
-            f"exact Taylor terms have no rule for the operation Tensor.{name} of this network; use derivatives nested_jvp or antithetic"
-        )
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise no_rule(f"the operation Tensor.{name} of this network")
 
-    @property
-    def shape(self) -> torch.Size:
-        """(B, ...), the shape of the batch that the jet stands for."""
-        return torch.Size((self.batch, *self.stack.shape[1:]))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the coefficients."""
-        return self.stack.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the coefficients are."""
-        return self.stack.device
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return self.stack.ndim
+    shape = property(lambda self: self.value.shape)
+    dtype = property(lambda self: self.value.dtype)
+    device = property(lambda self: self.value.device)
+    ndim = property(lambda self: self.value.ndim)
 
     def dim(self) -> int:
         """Return the number of axes."""
-        return self.stack.ndim
+        return self.value.ndim
 
     def size(self, axis: int | None = None) -> Any:
         """Return the shape, or its entry at `axis`."""
         return self.shape if axis is None else self.shape[axis]
 
     def is_floating_point(self) -> bool:
-        """Return True."""
-        return True
+        """Return whether coefficients are floating-point numbers."""
+        return self.value.is_floating_point()
 
     def contiguous(self, **kwargs: Any) -> Jet:
-        """Return the jet with a contiguous stack."""
-        return self.like(self.stack.contiguous(**kwargs))
+        """Return the jet with contiguous coefficients."""
+        return self.map(lambda x: x.contiguous(**kwargs))
 
     def mean(self, *args: Any, **kwargs: Any) -> Jet:
-        """Return the mean over axes other than the batch."""
-        return RULES[torch.mean](self, *args, **kwargs)
+        """Return the mean over axes."""
+        return self.map(lambda x: x.mean(*args, **kwargs))
 
     def flatten(self, *args: Any, **kwargs: Any) -> Jet:
-        """Flatten axes other than the batch."""
-        return RULES[torch.flatten](self, *args, **kwargs)
+        """Flatten axes."""
+        return self.map(lambda x: x.flatten(*args, **kwargs))
 
     def reshape(self, *shape: Any) -> Jet:
-        """Reshape, the batch axis staying in front."""
-        return RULES[torch.reshape](self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+        """Reshape."""
+        return self.map(lambda x: x.reshape(*shape))
 
     view = reshape
 
@@ -170,6 +153,9 @@ class Jet:
     def __sub__(self, other: Any) -> Jet:
         return RULES[torch.sub](self, other)
 
+    def __rsub__(self, other: Any) -> Jet:
+        return RULES[torch.sub](other, self)
+
     def __mul__(self, other: Any) -> Jet:
         return RULES[torch.mul](self, other)
 
@@ -179,4 +165,4 @@ class Jet:
         return RULES[torch.div](self, other)
 
     def __neg__(self) -> Jet:
-        return self.like(-self.stack)
+        return self.map(torch.neg)

@@ -1,7 +1,7 @@
 """Members of an ensemble spread over the workers of a process group: member i is computed by worker i mod W.
 
-Each worker sees the whole batch and trains its own members; input gradients are the only activations exchanged. Weight gradients meet in the
-training loop's one all-reduce, so every worker goes on holding the whole ensemble and can attack with any member of it.
+Each worker sees the whole batch and trains its own members; input gradients are the only activations exchanged. Weight gradients meet
+in the training loop's one all-reduce, so every worker goes on holding the whole ensemble and can attack with any member of it.
 Shapes: B batch, D pixels, N members, W workers.
 """
 

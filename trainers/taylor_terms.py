@@ -78,10 +78,9 @@ def _exact(model: nn.Module, x: Tensor, noise: Noise, order: int, update: bool) 
         raise UserError(
             "exact Taylor terms need training.batch_norm: local; synchronized statistics have no exact rule"
         )
-    logits = model(Jet.constant(x, order, Directions(model, noise)))
+    logits = model(Jet([x], order, Directions(model, noise)))
     assert isinstance(logits, Jet), "the network returned something else than a jet for a jet"
-    second = 2 * logits.coefficient(2) if order == 2 else None
-    return TaylorTerms(logits.coefficient(0), logits.coefficient(1), second)
+    return TaylorTerms(logits.value, logits.derivative(1), logits.derivative(2) if order == 2 else None)
 
 
 def _nested_jvp(model: nn.Module, x: Tensor, noise: Noise, order: int, update: bool) -> TaylorTerms:

@@ -204,9 +204,7 @@ def _run_targeted(model: AttackedModel, problem: AttackProblem, parameters: Targ
 def _check_targeted(parameters: TargetedApgdParameters, num_classes: int) -> None:
     del parameters
     if num_classes < 4:
-        raise UserError(
-            f"attack 'apgd_targeted' needs at least 4 classes, the model has {num_classes}; use 'apgd_ce' or 'apgd_margin'"
-        )
+        raise UserError(f"attack 'apgd_targeted' needs at least 4 classes, the model has {num_classes}; use 'apgd_ce' or 'apgd_margin'")
 
 
 def _check_dlr(parameters: ApgdParameters, num_classes: int) -> None:
@@ -226,9 +224,7 @@ def _cost(parameters: ApgdParameters, num_draws: int, num_classes: int, fixed_dr
 
 
 ATTACKS = (
-    AttackEntry(
-        "apgd_ce", "Auto-PGD on cross-entropy", ApgdParameters, ("linf", "l2"), _untargeted("cross_entropy"), _cost
-    ),
+    AttackEntry("apgd_ce", "Auto-PGD on cross-entropy", ApgdParameters, ("linf", "l2"), _untargeted("cross_entropy"), _cost),
     AttackEntry(
         "apgd_dlr",
         "Auto-PGD on the difference-of-logits ratio",

@@ -43,9 +43,7 @@ def attack_loss(name: LossName, num_classes: int) -> AttackLoss:
         UserError: the loss needs more classes than the model has.
     """
     if name == "difference_of_logits_ratio" and num_classes < 3:
-        raise UserError(
-            f"the loss `difference_of_logits_ratio` needs at least 3 classes, the model has {num_classes}; use `margin`"
-        )
+        raise UserError(f"the loss `difference_of_logits_ratio` needs at least 3 classes, the model has {num_classes}; use `margin`")
     return {
         "cross_entropy": cross_entropy,
         "margin": margin,

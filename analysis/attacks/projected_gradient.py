@@ -84,10 +84,6 @@ def _fgsm_cost(parameters: FgsmParameters, num_draws: int, num_classes: int, fix
 
 
 ATTACKS = (
-    AttackEntry(
-        "pgd", "projected gradient descent, last iterate", PgdParameters, ("linf", "l2"), _run_pgd, _pgd_cost
-    ),
-    AttackEntry(
-        "fgsm", "one gradient step of size epsilon", FgsmParameters, ("linf", "l2"), _run_fgsm, _fgsm_cost, one_step=True
-    ),
+    AttackEntry("pgd", "projected gradient descent, last iterate", PgdParameters, ("linf", "l2"), _run_pgd, _pgd_cost),
+    AttackEntry("fgsm", "one gradient step of size epsilon", FgsmParameters, ("linf", "l2"), _run_fgsm, _fgsm_cost, one_step=True),
 )

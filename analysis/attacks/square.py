@@ -33,14 +33,10 @@ class SquareParameters(Config):
     rescale_schedule: bool = Field(
         False, description="Stretch the schedule of window sizes to `num_queries` (the paper); AutoAttack does not."
     )
-    renew_draws_every: int = Field(
-        50, ge=1, description="With sampled draws: queries after which the common draws are exchanged."
-    )
+    renew_draws_every: int = Field(50, ge=1, description="With sampled draws: queries after which the common draws are exchanged.")
 
 
-def square_linf(
-    model: AttackedModel, x: Tensor, y: Tensor, *, epsilon: float, parameters: SquareParameters, seed: int
-) -> Tensor:
+def square_linf(model: AttackedModel, x: Tensor, y: Tensor, *, epsilon: float, parameters: SquareParameters, seed: int) -> Tensor:
     """Return, per image, a corner-like point of the linf ball with a high mean margin over the model's draws.
 
     Against one deterministic function images that err are left alone; against several draws every image is searched to the end.

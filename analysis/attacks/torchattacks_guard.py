@@ -40,8 +40,7 @@ class TorchattacksParameters(Config):
     @classmethod
     def _read_fractions(cls, arguments: dict[str, Any]) -> dict[str, Any]:
         return {
-            name: parse_pixel_fraction(value) if isinstance(value, str) and "/" in value else value
-            for name, value in arguments.items()
+            name: parse_pixel_fraction(value) if isinstance(value, str) and "/" in value else value for name, value in arguments.items()
         }
 
 
@@ -216,9 +215,7 @@ def _facts(class_name: str) -> _LibraryAttack:
 
 def _check_arguments(facts: _LibraryAttack, arguments: dict[str, Any], num_classes: int) -> None:
     if num_classes < facts.min_classes:
-        raise UserError(
-            f"torchattacks' {facts.class_name} needs at least {facts.min_classes} classes, the model has {num_classes}"
-        )
+        raise UserError(f"torchattacks' {facts.class_name} needs at least {facts.min_classes} classes, the model has {num_classes}")
     if facts.class_name in ("APGD", "UPGD") and arguments.get("loss") == "dlr" and num_classes < 3:
         raise UserError(f"torchattacks' {facts.class_name} with loss `dlr` needs at least 3 classes, the model has {num_classes}")
     known = list(inspect.signature(getattr(_library(), facts.class_name).__init__).parameters)[2:]

@@ -26,9 +26,7 @@ class SingleNormalizationConfig(Config):
         description="`bn` BatchNorm, `bgn` BatchNorm over groups of channels, `in` InstanceNorm without affine parameters (as in the "
         "official code's baseline), `gn` GroupNorm, `ln` LayerNorm over (C, H, W).",
     )
-    num_groups: int | None = Field(
-        None, ge=1, description="Number of groups of `gn` and `bgn`; none: 32, unless group_size is given."
-    )
+    num_groups: int | None = Field(None, ge=1, description="Number of groups of `gn` and `bgn`; none: 32, unless group_size is given.")
     group_size: int | None = Field(None, ge=1, description="Channels per group of `gn` and `bgn`, instead of num_groups.")
 
     @model_validator(mode="after")

@@ -199,9 +199,7 @@ class Normalization2d(nn.Module):
             self.num_batches_tracked.add_(1)
         running = (self.running_mean, self.running_var) if record or not self.training else (None, None)
         if self.num_groups == self.num_channels:
-            return functional.batch_norm(
-                x_BCHW, *running, self.weight, self.bias, self.training, self.momentum, self.eps
-            )
+            return functional.batch_norm(x_BCHW, *running, self.weight, self.bias, self.training, self.momentum, self.eps)
         # A group of channels is one channel of a taller image.
         batch, _, height, width = x_BCHW.shape
         tall = x_BCHW.reshape(batch, self.num_groups, -1, width)
@@ -212,9 +210,7 @@ class Normalization2d(nn.Module):
         out_BCHW = torch.addcmul(self.bias[:, None, None], out_BCHW, self.weight[:, None, None])
         return out_BCHW.to(x_BCHW.dtype)
 
-    def moments(
-        self, x_BCHW: Tensor, mean_BC: Tensor, variance_BC: Tensor, share: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def moments(self, x_BCHW: Tensor, mean_BC: Tensor, variance_BC: Tensor, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and variance per channel that this normalization uses, (B, C) or (C,), from those per (sample, channel).
 
         In training mode the statistics of the batch are recorded with the weight `momentum * share`; a `share` of 0 leaves the

@@ -71,9 +71,7 @@ class _FusedBatchNorm(OfType):
 
 def _explicit(module: nn.Module) -> ExplicitBatchNorm2d:
     assert isinstance(module, nn.BatchNorm2d)
-    new = ExplicitBatchNorm2d(
-        module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats, device="meta"
-    )
+    new = ExplicitBatchNorm2d(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats, device="meta")
     new.weight, new.bias = module.weight, module.bias
     new.running_mean, new.running_var = module.running_mean, module.running_var
     new.num_batches_tracked = module.num_batches_tracked

@@ -25,6 +25,10 @@ class HostMirror:
         self._tensor = tensor
         self._value = value
 
+    def knows(self, tensor: Tensor) -> bool:
+        """Return whether `tensor` is the one remembered."""
+        return tensor is self._tensor
+
     def read(self, tensor: Tensor) -> Any:
         """Return `tensor.tolist()`; it waits for the device only if `tensor` is not the one remembered."""
         if tensor is not self._tensor:

@@ -131,7 +131,8 @@ def lay_out(convolutions: Mapping[str, nn.Conv2d], unit_channels: int, unit_kern
             raise UserError(f"convolution {name!r} has kernel size {kernel_size}; units have {unit_kernel_size}, or 1")
         if conv.out_channels % unit_channels or conv.in_channels % unit_channels:
             raise UserError(
-                f"convolution {name!r} maps {conv.in_channels} to {conv.out_channels} channels, no multiples of unit_channels {unit_channels}"
+                f"convolution {name!r} maps {conv.in_channels} to {conv.out_channels} channels, no multiples of unit_channels "
+                f"{unit_channels}"
             )
         grid = UnitGrid(name, conv.out_channels // unit_channels, conv.in_channels // unit_channels, kernel_size, first)
         grids.append(grid)
@@ -174,14 +175,14 @@ class WeightGenerator(nn.Module):
     Args:
         grids: from `lay_out`.
         embeddings_UE: start values of the embeddings.
-        hypernetwork: owned by this generator, unless `owned` is False: then it belongs to somebody else (a hypernetwork that all members of an
-            ensemble share) and is not in this module's parameters.
+        hypernetwork: owned by this generator, unless `owned` is False: then it belongs to somebody else (a hypernetwork that all
+            members of an ensemble share) and is not in this module's parameters.
         reduction: how a unit's window becomes a 1x1 kernel.
         equalize: multiply each convolution's weight by sqrt(u / input channels), the ratio of He standard deviations.
 
     Weights are generated anew at each use in training mode, once inside `generated_weights`, and once until the parameters change in
-    eval mode and where gradients are off. A parameter counts as changed by an in-place operation, an optimizer step, a move to another device
-    or dtype, and by `.train()` or `.eval()`; not by an in-place operation on its `.data` alone.
+    eval mode and where gradients are off. A parameter counts as changed by an in-place operation, an optimizer step, a move to another
+    device or dtype, and by `.train()` or `.eval()`; not by an in-place operation on its `.data` alone.
     """
 
     def __init__(
@@ -350,8 +351,8 @@ def generated_weights(model: nn.Module, *, detach: bool = False) -> Iterator[Non
 
     Args:
         model: any module; without generators this does nothing.
-        detach: give out weights without a gradient: for attacks, which need that of the image alone. Otherwise gradients reach embeddings and
-            hypernetwork, through any number of backward passes.
+        detach: give out weights without a gradient: for attacks, which need that of the image alone. Otherwise gradients reach
+            embeddings and hypernetwork, through any number of backward passes.
     """
     generators = [module for module in model.modules() if isinstance(module, WeightGenerator)]
     before = [generator._scope for generator in generators]

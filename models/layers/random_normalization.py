@@ -66,9 +66,7 @@ class RandomNormalization2d(RandomModule):
         self.eps = eps
         self.stream_name = stream_name
         self.implementation: Implementation = "auto"
-        self.branches = nn.ModuleDict(
-            {name: Normalization2d(num_channels, parse_normalization(name), eps, momentum) for name in self.pool}
-        )
+        self.branches = nn.ModuleDict({name: Normalization2d(num_channels, parse_normalization(name), eps, momentum) for name in self.pool})
         self._host_choice = HostMirror()
         self.register_draw("choice", torch.zeros((), dtype=torch.int64))
         if draw_scope == "per_example":

@@ -125,7 +125,8 @@ class RandomFeatureWeight(_RandomWeight):
             self._rows = (self.draw_key, rows)
         rows = self._rows[1]
         if rows.device != self.mu.device or rows.dtype != self.mu.dtype:
-            self._rows = (self.draw_key, rows.to(self.mu))
+            with torch.inference_mode(False):  # the rows outlive this call and may serve a gradient later
+                self._rows = (self.draw_key, rows.to(self.mu))
         return self._rows[1][:num_examples]
 
     def extra_repr(self) -> str:
@@ -144,13 +145,9 @@ class RandomFilterConv2d(_RandomWeight):
         draw_scope: `global` or `per_rank`.
     """
 
-    def __init__(
-        self, conv: nn.Conv2d, initial_sigma: float, bounds: SigmaBounds, draw_scope: DrawScope = "global"
-    ) -> None:
+    def __init__(self, conv: nn.Conv2d, initial_sigma: float, bounds: SigmaBounds, draw_scope: DrawScope = "global") -> None:
         if draw_scope == "per_example":
-            raise ValueError(
-                "a random filter is shared by the batch: draw_scope per_example needs variant in, out or both"
-            )
+            raise ValueError("a random filter is shared by the batch: draw_scope per_example needs variant in, out or both")
         super().__init__(conv.weight.detach(), initial_sigma, bounds, draw_scope)
         self.bias = conv.bias
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups

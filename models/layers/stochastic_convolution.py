@@ -16,7 +16,7 @@ from torch.nn import functional
 from models.errors import UserError
 from models.layers.host_mirror import HostMirror
 from models.layers.tap_masks import Gsat, Sampling, TapMaskSpace
-from models.randomness import DrawScope, RandomModule, per_example_rows
+from models.randomness import DrawScope, RandomModule, Stream, per_example_rows
 
 Implementation = Literal["auto", "masked", "crop", "gather"]
 
@@ -76,7 +76,8 @@ class StochasticConv2d(RandomModule):
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size, kernel_size))
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-        self._host_taps, self._host_previous, self._host_excluded = HostMirror(), HostMirror(), HostMirror()
+        self._host_taps, self._host_mask = HostMirror(), HostMirror()
+        self._host_previous, self._host_excluded = HostMirror(), HostMirror()
         self.register_draw("taps", torch.zeros(num_taps, dtype=torch.int64))
         self.register_draw("mask", torch.zeros(kernel_size, kernel_size))
         if gsat == "chain":
@@ -114,6 +115,8 @@ class StochasticConv2d(RandomModule):
         if self.gsat == "off":
             self.draw(generator)
             return
+        if self.draw_scope == "per_example" and self._host_excluded.read(self.excluded_key) != _NO_KEY:
+            raise RuntimeError("two draws after an attack in a row: gsat per example needs an attack's draw between them")
         attacked_key = self._attacked_key
         self._set_taps(self._choose(generator, self.selected_taps))
         if self.gsat == "chain":
@@ -134,17 +137,17 @@ class StochasticConv2d(RandomModule):
             self._set_rows(_NO_KEY)
 
     def set_taps(self, taps: tuple[int, ...]) -> None:
-        """Keep these n different taps, for all examples alike; they need not be in the space of draws.
+        """Keep these n different taps; they need not be in the space of draws.
 
         Raises:
-            ValueError: not n different taps of [0, k*k).
+            ValueError: not n different taps of [0, k*k), or the scope is per example.
         """
+        if self.draw_scope == "per_example":
+            raise ValueError("each example has taps of its own; use set_configuration to make them alike")
         chosen = tuple(sorted(set(taps)))
         if len(chosen) != self.num_taps or not all(0 <= tap < self.kernel_size**2 for tap in chosen):
             raise ValueError(f"{taps} are not {self.num_taps} different taps of [0, {self.kernel_size**2})")
         self._set_taps(chosen)
-        if self.draw_scope == "per_example":
-            self.set_draw("tap_rows", torch.tensor(chosen).expand(self.tap_rows.shape))
 
     @torch.no_grad()
     def embed(self, conv: nn.Conv2d) -> None:
@@ -171,7 +174,9 @@ class StochasticConv2d(RandomModule):
             return self._masked(x_BCHW)
         implementation = self.implementation
         if implementation == "auto":
-            implementation = "masked" if x_BCHW.device.type != "cpu" else self._cheapest()
+            # A mask that came without its taps (functional_call) can only be multiplied.
+            by_taps = x_BCHW.device.type == "cpu" and self._host_mask.knows(self.mask)
+            implementation = self._cheapest() if by_taps else "masked"
         if implementation == "crop":
             return self._crop(x_BCHW)
         if implementation == "gather":
@@ -263,6 +268,7 @@ class StochasticConv2d(RandomModule):
         self.set_draw("mask", mask.view(self.kernel_size, self.kernel_size))
         self.set_draw("taps", indices)
         self._host_taps.remember(self.taps, list(taps))
+        self._host_mask.remember(self.mask, None)
 
     def _set_previous(self, taps: tuple[int, ...]) -> None:
         self.set_draw("previous", torch.tensor(taps))
@@ -272,7 +278,7 @@ class StochasticConv2d(RandomModule):
         """Return whether the draw being taken follows another one of this site's own stream."""
         if self.stream.position < 2:
             return False
-        return self.draw_key == type(self.stream)(self.stream.seed, self.stream.position - 1).next_key()
+        return self.draw_key == Stream(self.stream.seed, self.stream.position - 1).next_key()
 
     def _set_rows(self, excluded_key: int) -> None:
         self.set_draw("excluded_key", torch.tensor(excluded_key))
@@ -294,9 +300,7 @@ class StochasticConv2d(RandomModule):
         scores = per_example_rows(
             key,
             num_examples,
-            lambda generator, count: torch.rand(
-                (count, self.space.num_scores), generator=generator, dtype=torch.float64
-            ),
+            lambda generator, count: torch.rand((count, self.space.num_scores), generator=generator, dtype=torch.float64),
         )
         return self.space.choose(scores, available)
 

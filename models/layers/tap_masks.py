@@ -60,9 +60,7 @@ class TapMaskSpace:
         """Raise a `UserError` unless to every mask there is one that shares no tap with it (what GSAT needs)."""
         k, n = self.kernel_size, self.num_taps
         if 2 * n > k * k:
-            raise UserError(
-                f"gsat needs two disjoint masks, 2 n <= k k; num_taps is {n} and a {k}x{k} kernel has {k * k} taps"
-            )
+            raise UserError(f"gsat needs two disjoint masks, 2 n <= k k; num_taps is {n} and a {k}x{k} kernel has {k * k} taps")
         if self.sampling == "stratified2":
             sizes = sorted(len(self.classes[index]) for index in self._nonempty_classes)
             left = sum(size - (position < n) > 0 for position, size in enumerate(sizes))

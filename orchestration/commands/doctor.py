@@ -16,9 +16,7 @@ def _run(arguments: argparse.Namespace) -> int:
     home = Home.locate(arguments.home)
     checks = run_checks(home.root, Path(arguments.data_root) if arguments.data_root else None)
     console.result([{"name": c.name, "status": c.status, "found": c.found, "mend": c.mend} for c in checks])
-    console.table(
-        None, ["check", "status", "found", "how to mend"], [(c.name, c.status, c.found, c.mend) for c in checks]
-    )
+    console.table(None, ["check", "status", "found", "how to mend"], [(c.name, c.status, c.found, c.mend) for c in checks])
     return 1 if any(check.status == "fail" for check in checks) else 0
 
 

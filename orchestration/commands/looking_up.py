@@ -20,10 +20,7 @@ def _rows(kind: str) -> Iterable[tuple[str, str]]:
     if kind == "backbones":
         from models.backbones import backbone_entries
 
-        return [
-            (f"{name}:NAME" if entry.is_family else name, entry.description)
-            for name, entry in backbone_entries().items()
-        ]
+        return [(f"{name}:NAME" if entry.is_family else name, entry.description) for name, entry in backbone_entries().items()]
     if kind == "datasets":
         from trainers.data import DATASETS
 

@@ -39,9 +39,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return _dry_run(config, home, data_root)
     from orchestration.sweep_report import run_whole_sweep
 
-    outcome = run_whole_sweep(
-        config, home, data_root, address=arguments.address, evaluate=not arguments.no_evaluation
-    )
+    outcome = run_whole_sweep(config, home, data_root, address=arguments.address, evaluate=not arguments.no_evaluation)
     console.result(outcome)
     return 0 if outcome["complete"] else 1
 
@@ -57,8 +55,7 @@ def _dry_run(config: object, home: object, data_root: Path | None) -> int:
     console.result(report)
     console.table(f"dry run of {config.name}", ["what", "value"], list(report.items()))
     rows = [
-        (name, d.type, d.low, d.high, ", ".join(map(str, d.choices)), "log" if d.log else "")
-        for name, d in (config.space or {}).items()
+        (name, d.type, d.low, d.high, ", ".join(map(str, d.choices)), "log" if d.log else "") for name, d in (config.space or {}).items()
     ]
     console.table("search space", ["field", "type", "low", "high", "choices", "scale"], rows)
     return 0

@@ -19,9 +19,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
         help="build the model, run one batch, say what it would cost and where it goes",
     )
     parser.add_argument("--restart", action="store_true", help="forget an earlier run of the same configuration")
-    parser.add_argument(
-        "--address", help="Ray cluster, for runs with several workers (default: RAY_ADDRESS, else local)"
-    )
+    parser.add_argument("--address", help="Ray cluster, for runs with several workers (default: RAY_ADDRESS, else local)")
     add_data_root(parser)
 
 

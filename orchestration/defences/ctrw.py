@@ -9,9 +9,7 @@ DEFENCES = (
     Defence(
         name="ctrw",
         summary="constrained trainable random weights on a feature map",
-        paper=Paper(
-            title="Adversarial Robustness through Random Weight Sampling", authors="Ma, Dong, Xu", venue="NeurIPS 2023"
-        ),
+        paper=Paper(title="Adversarial Robustness through Random Weight Sampling", authors="Ma, Dong, Xu", venue="NeurIPS 2023"),
         search_space={
             # A = 1000 and B = 2400 are the paper's; its Fig. 3b goes up to 6144.
             "defence.lower_bound": Dimension(type="float", low=64, high=3072, log=True),

@@ -1,4 +1,4 @@
-"""Projected gradient descent: against torchattacks, a naive loop and closed forms, in float64; and what it must not touch."""
+"""Projected gradient descent against torchattacks, a naive loop and closed forms, and what it must not touch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.errors import UserError
-from models.randomness import RandomModule, frozen, random_sites, resample, seed_streams
+from models.randomness import RandomModule, frozen, resample, seed_streams
 from trainers.attacks import check_pixels, cross_entropy, input_gradient, margin, pgd
 from trainers.precision import Precision
 
@@ -68,6 +68,15 @@ class Noise(RandomModule):
     def forward(self, x: Tensor) -> Tensor:
         self.seen.append(self.noise.clone())
         return x + self.noise
+
+
+class Shift(nn.Module):
+    def __init__(self, shift: Tensor) -> None:
+        super().__init__()
+        self.shift = shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.shift
 
 
 class GradientOf(nn.Module):
@@ -200,9 +209,8 @@ def test_losses_are_per_example():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_stays_in_the_ball_and_the_pixel_range(norm, size, start, dtype):
     net = SmallNet(channels=size[1]).to(dtype).eval()
-    x = torch.rand(size, dtype=dtype, generator=torch.Generator().manual_seed(0)).round(
-        decimals=1
-    )  # some pixels 0 and 1
+    x = torch.rand(size, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    x = x.round(decimals=1)  # some pixels are 0 and 1
     y = torch.arange(size[0]) % 5
     tolerance = 1e-6 if dtype == torch.float32 else 1e-12
     for steps in (0, 1, 4):
@@ -386,15 +394,6 @@ def test_held_draw_is_attacked_and_never_redrawn(noisy_model, batch, norm):
     assert torch.equal(x_adv, pgd(fixed, *batch, steps=4, **settings(norm)))
 
 
-class Shift(nn.Module):
-    def __init__(self, shift: Tensor) -> None:
-        super().__init__()
-        self.shift = shift
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.shift
-
-
 @pytest.mark.parametrize(("arguments", "num_draws"), [({"resample_each_step": True}, 5), ({"num_draws": 3}, 15)])
 def test_fresh_draws_are_counted_and_distinct(noisy_model, batch, arguments, num_draws):
     site = noisy_model[0]
@@ -437,9 +436,7 @@ def test_no_fresh_draw_inside_frozen(noisy_model, batch):
         assert torch.equal(pgd(noisy_model, *batch, steps=3, resample_each_step=True), expected)
 
 
-def test_a_sparse_draw_does_not_break_the_sum(batch):
-    """A gradient that autograd returns as an expanded view is averaged like any other."""
-
+def test_gradients_that_are_views_are_averaged(batch):
     class Brightness(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.sum(dim=(1, 2, 3)).unsqueeze(1).expand(-1, 2)
@@ -539,9 +536,7 @@ def test_bf16_attack_reaches_the_loss_of_float32():
     y = torch.tensor(digits.target)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2), nn.ReLU(), nn.Flatten()
-        )
+        net = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2), nn.ReLU(), nn.Flatten())
         net.append(nn.Linear(144, 10))
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     for step in range(60):
@@ -603,7 +598,3 @@ def test_check_pixels():
     for wrong in (255.0, -0.01, math.nan):
         with pytest.raises(UserError, match="pixels must be in"):
             check_pixels(torch.tensor([0.5, wrong]))
-
-
-def test_sites_of_the_toy_model_are_found(noisy_model):
-    assert [name for name, _ in random_sites(noisy_model)] == ["0"]

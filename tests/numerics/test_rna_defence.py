@@ -76,9 +76,7 @@ def test_all_batch_norm_is_the_plain_network_bit_for_bit(training):
 
 def test_all_instance_norm_is_the_network_of_group_norms_of_one_channel():
     plain = build_model("at", seed=3, **SMALL)
-    replace_modules(
-        plain, of_type(nn.BatchNorm2d), lambda _name, old: nn.GroupNorm(old.num_features, old.num_features)
-    )
+    replace_modules(plain, of_type(nn.BatchNorm2d), lambda _name, old: nn.GroupNorm(old.num_features, old.num_features))
     random = build_model("rna", seed=3, **SMALL)
     set_configuration(random, num_configurations(random) - 1)
     assert all(site.selected == 1 for _, site in random_sites(random))

@@ -153,12 +153,8 @@ def test_only_the_chosen_statistics_move_and_only_the_chosen_parameters_get_a_gr
     site.train()
     (site(maps()) ** 2).sum().backward()
     moved = {name for name, value in site.named_buffers() if not torch.equal(value, before[name])}
-    assert moved - {"choice"} == {
-        f"branches.bgn_size_2.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")
-    }
-    with_gradient = {
-        name for name, value in site.named_parameters() if value.grad is not None and value.grad.abs().sum() > 0
-    }
+    assert moved - {"choice"} == {f"branches.bgn_size_2.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    with_gradient = {name for name, value in site.named_parameters() if value.grad is not None and value.grad.abs().sum() > 0}
     assert with_gradient == {"branches.bgn_size_2.weight", "branches.bgn_size_2.bias"}
 
 

@@ -5,8 +5,8 @@ Shapes: B batch, E draws, K classes; x has shape (B, ...), usually (B, C, H, W).
 The loop asks autograd for the gradient of the input alone, so no weight gradient is computed and no `.grad` touched.
 It works in place on bounds that are computed once and reads nothing back to the host.
 
-Reference: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, section 2.1. The average over draws
-(expectation over transformation, EOT): Athalye et al., Synthesizing Robust Adversarial Examples.
+Reference: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, section 2.1. The average over
+draws (expectation over transformation, EOT) is that of Athalye et al., Synthesizing Robust Adversarial Examples.
 """
 
 from __future__ import annotations

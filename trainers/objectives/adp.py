@@ -1,6 +1,7 @@
 """ADP: cross-entropy of every member, entropy of the mean prediction, and the volume spanned by the non-true probabilities.
 
-Shapes: B batch, K classes, N members. Reference: Pang et al., "Improving Adversarial Robustness via Promoting Ensemble Diversity", Eq. 5 to 8.
+Shapes: B batch, K classes, N members. Reference: Pang et al., "Improving Adversarial Robustness via Promoting Ensemble Diversity",
+Eq. 5 to 8.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def check_rank(num_members: int, num_classes: int) -> None:
     if num_members > num_classes - 1:
         warnings.warn(
             f"ADP with {num_members} members and {num_classes} classes: {num_members} vectors of {num_classes - 1} non-true probabilities "
-            f"are always linearly dependent, so {num_members - num_classes + 1} factor(s) of the determinant stay near 1e-6 and the diversity "
+            f"are always linearly dependent, so {num_members - num_classes + 1} factor(s) of the determinant stay near 1e-6 and the "
+            f"diversity "
             f"term says little. At most {num_classes - 1} members can all differ.",
             DegenerateDiversityWarning,
             stacklevel=2,

@@ -1,8 +1,9 @@
 """DVERGE: each member learns to classify the examples that distil the other members' features.
 
-Shapes: B batch, N members. Reference: Yang et al., "DVERGE: Diversifying Vulnerabilities for Enhanced Robust Generation of Ensembles", Algorithm 1.
-Deviations: the target images are the batch in another order instead of a second pass over the data; one optimizer has all members' parameters
-(their gradients are separate).
+Shapes: B batch, N members. Reference: Yang et al., "DVERGE: Diversifying Vulnerabilities for Enhanced Robust Generation of Ensembles",
+Algorithm 1.
+Deviations: the target images are the batch in another order instead of a second pass over the data; one optimizer has all members'
+parameters (their gradients are separate).
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class DvergeObjectiveConfig(ObjectiveConfig):
     layer: int | None = Field(None, ge=1, description="Feature layer to distil, 1 for the stem's; none: drawn uniformly for each epoch.")
     pretrained: tuple[str, ...] = Field(
         (),
-        description="Folders of trained members to begin with: one folder of an ensemble, or one folder per member. The paper begins with a trained "
-        "ensemble.",
+        description="Folders of trained members to begin with: one folder of an ensemble, or one folder per member. The paper begins with "
+        "a trained ensemble.",
     )
     pretraining_epochs: int = Field(0, ge=0, description="Train the members on clean images for this many epochs first, in this run.")
     adversarial_training: bool = Field(False, description="Add each member's cross-entropy on PGD examples of its own.")

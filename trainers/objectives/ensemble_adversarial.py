@@ -27,8 +27,8 @@ class EnsembleAdversarialConfig(ObjectiveConfig):
     name: Literal["ensemble_adversarial"] = Field("ensemble_adversarial", description="Adversarial training.")
     example: Literal["own"] | EnsembleExample = Field(
         "own",
-        description="Each member on examples against itself (`own`: N independent adversarial trainings), or all on one example against the "
-        "ensemble: `random_member_per_step`, `random_member`, `mean_loss`, `mean_prob`.",
+        description="Each member on examples against itself (`own`: N independent adversarial trainings), or all on one example against "
+        "the ensemble: `random_member_per_step`, `random_member`, `mean_loss`, `mean_prob`.",
     )
 
 

@@ -1,7 +1,9 @@
 """GAL: cross-entropy and the gradient alignment loss, which spreads the members' input gradients.
 
-Shapes: B batch, N members. Reference: Kariyappa and Qureshi, "Improving Adversarial Robustness of Ensembles with Diversity Training", Eq. 7, 8.
-Deviation: one forward pass serves cross-entropy and gradient; the published re-implementation makes two, which moves running statistics twice.
+Shapes: B batch, N members. Reference: Kariyappa and Qureshi, "Improving Adversarial Robustness of Ensembles with Diversity Training",
+Eq. 7, 8.
+Deviation: one forward pass serves cross-entropy and gradient; the published re-implementation makes two, which moves running
+statistics twice.
 """
 
 from __future__ import annotations

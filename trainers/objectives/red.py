@@ -1,8 +1,8 @@
 """RED's training: cross-entropy of every member, a Lipschitz regularizer of each and a similarity regularizer of all pairs.
 
 Shapes: B batch, N members. Reference: RED, "Efficiently Boosting Ensemble Robustness via Random Sampling Inference", Eq. 3, 4, 11 to 13.
-Deviation: the minus sign printed in Eq. 4 would reward similarity, against Eq. 3 and the text; it is a plus here. How the adversarial example of
-Eq. 4 is made is not in the text; it is one example per image for all members, from an attack on the random ensemble (`example`).
+Deviation: the minus sign printed in Eq. 4 would reward similarity, against Eq. 3 and the text; it is a plus here. How the adversarial
+example of Eq. 4 is made is not in the text; it is one example per image for all members, from an attack on the random ensemble (`example`).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class RedObjectiveConfig(RegularizedObjectiveConfig):
     )
     example: EnsembleExample = Field(
         "random_member_per_step",
-        description="What the attack climbs: the random ensemble (`random_member_per_step`), one member per batch (`random_member`), the mean "
-        "loss of all members (`mean_loss`, N times dearer), the mean probability (`mean_prob`).",
+        description="What the attack climbs: the random ensemble (`random_member_per_step`), one member per batch (`random_member`), "
+        "the mean loss of all members (`mean_loss`, N times dearer), the mean probability (`mean_prob`).",
     )
     pair_norm: Literal["ordered", "unordered"] = Field(
         "ordered",
@@ -55,8 +55,8 @@ class RedObjectiveConfig(RegularizedObjectiveConfig):
     ce_on: Where = Field("clean", description="Images of the cross-entropy; `adv` is the paper's adversarial training.")
     members: Literal["replicated", "spread"] = Field(
         "replicated",
-        description="With several workers: each has all members and a part of the batch (`replicated`), or some of the members and the whole batch "
-        "(`spread`; workers exchange input gradients).",
+        description="With several workers: each has all members and a part of the batch (`replicated`), or some of the members and the "
+        "whole batch (`spread`; workers exchange input gradients).",
     )
 
     @model_validator(mode="after")

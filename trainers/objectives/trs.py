@@ -1,9 +1,9 @@
 """TRS: cross-entropy, similarity of the members' input gradients, and smoothness of each member.
 
-Shapes: B batch, N members. Reference: Yang et al., "TRS: Transferability Reduced Ensemble via Promoting Gradient Diversity and Model Smoothness",
-Eq. 4 to 6.
-Deviations: any N (the official code is written for 3); the search for large gradients follows the run's attack mode, the official code moves
-running statistics in it.
+Shapes: B batch, N members. Reference: Yang et al., "TRS: Transferability Reduced Ensemble via Promoting Gradient Diversity and Model
+Smoothness", Eq. 4 to 6.
+Deviations: any N (the official code is written for 3); the search for large gradients follows the run's attack mode, the official code
+moves running statistics in it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Quantities that the papers argue with, computed on trained models."""

@@ -1,0 +1,51 @@
+"""DCN: deformable convolution (version 1) at the position of DCS, nothing random: the baseline of the DCS paper (Table 1).
+
+Reference: Dai et al., "Deformable Convolutional Networks", ICCV 2017; the DCS paper does not say which variant it compares with.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import nn
+
+from models.backbones.base import Backbone
+from models.configuration import Config
+from models.convolution_positions import convolutions_at
+from models.errors import UserError
+from models.layer_replacement import replace_named
+from models.layers.deformable_convolution import DeformableConv2d
+from models.registry import BuildRequest, DefenceModel
+
+
+class DcnConfig(Config):
+    """Parameters of DCN."""
+
+    positions: tuple[int, ...] = Field(
+        (2,),
+        min_length=1,
+        description="Which spatial convolutions of the main path become deformable, counted from 1, the stem.",
+    )
+
+
+PRESETS: dict[str, dict] = {"paper": {"positions": (2,)}}
+"""Parameters by source."""
+
+
+def add_deformable_convolutions(backbone: Backbone, config: DcnConfig) -> None:
+    """Replace the convolutions at the configured positions, in place; a position that does not exist is a `UserError`."""
+
+    def deformable(name: str, conv: nn.Module) -> nn.Module:
+        assert isinstance(conv, nn.Conv2d)
+        if isinstance(conv.padding, str) or conv.padding_mode != "zeros":
+            raise UserError(f"convolution {name} pads with {conv.padding!r} {conv.padding_mode}; deformable ones pad with zeros")
+        return DeformableConv2d(conv)
+
+    replace_named(backbone, convolutions_at(backbone, config.positions), deformable)
+
+
+def build_dcn(config: DcnConfig, request: BuildRequest) -> nn.Module:
+    """Return the backbone with deformable convolutions at the configured positions."""
+    return request.network(lambda backbone: add_deformable_convolutions(backbone, config))
+
+
+DEFENCE_MODELS = (DefenceModel("dcn", "deformable convolution with learned offsets, deterministic: baseline of DCS", DcnConfig, build_dcn),)

@@ -1,0 +1,121 @@
+"""DCS: a convolution that keeps n of its k*k taps per draw, and GSAT, which trains on taps that the attack did not use.
+
+Reference: Ma, Huang, Dong, You, Xu, "Adversarial Robustness via Deformable Convolution with Stochasticity", ICML 2025.
+Deviation: one mask for all pixels of a draw, as in the official code; the paper's K_l reads as one mask per location.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+from torch import nn
+
+from models.backbones.base import Backbone
+from models.configuration import Config
+from models.convolution_positions import convolutions_at, keeps_size_when_padded
+from models.errors import UserError
+from models.layer_replacement import replace_named
+from models.layers.stochastic_convolution import StochasticConv2d
+from models.layers.tap_masks import TapMaskSpace
+from models.randomness import DrawScope
+from models.registry import BuildRequest, DefenceModel
+
+
+class DcsConfig(Config):
+    """Parameters of DCS. The defaults are the paper's: k=5, n=2, GSAT, second convolution."""
+
+    kernel_size: int = Field(5, ge=1, description="k: side of the full kernel, odd.")
+    num_taps: int = Field(2, ge=1, description="n: taps kept per draw, at most k*k.")
+    gsat: Literal["off", "attack", "chain"] = Field(
+        "attack",
+        description="Gradient-selective adversarial training: `attack` draws the training step's taps from those that the attack did not "
+        "use, `chain` also the next attack's from those that the training step did not use (official code), `off` draws independently. "
+        "Evaluation draws are always independent.",
+    )
+    sampling: Literal["uniform", "stratified2"] = Field(
+        "uniform",
+        description='`uniform`: every set of n taps; `stratified2`: one tap in each of n parity classes (the paper\'s "cancel X^u").',
+    )
+    positions: tuple[int, ...] = Field(
+        (2,),
+        min_length=1,
+        description="Which spatial convolutions of the main path become random, counted from 1, the stem. Those of a ViT are in its "
+        "convolutional stem.",
+    )
+    initialization: Literal["fresh", "centred"] = Field(
+        "fresh",
+        description="`fresh`: new weights for the whole kernel; `centred`: the replaced convolution's weights in the middle, zeros around "
+        "(for pretrained backbones).",
+    )
+    draw_scope: DrawScope = Field(
+        "global", description="Who shares a draw: all ranks (`global`), a rank's batch (`per_rank`), nobody (`per_example`)."
+    )
+
+    @field_validator("kernel_size")
+    @classmethod
+    def _kernel_is_odd(cls, kernel_size: int) -> int:
+        if kernel_size % 2 == 0:
+            raise ValueError(f"k must be odd, so that the kernel has a middle; nearest: {kernel_size - 1}, {kernel_size + 1}")
+        return kernel_size
+
+    @model_validator(mode="after")
+    def _masks_exist(self) -> DcsConfig:
+        space = TapMaskSpace(self.kernel_size, self.num_taps, self.sampling)
+        if self.gsat != "off":
+            space.check_disjoint()
+        if self.gsat == "chain" and self.draw_scope == "per_example":
+            raise ValueError("gsat `chain` needs a mask that the batch shares; draw_scope `per_example` works with `attack`")
+        return self
+
+
+PRESETS: dict[str, dict] = {
+    "paper": {"kernel_size": 5, "num_taps": 2, "gsat": "attack", "positions": (2,)},
+    "official": {"kernel_size": 5, "num_taps": 2, "gsat": "chain", "positions": (2,)},
+    "common": {"kernel_size": 5, "num_taps": 2, "gsat": "attack", "positions": (2,)},
+    "imagenet_official": {"kernel_size": 5, "num_taps": 4, "gsat": "off", "positions": (2,)},
+    "smoke": {"kernel_size": 3, "num_taps": 2, "gsat": "attack", "positions": (2,)},
+}
+"""Parameters by source: the paper's text, the official code, the fair comparison, the official ImageNet script, a small one."""
+
+
+def add_stochastic_convolutions(backbone: Backbone, config: DcsConfig) -> None:
+    """Replace the convolutions at the configured positions, in place.
+
+    Raises:
+        UserError: a position does not exist, or its convolution is not padded by half its kernel.
+    """
+
+    def stochastic(name: str, conv: nn.Module) -> nn.Module:
+        assert isinstance(conv, nn.Conv2d)
+        if not keeps_size_when_padded(conv):
+            raise UserError(
+                f"convolution {name} has kernel {conv.kernel_size} and padding {conv.padding}: no kernel of another size can take its place"
+            )
+        new = StochasticConv2d(
+            conv.in_channels,
+            conv.out_channels,
+            config.kernel_size,
+            config.num_taps,
+            stride=conv.stride,
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            sampling=config.sampling,
+            gsat=config.gsat,
+            draw_scope=config.draw_scope,
+        )
+        if config.initialization == "centred":
+            new.embed(conv)
+        return new
+
+    replace_named(backbone, convolutions_at(backbone, config.positions), stochastic)
+
+
+def build_dcs(config: DcsConfig, request: BuildRequest) -> nn.Module:
+    """Return the backbone with stochastic convolutions at the configured positions."""
+    return request.network(lambda backbone: add_stochastic_convolutions(backbone, config))
+
+
+DEFENCE_MODELS = (
+    DefenceModel("dcs", "deformable convolution with stochasticity: n of k*k taps per draw, with GSAT", DcsConfig, build_dcs),
+)

@@ -1,0 +1,82 @@
+"""`rayndom evaluate TARGET`: how robust is it, under which protocol, and may the number be believed."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from orchestration import console
+from orchestration.commands.command import Command, add_data_root
+
+
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", help="exported folder, run (16 digits), MLflow run id (32 digits), or models:/NAME@ALIAS")
+    parser.add_argument("--suite", default="quick", help="quick, paper, standard, full, or a YAML file (default quick)")
+    parser.add_argument("--samples", type=int, help="test images (default: the suite's)")
+    parser.add_argument("--draws", type=int, help="draws that score (default: the suite's)")
+    parser.add_argument("--epsilon", help="radius, e.g. 8/255 (default: the one the model was trained for)")
+    parser.add_argument("--norm", help="linf or l2 (default: the one the model was trained for)")
+    parser.add_argument("--seed", type=int, default=0, help="root of all seeds (default 0)")
+    parser.add_argument("--workers", type=int, default=1, help="Ray workers; 1: this process with all cores (default 1)")
+    parser.add_argument("--gpus-per-worker", type=float, default=0, help="share of a GPU for each worker (default 0)")
+    parser.add_argument("--address", help="Ray cluster (default: RAY_ADDRESS, else local)")
+    add_data_root(parser)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from orchestration.evaluation_report import keep, show
+    from orchestration.evaluation_run import EvaluationSettings, prepare, run_jobs
+    from orchestration.home import Home
+    from orchestration.targets import resolve_target
+    from orchestration.tracking import Tracker
+
+    home = Home.locate(arguments.home)
+    target = resolve_target(arguments.target, home)
+    settings = EvaluationSettings(
+        suite=arguments.suite,
+        threat_model=_threat_model(arguments, target.experiment),
+        num_samples=arguments.samples,
+        num_draws=arguments.draws,
+        seed=arguments.seed,
+    )
+    data_root = Path(arguments.data_root).absolute() if arguments.data_root else None
+    name = target.config["model"]["defence"] + (f" {target.experiment.name}" if target.experiment else "")
+    job = prepare(target.experiment.name if target.experiment else name, target, settings, home, data_root)
+    run_jobs([job], workers=arguments.workers, gpus_per_worker=arguments.gpus_per_worker, address=arguments.address)
+    result = show(job)
+    tracker = Tracker(home, target.experiment.tracking.experiment) if target.experiment else None
+    run_id = target.run_id
+    if tracker is not None and run_id is None:
+        run_id = tracker.find_run(target.experiment.fingerprint)
+    summary = keep(job, result, tracker, run_id, arguments.suite)
+    console.result(summary)
+    console.say(f"records {job.records_path}")
+    return 0
+
+
+def _threat_model(arguments: argparse.Namespace, experiment: object) -> object:
+    from pydantic import ValidationError
+
+    from models.errors import UserError
+    from models.threat_model import ThreatModel
+
+    if arguments.epsilon is None and arguments.norm is None:
+        return None
+    trained = experiment.threat_model if experiment else ThreatModel()
+    try:
+        return ThreatModel(norm=arguments.norm or trained.norm, epsilon=arguments.epsilon or trained.epsilon)
+    except ValidationError as error:
+        raise UserError("; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())) from None
+
+
+EVALUATE = Command(
+    "evaluate",
+    "attack a trained model under named protocols and check whether the numbers can be believed",
+    (
+        "rayndom evaluate rayndom_home/exports/ctrw_bounds_digits --suite quick",
+        "rayndom evaluate 5a632dea00def935 --suite standard --workers 2",
+        "rayndom evaluate RUN_ID --suite paper --samples 200 --epsilon 8/255",
+    ),
+    _add,
+    _run,
+)

@@ -1,0 +1,135 @@
+"""Showing an evaluation, and keeping it: in the terminal, in MLflow, in the card of the exported model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from analysis import tables
+from analysis.result import EvaluationResult
+from orchestration import console
+from orchestration.evaluation_run import Job
+from orchestration.export import record_evaluation
+from orchestration.run_folder import replace_text
+from orchestration.tracking import Tracker
+
+
+def show(job: Job) -> EvaluationResult:
+    """Print table, headline, verdicts and a conclusion."""
+    result = job.result()
+    rows = [
+        (
+            row.attack + ("" if row.in_threat_model else " (outside the threat model)"),
+            row.protocol,
+            tables.format_estimate(row.estimate, marked=result.marked) + ("" if row.finished else " unfinished"),
+            row.caption,
+        )
+        for row in result.rows
+    ]
+    console.table(f"{job.name}: accuracy on test images", ["attack", "protocol", "accuracy [95 %]", "how"], rows)
+    if result.headline is not None:
+        console.say(f"worst attack per sample, unknown draw (T1): {tables.format_estimate(result.headline, marked=result.marked)}")
+    console.table(
+        "checks",
+        ["check", "verdict", "seen", "what to do"],
+        [(f"{v.id} {v.title}", v.status.value, v.explanation, v.advice or "") for v in result.verdicts],
+    )
+    console.say(conclusion(job.name, result))
+    return result
+
+
+def conclusion(name: str, result: EvaluationResult) -> str:
+    """Return one sentence that says what may be believed."""
+    if not result.finished:
+        return f"{name}: the evaluation is not finished; start the same command again."
+    if result.headline is None:
+        return f"{name}: no bounded attack ran against an unknown draw, so there is no headline."
+    if result.marked:
+        failed = ", ".join(f"{verdict.id} ({verdict.title})" for verdict in result.failed)
+        return f"{name}: evaluation invalid. Do not quote these numbers: {failed} failed."
+    shown = tables.format_estimate(result.headline)
+    if result.paper is not None and result.header.get("num_configurations") != 1 and result.paper.low > result.headline.high:
+        gap = 100 * (result.paper.value - result.headline.value)
+        return f"{name}: {shown} against an attacker who knows that the model is random, {gap:.1f} points below the paper's protocol (T0)."
+    return f"{name}: {shown} against an attacker who knows the model; no check failed."
+
+
+def keep(job: Job, result: EvaluationResult, tracker: Tracker | None, run_id: str | None, suite: str) -> dict[str, Any]:
+    """Write the result beside its records, into the exported model's card, and to MLflow; return its summary."""
+    summary = summarize(result, suite)
+    replace_text(job.records_path.with_name(f"result-{suite_name(suite)}.json"), json.dumps(summary, indent=2, default=str))
+    record_evaluation(job.target.folder, job.target, summary)
+    if tracker is not None and run_id is not None:
+        metrics = {f"test/{row.attack}/{protocol_key(row.protocol)}": row.estimate.value for row in result.rows}
+        if result.headline is not None:
+            metrics |= {
+                "test/robust_accuracy/T1": result.headline.value,
+                "test/robust_accuracy/T1/low": result.headline.low,
+                "test/robust_accuracy/T1/high": result.headline.high,
+            }
+        tracker.log_metrics(run_id, metrics)
+        tracker.set_tags(run_id, {"rayndom.evaluation": conclusion(job.name, result), "rayndom.marked": result.marked})
+        tracker.log_json(run_id, summary, f"evaluation/{suite_name(suite)}.json")
+        tracker.log_file(run_id, job.records_path, "evaluation")
+        tracker.log_folder(run_id, job.target.folder, "model")
+    return summary
+
+
+def summarize(result: EvaluationResult, suite: str) -> dict[str, Any]:
+    """Return an evaluation as JSON types."""
+    return {
+        "suite": suite_name(suite),
+        "finished": result.finished,
+        "marked": result.marked,
+        "headline": None if result.headline is None else _estimate(result.headline),
+        "rows": result.frame(),
+        "verdicts": [
+            {"id": v.id, "title": v.title, "verdict": v.status.value, "seen": v.explanation, "advice": v.advice} for v in result.verdicts
+        ],
+        "markdown": result.to_markdown(),
+    }
+
+
+def compare(jobs: Sequence[Job]) -> None:
+    """Print one table over several models: clean, T0, T1, T2."""
+    rows = []
+    for job in jobs:
+        result = job.result()
+        cells = [job.name, "" if result.clean is None else tables.format_estimate(result.clean, marked=result.marked)]
+        cells += [_worst(result, protocol) for protocol in ("T0", "T1", "T2")]
+        rows.append(cells)
+    console.table(
+        "test images, worst attack of the suite under each protocol, 95 % intervals",
+        ["model", "clean", "T0 paper", "T1 unknown draw (EOT)", "T2 known draw"],
+        rows,
+    )
+
+
+def _worst(result: EvaluationResult, protocol: str) -> str:
+    estimates = [
+        row.estimate for row in result.rows if row.attack != "clean" and row.in_threat_model and protocol in row.protocol.split(" = ")
+    ]
+    if not estimates:
+        return ""
+    return tables.format_estimate(min(estimates, key=lambda estimate: estimate.value), marked=result.marked)
+
+
+def protocol_key(label: str) -> str:
+    """Return a protocol's label as part of a metric's name."""
+    return label.replace(" = ", "_").replace(" ", "_")
+
+
+def suite_name(suite: str) -> str:
+    """Return a suite's name, also of one given by a file."""
+    return suite.rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".yml")
+
+
+def _estimate(estimate: Any) -> dict[str, Any]:
+    return {
+        "accuracy": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "num_samples": estimate.num_samples,
+        "num_draws": estimate.num_draws,
+    }

@@ -1,0 +1,234 @@
+"""Evaluating trained models: one unit of work per (checkpoint, attack and protocol, block of samples), spread over Ray workers or done here.
+
+Every finished block is one JSON line, so a killed evaluation goes on where it was, and whoever runs a block writes the same record.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from analysis.blocks import run_block
+from analysis.records import Record, append_record, read_records
+from analysis.result import EvaluationResult, collect
+from analysis.tasks import BlockTask, plan_blocks
+from models.errors import UserError
+from models.threat_model import ThreatModel
+from models.weights import load_pretrained
+from orchestration import console
+from orchestration.home import Home
+from orchestration.targets import Target
+from trainers.data import DataConfig, evaluation_batches, load_data
+from trainers.validation import limited
+
+
+@dataclass
+class Job:
+    """The evaluation of one model: what is to be attacked, with which plan, and where its records are."""
+
+    name: str
+    target: Target
+    x: Tensor
+    y: Tensor
+    plan: list[BlockTask]
+    records_path: Path
+    done: dict[str, Record] = field(default_factory=dict)
+
+    @property
+    def pending(self) -> list[BlockTask]:
+        """Blocks that have no record yet."""
+        return [task for task in self.plan if task.key not in self.done]
+
+    def result(self) -> EvaluationResult:
+        """Return what the finished blocks say."""
+        return collect(self.done.values(), self.plan)
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What is asked of an evaluation.
+
+    Attributes:
+        suite: name or file. threat_model: None: the one the model was trained for. num_samples, num_draws: None: the suite's.
+        data: None: the data set the model was trained on. seed: root of all seeds.
+    """
+
+    suite: str = "quick"
+    threat_model: ThreatModel | None = None
+    num_samples: int | None = None
+    num_draws: int | None = None
+    data: DataConfig | None = None
+    seed: int = 0
+
+
+def prepare(name: str, target: Target, settings: EvaluationSettings, home: Home, data_root: Path | None) -> Job:
+    """Plan the evaluation of a model on the test images of its data set, and read the records it already has.
+
+    Raises:
+        UserError: the data set is not known or missing, or the suite does not fit the model.
+    """
+    experiment = target.experiment
+    data = settings.data or (experiment.data if experiment else None)
+    if data is None:
+        raise UserError(f"{target.folder} does not say what data it was trained on; name a data set with --data.name")
+    x, y = test_images(data, data_root, settings.num_samples)
+    model = load_pretrained(target.folder, resample_on_forward=False)
+    threat_model = settings.threat_model or (experiment.threat_model if experiment else ThreatModel())
+    plan = plan_blocks(
+        model,
+        x,
+        y,
+        settings.suite,
+        threat_model=threat_model,
+        seed=settings.seed,
+        num_samples=settings.num_samples,
+        num_draws=settings.num_draws,
+    )
+    path = home.evaluation(plan[0].checkpoint[:16]) / "records.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = read_records(path)
+    done = {task.key: known[task.key] for task in plan if task.key in known}
+    return Job(name, target, x, y, plan, path, done)
+
+
+def test_images(data: DataConfig, data_root: Path | None, num_samples: int | None) -> tuple[Tensor, Tensor]:
+    """Return test images (N, C, H, W) in [0,1] and labels; at most `num_samples`, the same number of each class."""
+    split = limited(load_data(data, data_root).test, num_samples)
+    batches = list(evaluation_batches(split, 256))
+    return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+
+
+def run_jobs(jobs: Sequence[Job], *, workers: int, gpus_per_worker: float = 0, address: str | None = None) -> None:
+    """Run all pending blocks of all jobs; records are on disk as soon as a block is done.
+
+    Args:
+        jobs: from `prepare`.
+        workers: 1: in this process, with all cores; more: Ray workers of one core each.
+        gpus_per_worker: share of a GPU for each worker.
+        address: of a Ray cluster.
+    """
+    meter = _Meter(jobs)
+    with meter.board:
+        if not any(job.pending for job in jobs):
+            return
+        if workers == 1 and not address:
+            _run_here(jobs, meter, gpus_per_worker)
+        else:
+            _run_on_ray(jobs, meter, workers, gpus_per_worker, address)
+
+
+def _run_here(jobs: Sequence[Job], meter: _Meter, gpus: float) -> None:
+    torch.set_num_threads(os.cpu_count() or 1)
+    for job in jobs:
+        model = _load(job.target.folder, gpus)
+        for task in job.pending:
+            _finish(job, run_block(model, job.x, job.y, task), meter)
+
+
+def _run_on_ray(jobs: Sequence[Job], meter: _Meter, workers: int, gpus: float, address: str | None) -> None:
+    import ray
+
+    from orchestration import cluster
+    from orchestration.resources import TrialResources, concurrency
+
+    available = cluster.connect(address)
+    count = concurrency(TrialResources(cpus=1, gpus=gpus, workers=1), available, workers)
+    data = [(str(job.target.folder), ray.put(job.x), ray.put(job.y)) for job in jobs]
+    pending = [(index, task) for index, job in enumerate(jobs) for task in job.pending]
+    # Long blocks first: the last worker to finish is then the least late.
+    pending.sort(key=lambda item: -item[1].cost)
+    # A worker that dies is started again and its block repeated: blocks have no effect but their record.
+    evaluator = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_Evaluator)
+    actors = [evaluator.remote(gpus) for _ in range(min(count, len(pending)))]
+    running: dict[Any, tuple[Any, int]] = {}
+    for actor in actors:
+        if pending:
+            index, task = pending.pop(0)
+            running[actor.run.remote(*data[index], task.model_dump(mode="json"))] = (actor, index)
+    while running:
+        (finished,), _ = ray.wait(list(running), num_returns=1)
+        actor, index = running.pop(finished)
+        _finish(jobs[index], ray.get(finished), meter)
+        if pending:
+            following, task = pending.pop(0)
+            running[actor.run.remote(*data[following], task.model_dump(mode="json"))] = (actor, following)
+    for actor in actors:
+        ray.kill(actor)
+
+
+class _Evaluator:
+    """Runs blocks in a Ray worker; keeps the models it has loaded."""
+
+    def __init__(self, gpus: float) -> None:
+        torch.set_num_threads(1)
+        self.gpus = gpus
+        self.models: dict[str, nn.Module] = {}
+
+    def run(self, folder: str, x: Tensor, y: Tensor, task: dict[str, Any]) -> Record:
+        """Run one block."""
+        if folder not in self.models:
+            self.models[folder] = _load(Path(folder), self.gpus)
+        return run_block(self.models[folder], x.clone(), y.clone(), BlockTask(**task))
+
+
+def _load(folder: Path, gpus: float) -> nn.Module:
+    model = load_pretrained(folder, resample_on_forward=False)
+    return model.to("cuda" if gpus else "cpu", memory_format=torch.channels_last)
+
+
+def _finish(job: Job, record: Record, meter: _Meter) -> None:
+    append_record(job.records_path, record)
+    job.done[record["key"]] = record
+    meter.finished(job, record)
+
+
+class _Meter:
+    """Done blocks, estimated work, time left: one line per model."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        import time
+
+        self.jobs, self.clock = jobs, time.monotonic
+        self.started = self.clock()
+        self.board = console.Board("evaluation", ["model", "blocks", "last block", "accuracy %"])
+        self.last: dict[str, tuple[str, float]] = {}
+        self.total = sum(task.cost for job in jobs for task in job.plan) or 1.0
+        self.resumed = sum(task.cost for job in jobs for task in job.plan if task.key in job.done)
+        self.work = self.resumed
+        self.costs: dict[str, float] = {task.key: task.cost for job in jobs for task in job.plan}
+        self.titles: dict[str, str] = {task.key: task.title for job in jobs for task in job.plan}
+        resumed = sum(len(job.done) for job in jobs)
+        if resumed:
+            console.say(f"{resumed} of {len(self.costs)} blocks are done already")
+
+    def finished(self, job: Job, record: Record) -> None:
+        """Count a block."""
+        key = record["key"]
+        self.work += self.costs[key]
+        counts = record["samples"]["num_correct"]["evaluation"]
+        accuracy = sum(counts) / len(counts) / record["block"]["num_draws"]["evaluation"]
+        self.last[job.name] = (self.titles[key], accuracy)
+        seconds = self.clock() - self.started
+        fresh = self.work - self.resumed
+        left = seconds / fresh * (self.total - self.work) if fresh else 0.0
+        caption = (
+            f"{100 * self.work / self.total:.0f} % of the work, {fresh / seconds:.0f} forward passes of one image a second, "
+            f"{console.duration(left)} left"
+        )
+        rows = [
+            [
+                each.name,
+                f"{len(each.done)}/{len(each.plan)}",
+                self.last.get(each.name, ("", 0.0))[0],
+                f"{100 * self.last[each.name][1]:.1f}" if each.name in self.last else "",
+            ]
+            for each in self.jobs
+        ]
+        event = f"{job.name}: {self.titles[key]}, accuracy {100 * accuracy:.1f} %; {caption}"
+        self.board.show(rows, caption, event)
