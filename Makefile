@@ -9,17 +9,18 @@ UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 PYTHON ?=
 EXTRAS ?=
 ARGS ?=
+CLUSTER ?= ray_cluster.yaml
 # Tests use tiny tensors: more threads than two only cost time.
 TEST_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check bench lock clean
+.PHONY: help setup demo test test-slow check bench lock clean cluster-code cluster-up
 
 help: ## List these tasks
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo '  PYTHON=3.12 chooses the Python of `make setup`; EXTRAS=server,dashboard adds optional packages to it;'
-	@echo '  ARGS="..." goes on to demo, test, test-slow, bench and lock.'
+	@echo '  ARGS="..." goes on to the command behind demo, test, test-slow, bench, lock and cluster-up.'
 
 setup: $(STAMP) ## Make .venv with the locked packages (about 6 GB, once); a no-op when nothing changed
 ifneq ($(strip $(EXTRAS)),)
@@ -48,8 +49,27 @@ lock: | $(UV) ## Renew requirements.lock after a change of pyproject.toml (ARGS=
 		--no-emit-index-url --no-header -q -o requirements.lock $(ARGS)
 	@! grep -n '://' requirements.lock || { echo 'requirements.lock must not name a server (see above)' >&2; exit 1; }
 
+# `ray up` reads every byte of what it mounts, on this computer and again on the head, and restarts nodes when one has changed. So it
+# gets a copy without environments, data and results, but with the last commit (runs record it), renewed only when the code changed.
+# The origin's address, which may hold a password, does not travel.
+cluster-code: ## Copy the code as it is now to .cluster/code, for `ray up`
+	@mkdir -p .cluster && echo '*' > .cluster/.gitignore
+	@new='git -c core.quotePath=false ls-files --others --exclude-standard'; \
+	state=$$({ git rev-parse HEAD; git diff --binary HEAD; $$new; $$new | git hash-object --stdin-paths; } | git hash-object --stdin); \
+	if [ "$$state" = "$$(cat .cluster/state 2>/dev/null)" ]; then exit 0; fi; \
+	rm -rf .cluster/code .cluster/state; \
+	git clone --quiet --depth 1 "file://$(CURDIR)" .cluster/code && git -C .cluster/code remote remove origin || exit 1; \
+	git diff --binary HEAD > .cluster/changes.patch; \
+	if [ -s .cluster/changes.patch ]; then git -C .cluster/code apply --whitespace=nowarn ../changes.patch || exit 1; fi; \
+	git ls-files -oz --exclude-standard | tar --null -T - -cf - | tar -xf - -C .cluster/code || exit 1; \
+	echo "$$state" > .cluster/state; echo 'The code as it is now is in .cluster/code'
+
+cluster-up: $(STAMP) cluster-code ## Start or renew a Ray cluster: CLUSTER=ray_cluster.yaml (docs/cluster.md)
+	@$(VENV)/bin/ray get-auth-token --generate > /dev/null
+	$(VENV)/bin/ray up $(CLUSTER) $(ARGS)
+
 clean: ## Remove caches and build leftovers; .venv, data and results stay
-	rm -rf .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info
+	rm -rf .pytest_cache .ruff_cache .import_linter_cache .cluster build dist *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './.uv/*' -type d -prune -exec rm -rf {} +
 
 # uv installs itself into .uv/ when it is missing: nothing outside this folder is touched.

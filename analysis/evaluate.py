@@ -79,7 +79,7 @@ def evaluate(
         threat_model: norm and radius; None: linf 8/255.
         seed: root of all seeds: equal seeds give equal records, whoever runs the blocks.
         batch_size: images per block, at most 256. Starts and draws of attacks belong to a block, so it is part of the result.
-        num_draws: R, draws that score; None: the suite's.
+        num_draws: R, draws that score; larger spaces of draws are then sampled, not enumerated. None: the suite's.
         num_samples: use the first n images of a class-balanced order; None: the suite's number.
         records: file of JSON lines to continue from and to append to.
         progress: called after each block, and once at the beginning.

@@ -125,7 +125,13 @@ def plan_blocks(
         if num_draws < 1:
             raise UserError(f"num_draws is {num_draws}; it must be at least 1")
         selection = min(scoring.num_selection_draws, num_draws)
-        scoring = scoring.model_copy(update={"num_evaluation_draws": num_draws, "num_selection_draws": selection})
+        scoring = scoring.model_copy(
+            update={
+                "num_evaluation_draws": num_draws,
+                "num_selection_draws": selection,
+                "enumerate_up_to": min(scoring.enumerate_up_to, num_draws),
+            }
+        )
     num_classes = _num_classes(model, x, y)
     total = num_configurations(model)
     configurations = None if total == math.inf else int(total)

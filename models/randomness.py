@@ -25,9 +25,7 @@ from torch import Tensor, nn
 DrawScope = Literal["global", "per_rank", "per_example"]
 
 _KEY_BITS = 63
-_EXAMPLE_ROWS = (
-    64  # rows of per-example values are made in blocks of this many, so that row b does not depend on the batch size
-)
+_EXAMPLE_ROWS = 64  # rows of per-example values are made in blocks of this many, so that row b does not depend on the batch size
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -288,8 +286,7 @@ def set_configuration(model: nn.Module, index: int) -> None:
 def randomness_state(model: nn.Module) -> dict[str, Any]:
     """Return draws and streams of all sites: what a resumable state needs beside the weights."""
     return {
-        name: {"seed": site.stream.seed, "position": site.stream.position, "draw": site.draw_state()}
-        for name, site in random_sites(model)
+        name: {"seed": site.stream.seed, "position": site.stream.position, "draw": site.draw_state()} for name, site in random_sites(model)
     }
 
 

@@ -61,15 +61,17 @@ class Dimension(Config):
     def suggest(self, trial: optuna.Trial, name: str, chosen: Mapping[str, Any]) -> Any:
         """Ask Optuna for a value, given those already chosen."""
         if self.type == "choice":
-            # Optuna stores only scalars: a list among the choices is looked up by its position.
-            labels = [choice if isinstance(choice, str | int | float | bool | None) else repr(choice) for choice in self.choices]
-            label = trial.suggest_categorical(name, labels)
-            value = self.choices[labels.index(label)]
-            return list(value) if isinstance(value, tuple) else value
+            labels = [label(choice) for choice in self.choices]
+            return self.ends()[labels.index(trial.suggest_categorical(name, labels))]
         low = self.low if self.above is None else max(self.low, chosen.get(self.above, self.low))
         if self.type == "int":
             return trial.suggest_int(name, int(low), int(self.high), step=int(self.step or 1), log=self.log)
         return trial.suggest_float(name, float(low), float(self.high), step=self.step, log=self.log)
+
+
+def label(choice: Any) -> str | int | float | bool | None:
+    """Return a choice as Optuna stores it: scalars as they are, lists as text."""
+    return " + ".join(map(str, choice)) if isinstance(choice, list | tuple) else choice
 
 
 SearchSpace = Mapping[str, Dimension]

@@ -21,10 +21,10 @@ from ray.tune.search.optuna import OptunaSearch
 from sqlalchemy.exc import OperationalError
 
 from models.errors import UserError
-from orchestration.search_space import Dimension, SearchSpace, is_active, ordered, suggest
+from orchestration.search_space import Dimension, SearchSpace, is_active, label, ordered, suggest
 from orchestration.sweep_config import SweepConfig
 
-INTERRUPTED = "interrupted"
+RESUMES = "resumes"  # of a trial that runs another one again: that one's number
 RETRY = "retry"
 
 
@@ -53,16 +53,13 @@ def open_study(config: SweepConfig, folder: Path) -> optuna.Study:
         fresh = not study.trials
         if fresh and config.sampler == "grid":
             for point in grid_points(config.space or {}):
-                study.enqueue_trial(_labels(config.space or {}, point))
+                study.enqueue_trial({name: label(value) for name, value in point.items()})
         for trial in study.trials:
             if trial.state == TrialState.RUNNING:
                 study.tell(trial.number, state=TrialState.FAIL)
-                _mark(study, trial, INTERRUPTED, True)
-                study.enqueue_trial(trial.params)
-            elif trial.state == TrialState.FAIL and trial.user_attrs.get(RETRY):
-                _mark(study, trial, RETRY, False)
-                _mark(study, trial, INTERRUPTED, True)
-                study.enqueue_trial(trial.params)
+            elif trial.state != TrialState.FAIL or not trial.user_attrs.get(RETRY) or trial.number in superseded(study):
+                continue
+            study.enqueue_trial(trial.params, user_attrs={RESUMES: trial.number})
     except (OperationalError, optuna.exceptions.StorageInternalError) as error:
         raise UserError(
             f"the study {folder / 'study.db'} cannot be opened: {error.__cause__ or error}. Another program may hold it; close it and "
@@ -74,7 +71,13 @@ def open_study(config: SweepConfig, folder: Path) -> optuna.Study:
 def spent(study: optuna.Study) -> int:
     """Return how many of the sweep's trials are over: interrupted ones are not, they are run again."""
     over = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    return sum(trial.state in over and not trial.user_attrs.get(INTERRUPTED) for trial in study.trials)
+    again = superseded(study)
+    return sum(trial.state in over and trial.number not in again for trial in study.trials)
+
+
+def superseded(study: optuna.Study) -> set[int]:
+    """Return the numbers of trials that were interrupted or broke, and that later trials run again."""
+    return {trial.user_attrs[RESUMES] for trial in study.trials if RESUMES in trial.user_attrs}
 
 
 def target(config: SweepConfig) -> int:
@@ -184,12 +187,3 @@ def _axis(name: str, dimension: Dimension) -> list[Any]:
         raise UserError(f"dimension {name} is a continuum: a grid needs `choices`, or low, high and `step`")
     count = math.floor((dimension.high - dimension.low) / dimension.step + 1e-9)
     return [dimension.low + index * dimension.step for index in range(count + 1)]
-
-
-def _labels(space: SearchSpace, point: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a point with lists written as Optuna stores them."""
-    return {name: repr(tuple(value)) if isinstance(value, list) else value for name, value in point.items()}
-
-
-def _mark(study: optuna.Study, trial: optuna.trial.FrozenTrial, key: str, value: Any) -> None:
-    study._storage.set_trial_user_attr(trial._trial_id, key, value)

@@ -22,7 +22,7 @@ from orchestration.environment import collect_environment
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
 from orchestration.resources import concurrency, trial_resources
-from orchestration.study import INTERRUPTED, StudySearch, open_study, spent, target
+from orchestration.study import StudySearch, open_study, spent, superseded, target
 from orchestration.sweep_config import SweepConfig
 from orchestration.tracking import FINGERPRINT_TAG, SWEEP_TAG, Tracker
 from orchestration.trial import run_trial, tune_resources
@@ -84,8 +84,9 @@ class RememberingAsha(AsyncHyperBandScheduler):
 
     def remember(self, study: optuna.Study) -> None:
         """Enter the intermediate values of all trials in the study."""
+        again = superseded(study)
         for trial in study.trials:
-            if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or trial.user_attrs.get(INTERRUPTED):
+            if trial.number not in again:
                 for epoch, value in sorted(trial.intermediate_values.items()):
                     self._brackets[0].on_result(SimpleNamespace(trial_id=f"earlier-{trial.number}"), epoch, value)
 

@@ -18,6 +18,7 @@ from orchestration.export import export_target
 from orchestration.home import Home
 from orchestration.resources import trial_resources
 from orchestration.run_folder import RunFolder
+from orchestration.study import superseded
 from orchestration.sweep import SweepOutcome, run_sweep
 from orchestration.sweep_config import SweepConfig
 from orchestration.targets import Target, resolve_target
@@ -97,8 +98,9 @@ def resume_command() -> str:
 
 def _show_winner(config: SweepConfig, outcome: SweepOutcome, winner: int) -> None:
     rows = []
+    again = superseded(outcome.study)
     for trial in sorted(outcome.study.trials, key=lambda trial: trial.number):
-        if "values" not in trial.user_attrs or trial.user_attrs.get("interrupted"):
+        if "values" not in trial.user_attrs or trial.number in again:
             continue
         values = trial.user_attrs["values"]
         shown = [_short(values.get(name)) for name in config.space or {}]

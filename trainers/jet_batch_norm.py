@@ -38,9 +38,7 @@ class JetBatchNorm(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         running_mean, running_var, momentum, eps, num_out = settings
         # The value goes through the framework's kernel, so it and the running statistics equal those of nn.BatchNorm2d.
-        value, mean, inverse_std = torch.native_batch_norm(
-            xs[0], weight, bias, running_mean, running_var, True, momentum, eps
-        )
+        value, mean, inverse_std = torch.native_batch_norm(xs[0], weight, bias, running_mean, running_var, True, momentum, eps)
         reduction = _CentredProducts(xs[0], mean, inverse_std, eps)
         means, variance = [mean], [inverse_std.pow(-2)]  # the latter includes eps
         for k in range(1, num_out):

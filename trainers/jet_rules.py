@@ -59,9 +59,7 @@ class _Convolution(torch.autograd.Function):
         stride, padding, dilation, groups = ctx.geometry
 
         def adjoint(grad: Tensor, x: Tensor, weight: Tensor, *wanted: bool) -> tuple[Tensor | None, Tensor | None]:
-            return _convolution_backward(
-                grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [*wanted, False]
-            )[:2]
+            return _convolution_backward(grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [*wanted, False])[:2]
 
         needs_weight, needs_bias = ctx.needs_input_grad[:2]
         grad_weight = None
@@ -97,9 +95,7 @@ def _conv2d(
     geometry = (_pair(stride), _pair(padding), _pair(dilation), groups)
     if bias_direction is not None and num_out == 1 and x.order > 0:
         raise no_rule("noise on a convolution's bias without noise on its weight")
-    return x.like(
-        _Convolution.apply(weight, bias, direction, bias_direction, geometry, num_out, *x.coefficients)
-    )
+    return x.like(_Convolution.apply(weight, bias, direction, bias_direction, geometry, num_out, *x.coefficients))
 
 
 @rule(functional.linear)
@@ -130,9 +126,7 @@ def _batch_norm(
 ) -> Jet:
     weight_direction, bias_direction = x.directions.of(weight), x.directions.of(bias)
     if x.terms == 1 and weight_direction is None and bias_direction is None:
-        return x.map(
-            lambda value: functional.batch_norm(value, running_mean, running_var, weight, bias, training, momentum, eps)
-        )
+        return x.map(lambda value: functional.batch_norm(value, running_mean, running_var, weight, bias, training, momentum, eps))
     if x.ndim != 4:
         raise no_rule("batch normalization of anything else than (B, C, H, W)")
     if training:
@@ -257,9 +251,7 @@ def _max_pool2d(
 ) -> Jet:
     if return_indices:
         raise no_rule("max-pooling that returns indices")
-    value, indices = functional.max_pool2d(
-        x.value, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True
-    )
+    value, indices = functional.max_pool2d(x.value, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
     flat = indices.flatten(2)
     return x.like([value, *(c.flatten(2).gather(2, flat).view(value.shape) for c in x.coefficients[1:])])
 

@@ -20,8 +20,6 @@ def power(a: Tensor, exponent: float) -> Tensor:
     """
     terms = [a[0].pow(exponent)]
     for k in range(1, len(a)):
-        total = sum(
-            ((exponent * i - (k - i)) * a[i] * terms[k - i] for i in range(1, k + 1)), start=torch.zeros_like(a[0])
-        )
+        total = sum(((exponent * i - (k - i)) * a[i] * terms[k - i] for i in range(1, k + 1)), start=torch.zeros_like(a[0]))
         terms.append(total / (k * a[0]))
     return torch.stack(terms)

@@ -75,9 +75,7 @@ def taylor_terms(
 
 def _exact(model: nn.Module, x: Tensor, noise: Noise, order: int, update: bool) -> TaylorTerms:
     if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
-        raise UserError(
-            "exact Taylor terms need training.batch_norm: local; synchronized statistics have no exact rule"
-        )
+        raise UserError("exact Taylor terms need training.batch_norm: local; synchronized statistics have no exact rule")
     logits = model(Jet([x], order, Directions(model, noise)))
     assert isinstance(logits, Jet), "the network returned something else than a jet for a jet"
     return TaylorTerms(logits.value, logits.derivative(1), logits.derivative(2) if order == 2 else None)
@@ -147,8 +145,9 @@ class _NoFusedNormalization(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _FUSED_ALWAYS or (func is torch.batch_norm and args[5]):
             raise UserError(
-                f"{getattr(func, '__name__', func)}: derivatives through this fused normalization are wrong without a word. Use derivatives "
-                "exact, or replace the layer by ExplicitBatchNorm2d (models.layers.explicit_batch_norm.make_batch_norm_explicit)."
+                f"{getattr(func, '__name__', func)}: derivatives through this fused normalization are wrong without a word. Use "
+                "derivatives exact, or replace the layer by ExplicitBatchNorm2d "
+                "(models.layers.explicit_batch_norm.make_batch_norm_explicit)."
             )
         return func(*args, **kwargs)
 

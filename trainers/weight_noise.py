@@ -44,9 +44,7 @@ class WeightNoiseConfig(Config):
 
     def sample(self, model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
         """Return one draw of u by parameter name, at the current weights; parameters out of scope are left out (u = 0)."""
-        return sample_weight_noise(
-            model, generator, sigma=self.sigma, sigma_mode=self.sigma_mode, noise_scope=self.noise_scope
-        )
+        return sample_weight_noise(model, generator, sigma=self.sigma, sigma_mode=self.sigma_mode, noise_scope=self.noise_scope)
 
 
 def noisy_parameters(model: nn.Module, scope: NoiseScope) -> list[str]:

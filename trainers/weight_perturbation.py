@@ -62,9 +62,7 @@ class PerturbableObjective(Objective):
     ) -> Mapping[str, Tensor]:
         """Return `loss` (with graph) and scalars to log, at the weights as they are now."""
 
-    def ascent_loss(
-        self, model: nn.Module, x_BCHW: Tensor, adversarial_BCHW: Tensor, y_B: Tensor, context: StepContext
-    ) -> Tensor:
+    def ascent_loss(self, model: nn.Module, x_BCHW: Tensor, adversarial_BCHW: Tensor, y_B: Tensor, context: StepContext) -> Tensor:
         """Return what the weight perturbation ascends on: the training loss, unless overridden."""
         return self.outer_loss(model, x_BCHW, adversarial_BCHW, y_B, context)["loss"]
 

@@ -38,18 +38,14 @@ class CtrwConfig(Config):
         description="`cifar_image`: A and B are for 3072 elements and are scaled to the size of the feature map; `feature_map`: they are "
         "the sums themselves.",
     )
-    position: int = Field(
-        0, ge=0, description="Where: 0 on the image, 1 after the stem, then before each stage, last before the pooling."
-    )
+    position: int = Field(0, ge=0, description="Where: 0 on the image, 1 after the stem, then before each stage, last before the pooling.")
     variant: Literal["in", "out", "both", "filter"] = Field(
         "in",
         description="`in`: on the input of the layer at the position; `out`: on the output of its convolution; `both`; `filter`: on the "
         "convolution's weight (Table 4).",
     )
     initial_mu: float = Field(1.0, description="Start value of mu.")
-    initial_sigma: float | None = Field(
-        None, gt=0, description="Start value of sigma; none: 1, or the middle of [A, B] under `project`."
-    )
+    initial_sigma: float | None = Field(None, gt=0, description="Start value of sigma; none: 1, or the middle of [A, B] under `project`.")
     draw_scope: DrawScope = Field(
         "global",
         description="Who shares a draw: all ranks (`global`), a rank's batch (`per_rank`), nobody (`per_example`).",
@@ -62,9 +58,7 @@ class CtrwConfig(Config):
                 f"lower_bound {self.lower_bound:g} is above upper_bound {self.upper_bound:g}: no sigma satisfies A <= sum <= B"
             )
         if self.variant == "filter" and self.draw_scope == "per_example":
-            raise ValueError(
-                "variant `filter` is shared by the batch; draw_scope `per_example` needs `in`, `out` or `both`"
-            )
+            raise ValueError("variant `filter` is shared by the batch; draw_scope `per_example` needs `in`, `out` or `both`")
         return self
 
     def bounds(self, size: int, scale: float = 1.0) -> SigmaBounds:
@@ -79,6 +73,18 @@ class CtrwConfig(Config):
         if self.constraint == "project":
             return (bounds.lower + bounds.upper) / 2 / size
         return scale
+
+
+PRESETS: dict[str, dict] = {
+    "paper": {"constraint": "project", "lower_bound": 1000.0, "upper_bound": 2400.0, "position": 0},
+    "official": {"constraint": "floor", "lower_bound": 2048.0, "position": 0},
+    "common": {"constraint": "floor", "lower_bound": 2048.0, "position": 0},
+    "imagenet_official": {"constraint": "floor", "lower_bound": float(CIFAR_IMAGE_SIZE), "position": 0},
+    "without_constraint": {"constraint": "none", "position": 0},
+    "fixed_std": {"constraint": "fixed", "lower_bound": 1000.0, "position": 0},
+}
+"""Parameters by source: the paper's text, the official code, the fair comparison, the official ImageNet model (a floor of 1 per
+element), and two rows of Table 1."""
 
 
 def add_random_weights(backbone: Backbone, config: CtrwConfig, image_shape: tuple[int, int, int]) -> None:
@@ -97,17 +103,13 @@ def add_random_weights(backbone: Backbone, config: CtrwConfig, image_shape: tupl
         scale = conv.weight.detach().square().mean().sqrt().item()
         size = conv.weight.numel()
         bounds = config.bounds(size, scale)
-        set_module(
-            backbone, name, RandomFilterConv2d(conv, config.start_sigma(bounds, size, scale), bounds, config.draw_scope)
-        )
+        set_module(backbone, name, RandomFilterConv2d(conv, config.start_sigma(bounds, size, scale), bounds, config.draw_scope))
 
 
 def _feature_weight(shape: tuple[int, int, int], config: CtrwConfig) -> RandomFeatureWeight:
     size = shape[0] * shape[1] * shape[2]
     bounds = config.bounds(size)
-    return RandomFeatureWeight(
-        shape, config.initial_mu, config.start_sigma(bounds, size), bounds, draw_scope=config.draw_scope
-    )
+    return RandomFeatureWeight(shape, config.initial_mu, config.start_sigma(bounds, size), bounds, draw_scope=config.draw_scope)
 
 
 def build_ctrw(config: CtrwConfig, request: BuildRequest) -> nn.Module:
@@ -115,6 +117,4 @@ def build_ctrw(config: CtrwConfig, request: BuildRequest) -> nn.Module:
     return request.network(lambda backbone: add_random_weights(backbone, config, request.image_shape))
 
 
-DEFENCE_MODELS = (
-    DefenceModel("ctrw", "constrained trainable random weights on a feature map", CtrwConfig, build_ctrw),
-)
+DEFENCE_MODELS = (DefenceModel("ctrw", "constrained trainable random weights on a feature map", CtrwConfig, build_ctrw),)

@@ -105,29 +105,31 @@ class RandomFeatureWeight(_RandomWeight):
         draw_scope: DrawScope = "global",
     ) -> None:
         super().__init__(torch.full(shape, float(initial_mu)), initial_sigma, bounds, draw_scope)
-        self._rows: tuple[int, Tensor] | None = None
+        if draw_scope == "per_example":
+            self.register_draw("delta_rows", torch.zeros(1, *shape))
         self.take_first_draw()
+
+    def draw(self, generator: torch.Generator) -> None:
+        super().draw(generator)
+        if self.draw_scope == "per_example":
+            self.set_draw("delta_rows", self._rows(self.delta_rows.shape[0]))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         # bf16 autocast: mu, sigma, delta and the product stay in the parameters' precision.
         if self.draw_scope == "per_example":
-            delta_BCHW = self._example_deltas(x_BCHW.shape[0])
+            if self.delta_rows.shape[0] < x_BCHW.shape[0]:
+                # Row b does not depend on how many rows there are, so this draws nothing new.
+                self.set_draw("delta_rows", self._rows(x_BCHW.shape[0]))
+            delta_BCHW = self.delta_rows[: x_BCHW.shape[0]]
             return (x_BCHW.to(self.mu.dtype) * (self.mu + delta_BCHW * self.sigma)).to(x_BCHW.dtype)
         return (x_BCHW.to(self.mu.dtype) * self.sample_weight()).to(x_BCHW.dtype)
 
-    def _example_deltas(self, num_examples: int) -> Tensor:
-        if self._rows is None or self._rows[0] != self.draw_key or self._rows[1].shape[0] < num_examples:
-            rows = per_example_rows(
-                self.draw_key,
-                num_examples,
-                lambda generator, count: torch.randn((count, *self.mu.shape), generator=generator),
-            )
-            self._rows = (self.draw_key, rows)
-        rows = self._rows[1]
-        if rows.device != self.mu.device or rows.dtype != self.mu.dtype:
-            with torch.inference_mode(False):  # the rows outlive this call and may serve a gradient later
-                self._rows = (self.draw_key, rows.to(self.mu))
-        return self._rows[1][:num_examples]
+    def _rows(self, num_examples: int) -> Tensor:
+        return per_example_rows(
+            self.draw_key,
+            num_examples,
+            lambda generator, count: torch.randn((count, *self.mu.shape), generator=generator),
+        )
 
     def extra_repr(self) -> str:
         return f"{tuple(self.mu.shape)}, {self.bounds}, draw_scope={self.draw_scope}"

@@ -37,9 +37,10 @@ def _rows(kind: str) -> Iterable[tuple[str, str]]:
         from orchestration.sweep_config import list_sweeps
 
         return list_sweeps().items()
-    from analysis.suites import list_suites
+    from analysis.suites import PAPER, list_suites, load_suite
 
-    return list_suites().items()
+    paper = "the attacks and settings of the paper that proposed the model's defence, under T0"
+    return [(name, paper if name == PAPER else load_suite(name).description) for name in list_suites()]
 
 
 def _list(arguments: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from packaging.version import InvalidVersion, Version
 
 from orchestration.doctor.check import CONNECT_TIMEOUT_S, Check, connection_error
+from orchestration.doctor.machine import filesystem_kind, is_network
 from orchestration.environment import installed_version
 from orchestration.home import Home
 
@@ -139,6 +140,9 @@ def _check_mlflow_sqlite(name: str, uri: str) -> Check:
         return Check(name, "ok", f"{file} (made by the first run)")
     if file.stat().st_size == 0:
         return Check(name, "ok", f"{file} (empty; the first run fills it)")
+    if is_network(filesystem_kind(file)):
+        # Its writer is another machine, and a lock taken from here could be in its way.
+        return Check(name, "ok", f"{file} (on a network disk: left to the machine that writes it)")
     try:
         rows = read_sqlite(file, "SELECT version_num FROM alembic_version")
     except sqlite3.Error as error:
@@ -178,6 +182,8 @@ def check_studies(sweeps: Path) -> Check:
     name = "Optuna studies"
     version = installed_version("optuna") or "not installed"
     files = sorted(sweeps.glob("*/study.db"))
+    if files and is_network(filesystem_kind(sweeps)):
+        return Check(name, "ok", f"{len(files)} on a network disk: left to the machine that writes them")
     open_trials = 0
     for file in files:
         try:

@@ -191,9 +191,7 @@ def test_a_set_configuration_holds_until_the_next_draw_and_is_part_of_the_draw()
 
 
 def test_members_have_independent_streams_of_their_own():
-    model = build_model(
-        "red", backbone="resnet8", image_shape=(3, 8, 8), num_members=3, member={"name": "ctrw"}, inference="mean_logit"
-    )
+    model = build_model("red", backbone="resnet8", image_shape=(3, 8, 8), num_members=3, member={"name": "ctrw"}, inference="mean_logit")
     sites = [site for name, site in random_sites(model) if name]
     assert len(sites) == 3
     for _ in range(2):

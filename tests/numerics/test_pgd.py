@@ -466,6 +466,26 @@ def test_keep_best_is_never_worse_than_last(model, batch, norm):
     assert gain.max() > 0  # steps as large as these overshoot
 
 
+def test_keep_best_returns_the_best_iterate_even_if_it_is_the_start():
+    """Steps overshoot the peak of this loss, so a start near it stays the best."""
+    x = torch.full((6, 1, 2, 2), 0.5, dtype=torch.float64)
+    y, weights = torch.zeros(6, dtype=torch.long), torch.ones(1, 2, 2, dtype=torch.float64)
+    net = GradientOf(weights)
+
+    def closeness(logits: Tensor, labels: Tensor) -> Tensor:
+        return -(logits[:, 1] - 2.01).square()
+
+    def attack(steps: int, **more: bool) -> Tensor:
+        return pgd(net, x, y, epsilon=0.05, step_size=0.03, steps=steps, loss=closeness, **more)
+
+    iterates = torch.stack([attack(steps) for steps in range(4)])
+    losses = torch.stack([closeness(net(iterate), y) for iterate in iterates])
+    best = losses.argmax(dim=0)
+    assert (best == 0).any()
+    assert (best > 0).any()
+    assert torch.equal(attack(3, keep_best=True), iterates[best, torch.arange(6)])
+
+
 def test_restarts_keep_the_better_result(model, batch):
     x, y = batch
     generator = torch.Generator().manual_seed(0)

@@ -1,21 +1,27 @@
-"""RED's regularizers and its training step (T1 to T7, T9 of the specification), and members spread over processes."""
+"""RED's regularizers and its training step (T1 to T7, T9 of the specification)."""
 
 from __future__ import annotations
 
 import copy
-import socket
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from pydantic import ValidationError
 from torch import nn
 
 from models.ensemble import Ensemble
 from models.errors import UserError
+from tests.numerics.ensemble_cases import (
+    NUM_CLASSES,
+    TinyNet,
+    batch,
+    context,
+    gradients,
+    largest_difference,
+    objective,
+    tiny_ensemble,
+)
 from trainers.ensemble_examples import ensemble_examples, mean_member_loss
-from trainers.fit import average_gradients
 from trainers.input_gradients import (
     InputSet,
     gradient_lengths,
@@ -28,16 +34,6 @@ from trainers.input_gradients import (
 from trainers.member_parallel import LocalMembers
 from trainers.objectives.gal import gradient_alignment_loss
 from trainers.objectives.red import RedObjectiveConfig, lipschitz_regularizer, similarity_regularizer
-from tests.numerics.ensemble_cases import (
-    NUM_CLASSES,
-    TinyNet,
-    batch,
-    context,
-    gradients,
-    largest_difference,
-    objective,
-    tiny_ensemble,
-)
 
 
 def random_gradients(num_members: int, seed: int = 0) -> list[torch.Tensor]:
@@ -60,9 +56,7 @@ class LinearSoftmax(nn.Module):
 
 
 def grams_of(ensemble: Ensemble, *images: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
-    return [
-        gram_matrix([input_gradient_of(member, x, labels, create_graph=False)[1] for member in ensemble.members]) for x in images
-    ]
+    return [gram_matrix([input_gradient_of(member, x, labels, create_graph=False)[1] for member in ensemble.members]) for x in images]
 
 
 # T1, T2, T4, T3: the similarity regularizer.
@@ -154,10 +148,10 @@ def test_regularizers_do_not_depend_on_order_or_split_of_the_batch():
 
 
 def test_batch_mean_scaling_divides_gradients_by_the_batch_size():
-    ensemble = tiny_ensemble(2)
     x, y = batch()
     scalars = {}
     for scale in ("per_sample", "batch_mean"):
+        ensemble = tiny_ensemble(2)
         method = objective("red", grad_scale=scale, example="mean_loss", warmup_epochs=0)
         scalars[scale] = method.training_step(ensemble, x, y, context(ensemble))
     assert scalars["batch_mean"]["lipschitz"].item() == pytest.approx(scalars["per_sample"]["lipschitz"].item() / 6)
@@ -314,9 +308,7 @@ def test_mean_loss_and_its_input_gradient_are_exact():
     leaf = x.clone().requires_grad_()
     value = mean_member_loss(ensemble.members, leaf, y)
     (slope,) = torch.autograd.grad((value * torch.arange(6)).sum(), leaf)
-    reference = torch.stack(
-        [nn.functional.cross_entropy(member(leaf), y, reduction="none") for member in ensemble.members]
-    ).mean(0)
+    reference = torch.stack([nn.functional.cross_entropy(member(leaf), y, reduction="none") for member in ensemble.members]).mean(0)
     (expected,) = torch.autograd.grad((reference * torch.arange(6)).sum(), leaf)
     torch.testing.assert_close(value, reference, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(slope, expected, rtol=1e-12, atol=1e-14)
@@ -347,45 +339,3 @@ def test_training_lowers_similarity_and_slope():
         optimizer.step()
         history.append(scalars["regularization"].item())
     assert history[-1] < 0.9 * history[0]
-
-
-# Members spread over processes.
-
-
-def _worker(rank: int, size: int, port: int, num_members: int, normalized: bool, results) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
-    ensemble = tiny_ensemble(num_members, normalized=normalized)
-    x, y = batch(8)
-    rows = slice(rank * 8 // size, (rank + 1) * 8 // size)
-    method = objective("red", members="spread", example="mean_loss", warmup_epochs=0)
-    scalars = method.training_step(
-        ensemble, x[rows], y[rows], context(ensemble, attack={"random_start": False})
-    )
-    average_gradients(ensemble.parameters())
-    total = torch.stack([scalars[name] for name in sorted(scalars)])
-    dist.all_reduce(total)
-    results[rank] = (gradients(ensemble), dict(zip(sorted(scalars), (total / size).tolist(), strict=True)), list(ensemble.buffers()))
-    dist.destroy_process_group()
-
-
-@pytest.mark.distributed
-@pytest.mark.parametrize(("num_members", "normalized"), [(3, False), (1, False), (3, True)])
-def test_two_processes_give_the_gradients_of_one(num_members, normalized):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with mp.Manager() as manager:
-        shared = manager.dict()
-        mp.spawn(_worker, args=(2, port, num_members, normalized, shared), nprocs=2)
-        results = dict(shared)
-    ensemble = tiny_ensemble(num_members, normalized=normalized)
-    x, y = batch(8)
-    method = objective("red", example="mean_loss", warmup_epochs=0)
-    scalars = method.training_step(ensemble, x, y, context(ensemble, attack={"random_start": False}))
-    expected = gradients(ensemble)
-    # The attack runs in eval mode, so even batch normalization sees the whole batch: members are whole on their worker.
-    for rank in range(2):
-        assert largest_difference(results[rank][0], expected) < 1e-12
-        assert results[rank][1] == pytest.approx({name: value.item() for name, value in scalars.items()}, abs=1e-12)
-        assert largest_difference(results[rank][2], list(ensemble.buffers())) < 1e-12

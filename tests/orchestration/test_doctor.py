@@ -378,6 +378,15 @@ def test_a_store_that_another_program_writes_to_is_busy(tmp_path: Path, monkeypa
     assert "busy" in check.found
 
 
+def test_databases_on_a_network_disk_are_left_to_their_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "filesystem_kind", lambda folder: "nfs4")
+    (tmp_path / "sweeps" / "first").mkdir(parents=True)
+    for file in (tmp_path / "mlflow.db", tmp_path / "sweeps" / "first" / "study.db"):
+        file.write_bytes(b"never opened")
+    assert services.check_mlflow_store(f"sqlite:///{tmp_path / 'mlflow.db'}").status == "ok"
+    assert services.check_studies(tmp_path / "sweeps").status == "ok"
+
+
 def test_a_relative_store_fails_because_workers_start_elsewhere() -> None:
     check = services.check_mlflow_store("sqlite:///mlflow.db")
     assert check.status == "fail"

@@ -1,0 +1,44 @@
+"""Fixtures: a migrated MLflow store to copy (its first use takes seconds), a home folder, one Ray for all tests that need one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
+
+@pytest.fixture(scope="session")
+def migrated_store(tmp_path_factory):
+    """Path of an SQLite file with MLflow's schema."""
+    from mlflow.tracking import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def home(tmp_path, migrated_store, monkeypatch):
+    """A home folder with a ready store."""
+    from orchestration.home import Home
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    located = Home.locate(tmp_path / "home")
+    shutil.copy(migrated_store, located.root / "mlflow.db")
+    return located
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A local Ray with two CPUs."""
+    from orchestration import cluster
+
+    cluster.connect(num_cpus=2)
+    import ray
+
+    yield
+    ray.shutdown()

@@ -1,0 +1,175 @@
+"""The study of a sweep, driven by hand without a cluster: what is counted, what is run again, what nobody leaves running."""
+
+from __future__ import annotations
+
+import math
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from models.errors import UserError
+from orchestration.resources import TrialResources, concurrency
+from orchestration.search_space import Dimension, suggest
+from orchestration.study import StudySearch, grid_points, open_study, spent, target
+from orchestration.sweep import RememberingAsha, sweep_key
+from orchestration.sweep_config import load_sweep
+
+
+@pytest.fixture
+def config():
+    return load_sweep("ctrw_bounds_digits", {"num_trials": 4})
+
+
+def states(study):
+    return [trial.state for trial in study.trials]
+
+
+def test_a_sweep_has_its_number_of_trials_and_then_ends(config, tmp_path):
+    study = open_study(config, tmp_path)
+    search = StudySearch(config, study)
+    for index in range(4):
+        suggestion = search.suggest(f"t{index}")
+        assert suggestion["values"]["defence.upper_bound"] >= suggestion["values"]["defence.lower_bound"]
+        search.on_trial_result(f"t{index}", {"epoch": 1, "validation/robust_accuracy": 0.1})
+        search.on_trial_complete(f"t{index}", {"epoch": 2, "finished": True, "validation/robust_accuracy": 0.5})
+    assert search.suggest("t4") == Searcher.FINISHED
+    assert spent(study) == 4
+    # Asked for more, the same sweep goes on: its key does not depend on the budget.
+    more = load_sweep("ctrw_bounds_digits", {"num_trials": 5})
+    assert sweep_key(more) == sweep_key(config)
+    again = StudySearch(more, open_study(more, tmp_path))
+    assert isinstance(again.suggest("x"), dict)
+    assert again.suggest("y") == Searcher.FINISHED
+
+
+def test_trials_that_a_killed_process_left_are_run_again_with_their_parameters(config, tmp_path):
+    search = StudySearch(config, open_study(config, tmp_path))
+    finished = search.suggest("a")
+    search.on_trial_complete("a", {"epoch": 2, "finished": True, "validation/robust_accuracy": 0.5})
+    running = search.suggest("b")
+    search.on_trial_result("b", {"epoch": 1, "validation/robust_accuracy": 0.2})
+    # kill -9 here; a new process:
+    study = open_study(config, tmp_path)
+    assert TrialState.RUNNING not in states(study)
+    assert spent(study) == 1
+    resumed = StudySearch(config, study).suggest("c")
+    assert resumed["values"] == running["values"]
+    assert resumed["values"] != finished["values"]
+
+
+def test_ends_are_told_truly(config, tmp_path):
+    study = open_study(config, tmp_path)
+    search = StudySearch(config, study)
+    for name in "abcd":
+        search.suggest(name)
+    search.on_trial_result("a", {"epoch": 1, "validation/robust_accuracy": 0.3})
+    search.on_trial_complete("a", {"epoch": 1, "finished": False, "validation/robust_accuracy": 0.3})
+    search.on_trial_complete("b", {"epoch": 2, "finished": True, "validation/robust_accuracy": math.nan})
+    search.on_trial_complete("c", None, error=True)
+    search.on_trial_complete("d", {"epoch": 2, "finished": True, "validation/robust_accuracy": 0.6})
+    assert states(study) == [TrialState.PRUNED, TrialState.FAIL, TrialState.FAIL, TrialState.COMPLETE]
+    assert study.best_trial.number == 3
+    assert study.trials[0].intermediate_values == {1: 0.3}
+    # What broke is tried again by the next start; what is not finite is not.
+    again = open_study(config, tmp_path)
+    assert spent(again) == 3
+    assert states(again)[-1] == TrialState.WAITING
+
+
+def test_several_objectives_make_a_front(tmp_path):
+    config = load_sweep(
+        "ctrw_bounds_digits",
+        {"num_trials": 3, "objectives": [{"metric": "validation/robust_accuracy"}, {"metric": "validation/clean_accuracy"}]},
+    )
+    study = open_study(config, tmp_path)
+    search = StudySearch(config, study)
+    for name, robust, clean in (("a", 0.5, 0.9), ("b", 0.6, 0.8), ("c", 0.4, 0.7)):
+        search.suggest(name)
+        search.on_trial_result(name, {"epoch": 1, "validation/robust_accuracy": robust})
+        search.on_trial_complete(
+            name, {"epoch": 2, "finished": True, "validation/robust_accuracy": robust, "validation/clean_accuracy": clean}
+        )
+    assert sorted(trial.number for trial in study.best_trials) == [0, 1]
+
+
+def test_conditional_and_bounded_dimensions():
+    space = {
+        "kind": Dimension(type="choice", choices=("a", "b")),
+        "only_a": Dimension(type="int", low=1, high=3, when={"kind": ("a",)}),
+        "low": Dimension(type="float", low=1, high=100, log=True),
+        "high": Dimension(type="float", low=1, high=100, log=True, above="low"),
+        "lists": Dimension(type="choice", choices=(("x", "y"), ("z",))),
+    }
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(50):
+        chosen = suggest(space, study.ask())
+        assert ("only_a" in chosen) == (chosen["kind"] == "a")
+        assert chosen["low"] <= chosen["high"]
+        assert chosen["lists"] in (["x", "y"], ["z"])
+
+
+def test_grids_visit_every_point_once():
+    space = {
+        "kind": Dimension(type="choice", choices=("a", "b")),
+        "only_a": Dimension(type="int", low=1, high=3, when={"kind": ("a",)}),
+        "step": Dimension(type="float", low=0.0, high=0.2, step=0.1),
+    }
+    points = grid_points(space)
+    assert len(points) == (3 + 1) * 3
+    with pytest.raises(UserError, match="continuum"):
+        grid_points({"x": Dimension(type="float", low=0, high=1)})
+
+
+def test_a_grid_sweep_is_queued_once_and_bounded(tmp_path):
+    config = load_sweep("rna_pools_digits")
+    assert target(config) == 10
+    study = open_study(config, tmp_path)
+    assert len(study.trials) == 10
+    assert len(open_study(config, tmp_path).trials) == 10
+    search = StudySearch(config, open_study(config, tmp_path))
+    seen = []
+    for index in range(10):
+        seen.append(search.suggest(f"t{index}")["values"])
+    assert all(isinstance(values["defence.pool"], list) for values in seen)
+    assert len({str(values) for values in seen}) == 10
+
+
+def test_asha_remembers_trials_of_earlier_starts(config, tmp_path):
+    study = open_study(config, tmp_path)
+    search = StudySearch(config, study)
+    for name, value in (("a", 0.9), ("b", 0.8), ("c", 0.7)):
+        search.suggest(name)
+        for epoch in (1, 2):
+            search.on_trial_result(name, {"epoch": epoch, "validation/robust_accuracy": value})
+        search.on_trial_complete(name, {"epoch": 2, "finished": True, "validation/robust_accuracy": value})
+    scheduler = RememberingAsha(
+        time_attr="epoch", metric="validation/robust_accuracy", mode="max", max_t=10, grace_period=2, reduction_factor=2
+    )
+    scheduler.remember(open_study(config, tmp_path))
+    from types import SimpleNamespace
+
+    trial = SimpleNamespace(trial_id="new")
+    scheduler.on_trial_add(None, trial)
+    result = {"epoch": 2, "validation/robust_accuracy": 0.1}
+    assert scheduler.on_trial_result(None, trial, result) == "STOP"
+
+
+@pytest.mark.parametrize(
+    ("need", "available", "expected"),
+    [
+        (TrialResources(1, 0, 1), {"CPU": 2}, 2),
+        (TrialResources(2.01, 0, 2), {"CPU": 4}, 1),  # the drivers' share counts: 2 x 2.01 > 4
+        (TrialResources(1, 0.5, 1), {"CPU": 8, "GPU": 1}, 2),
+    ],
+)
+def test_concurrency_counts_everything_a_trial_takes(need, available, expected):
+    assert concurrency(need, available) == expected
+
+
+def test_what_does_not_fit_is_said_before_anything_starts():
+    with pytest.raises(UserError, match=r"needs 4.01 CPUs.*resources.workers 1"):
+        concurrency(TrialResources(4.01, 0, 4), {"CPU": 2})
+    with pytest.raises(UserError, match=r"gpus_per_worker 0 \(train on CPUs\)"):
+        concurrency(TrialResources(1, 1, 1), {"CPU": 2})
