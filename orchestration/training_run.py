@@ -21,6 +21,7 @@ from orchestration.card import model_card
 from orchestration.environment import collect_environment
 from orchestration.experiment import ExperimentConfig
 from orchestration.run_folder import RunFolder
+from trainers.checkpoint import read_state
 from trainers.data import Augmentation, Splits, load_data
 from trainers.distributed import world
 from trainers.fit import FitResult, fit
@@ -130,8 +131,7 @@ def train_here(
     resume_from = None
     if folder.has_state:
         resume_from = folder.path
-        state_history = torch.load(folder.path / "training.pt", map_location="cpu", weights_only=True)["history"]
-        _replay(state_history, on_epoch)
+        _replay(read_state(folder.path)["history"], on_epoch)
     outcome = fit(
         model,
         splits,

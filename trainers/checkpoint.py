@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,12 @@ def read_state(folder: Path) -> dict[str, Any]:
         UserError: the file is missing, truncated or not a checkpoint.
     """
     path = folder / STATE_FILE
+    if not path.is_file():
+        raise UserError(f"no checkpoint in {folder}: {STATE_FILE} is missing")
     try:
+        if not zipfile.is_zipfile(path):
+            raise EOFError("it is not whole")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"no checkpoint in {folder}: {STATE_FILE} is missing") from None
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise UserError(
             f"cannot read the checkpoint {path}: {error}. Delete the folder to train from the beginning."

@@ -45,7 +45,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         offset += parameter.numel()
         if count:
             if parameter.grad is None:
-                parameter.grad = piece.clone()
+                parameter.grad = torch.empty_like(parameter).copy_(piece)  # in the parameter's own layout
             else:
                 parameter.grad.copy_(piece)
 

@@ -121,9 +121,7 @@ class _Fit:
         if config.batch_size % self.world_size:
             raise UserError(f"batch_size {config.batch_size} cannot be divided among {self.world_size} workers")
         if len(splits.train) < config.batch_size:
-            raise UserError(
-                f"batch_size {config.batch_size} is larger than the training set ({len(splits.train)} images)"
-            )
+            raise UserError(f"batch_size {config.batch_size} is larger than the training set ({len(splits.train)} images)")
         self.model = model.to(device, memory_format=torch.channels_last)
         if config.batch_norm == "synchronized" and self.world_size > 1:
             self.model = synchronize_batch_norm(self.model)
@@ -192,9 +190,7 @@ class _Fit:
             context.step = epoch * self.steps_per_epoch + index
             progress = epoch + index / self.steps_per_epoch
             # One-cycle schedules start at 0; the middle of the step is the rate that the step stands for.
-            factor = learning_rate_factor(
-                self.config.schedule, progress + 0.5 / self.steps_per_epoch, self.config.epochs
-            )
+            factor = learning_rate_factor(self.config.schedule, progress + 0.5 / self.steps_per_epoch, self.config.epochs)
             for group in optimizer.param_groups:
                 group["lr"] = self.config.optimizer.learning_rate * factor
             optimizer.zero_grad(set_to_none=self.config.optimizer.gradients_when_unused == "none")
@@ -286,19 +282,22 @@ class _Fit:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Return the optimizer over all trainable parameters."""
+    """Return the optimizer over all trainable parameters.
+
+    Fused kernels are left to GPUs: on CPUs they gain nothing and, in PyTorch 2.15, silently compute wrong weights where a gradient
+    or a momentum buffer is laid out otherwise than its parameter.
+    """
+    fused = next(model.parameters()).device.type == "cuda"
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if config.name == "adam":
-        return torch.optim.Adam(
-            parameters, lr=config.learning_rate, weight_decay=config.weight_decay, eps=config.adam_epsilon, fused=True
-        )
+        return torch.optim.Adam(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, eps=config.adam_epsilon, fused=fused)
     return torch.optim.SGD(
         parameters,
         lr=config.learning_rate,
         momentum=config.momentum,
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
-        fused=True,
+        fused=fused,
     )
 
 

@@ -11,6 +11,7 @@ from models.randomness import frozen, resample, resample_after_attack
 from models.threat_model import ThreatModel
 from trainers.attacks import AttackLoss, cross_entropy, pgd
 from trainers.config import InnerAttackConfig, Redraw
+from trainers.distributed import world
 from trainers.precision import Precision
 from trainers.streams import Streams
 
@@ -63,9 +64,7 @@ class StepContext:
             resample_after_attack(model)
         return adversarial_BCHW
 
-    def _attack(
-        self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, loss: AttackLoss, gaussian_start: float | None
-    ) -> Tensor:
+    def _attack(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, loss: AttackLoss, gaussian_start: float | None) -> Tensor:
         def attack(redraw: bool) -> Tensor:
             return pgd(
                 model,
@@ -80,6 +79,7 @@ class StepContext:
                 generator=self.streams.attack,
                 loss=loss,
                 resample_each_step=redraw,
+                shard=world(),
                 precision=self.precision,
             )
 

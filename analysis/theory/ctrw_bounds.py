@@ -20,6 +20,7 @@ from models.layers.random_weight import RandomFeatureWeight, RandomFilterConv2d
 from models.randomness import derive_seed, random_sites, resample
 
 _NODES = 4000
+_FAR = 60.0  # standard deviations: the tails of S fall exponentially
 _CHUNK = 2**22
 
 
@@ -72,6 +73,9 @@ def unconditional_probability(mu: Tensor, sigma: Tensor, epsilon: float = 0.0) -
     deviation = math.sqrt(float(np.sum(2 * m**2 * s**2 + s**4)))
     if deviation == 0:
         return float(np.sum(m**2) <= threshold)
+    distance = (threshold - float(np.sum(m**2))) / deviation
+    if abs(distance) > _FAR:
+        return float(distance > 0)
     # t runs from 0 to infinity as u / (1 - u), in units of 1 / deviation.
     nodes, weights = np.polynomial.legendre.leggauss(_NODES)
     u = (nodes + 1) / 2

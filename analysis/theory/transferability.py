@@ -4,7 +4,7 @@ Shapes: B batch, P pairs of draws. Every function works in eval mode and leaves 
 
 Distance of two draws, summed over the random sites: RNA, 1 where the choices differ (the paper's path difference); DCS, the number of
 taps that are not shared; CTRW, 1 - correlation of the two normal draws (0 equal, about 1 independent); any other site, 1 where
-the draws differ.
+the draws differ. Draws per example count with the mean over the examples.
 
 References: Dong et al., "Random Normalization Aggregation", NeurIPS 2022, Fig. 3 and 5c; Ma et al., "Adversarial Robustness through Random
 Weight Sampling", NeurIPS 2023, Eq. 6; Ma et al., "Deformable Convolution with Stochasticity", ICML 2025, Eq. 6 and Fig. 4b.
@@ -81,13 +81,23 @@ def draw_distance(model: nn.Module, first: DrawState, second: DrawState) -> floa
 def _site_distance(site: RandomModule, first: dict[str, Any], second: dict[str, Any]) -> float:
     a, b = first["buffers"], second["buffers"]
     if isinstance(site, RandomNormalization2d):
-        return float(a["choice"] != b["choice"])
+        x, y = _alike(a, b, "choice_rows", "choice")
+        return (x != y).double().mean().item()
     if isinstance(site, StochasticConv2d):
-        return float(site.num_taps - torch.isin(a["taps"], b["taps"]).sum())
+        x, y = _alike(a, b, "tap_rows", "taps")
+        return site.num_taps - (x[..., :, None] == y[..., None, :]).sum(dim=(-2, -1)).double().mean().item()
     if isinstance(site, RandomFeatureWeight | RandomFilterConv2d):
-        x, y = a["delta"].double().flatten(), b["delta"].double().flatten()
+        x, y = (value.double().flatten() for value in _alike(a, b, "delta_rows", "delta"))
         return 1.0 - (x @ y / (x.norm() * y.norm())).item()
     return float(any(not torch.equal(a[name], b[name]) for name in a))
+
+
+def _alike(first: dict[str, Tensor], second: dict[str, Tensor], rows: str, shared: str) -> tuple[Tensor, Tensor]:
+    """Return the draws of the examples that both states hold, or the draw that the batch shares."""
+    if rows not in first:
+        return first[shared], second[shared]
+    count = min(len(first[rows]), len(second[rows]))
+    return first[rows][:count], second[rows][:count]
 
 
 def random_pairs(model: nn.Module, num_pairs: int, seed: int = 0) -> list[DrawPair]:

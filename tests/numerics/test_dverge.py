@@ -33,7 +33,7 @@ def test_features_are_what_enters_the_activation_and_the_rest_is_not_run():
     assert not later
     assert torch.equal(features_at(network, x, "logits"), network(x))
     assert all(not module._forward_pre_hooks for module in network.modules()), "no hook stays behind"
-    with pytest.raises(UserError, match="Did you mean 'act2'"):
+    with pytest.raises(UserError, match="Did you mean 'act'"):
         features_at(network, x, "act3")
 
 
@@ -137,8 +137,8 @@ def test_trained_members_are_loaded_from_an_ensemble_or_from_single_models(tmp_p
         torch.testing.assert_close(model.member_logits(x), trained.eval().member_logits(x))
     with pytest.raises(UserError, match="has 2 trained networks, the ensemble 3 members"):
         objective("dverge", pretrained=folders[0]).prepare(build_model("dverge", num_members=3, **options))
+    other = build_model("dverge", num_members=2, **{**options, "backbone": "resnet20"})
     with pytest.raises(UserError, match="does not fit member 0"):
-        other = build_model("dverge", num_members=2, **{**options, "backbone": "resnet20"})
         objective("dverge", pretrained=folders[1]).prepare(other)
 
 

@@ -6,6 +6,7 @@ Methods whose name ends in an underscore work in place. No method reads a value 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, get_args
 
 import torch
@@ -14,11 +15,27 @@ from torch import Tensor
 from models.errors import unknown_name
 from models.threat_model import Norm
 
+Shard = tuple[int, int]
+"""(rank, number of ranks): x is this rank's part of a batch that is divided in equal parts. Noise is drawn for the whole batch, so
+that every number of ranks sees the same noise per image."""
+
+WHOLE: Shard = (0, 1)
+
+
+def sharded_noise(
+    x: Tensor, generator: torch.Generator, shard: Shard, fill: Callable[[Tensor], Tensor], per_example: bool = False
+) -> Tensor:
+    """Return noise for x (B, ...), or one number per example (B, 1, ...), from a tensor for the whole batch that `fill` fills in place."""
+    rank, num_ranks = shard
+    rest = (1,) * (x.dim() - 1) if per_example else x.shape[1:]
+    whole = fill(torch.empty((len(x) * num_ranks, *rest), dtype=x.dtype, device=generator.device))
+    return whole[rank * len(x) : (rank + 1) * len(x)].to(x.device)
+
 
 class Ball(Protocol):
     """What projected gradient descent needs of a norm."""
 
-    def random_start(self, generator: torch.Generator) -> Tensor:
+    def random_start(self, generator: torch.Generator, shard: Shard = WHOLE) -> Tensor:
         """Return a point drawn uniformly from the norm ball, then cut at the pixel range."""
         ...
 
@@ -40,10 +57,9 @@ class LinfBall:
         self.lower = (x - epsilon).clamp_(min=0)
         self.upper = (x + epsilon).clamp_(max=1)
 
-    def random_start(self, generator: torch.Generator) -> Tensor:
-        noise = torch.empty(self.x.shape, dtype=self.x.dtype, device=generator.device)
-        noise.uniform_(-self.epsilon, self.epsilon, generator=generator)
-        return self.project_(self.x.clone().add_(noise.to(self.x.device)))
+    def random_start(self, generator: torch.Generator, shard: Shard = WHOLE) -> Tensor:
+        noise = sharded_noise(self.x, generator, shard, lambda whole: whole.uniform_(-self.epsilon, self.epsilon, generator=generator))
+        return self.project_(self.x.clone().add_(noise))
 
     def project_(self, x_adv: Tensor) -> Tensor:
         return x_adv.clamp_(self.lower, self.upper)
@@ -66,14 +82,12 @@ class L2Ball:
         self.dims = tuple(range(1, x.dim()))
         self.smallest = torch.finfo(x.dtype).tiny
 
-    def random_start(self, generator: torch.Generator) -> Tensor:
-        x, device = self.x, generator.device
-        noise = torch.empty(x.shape, dtype=x.dtype, device=device).normal_(generator=generator)
-        one_per_example = (len(x), *(1 for _ in self.dims))
-        radius = torch.empty(one_per_example, dtype=x.dtype, device=device).uniform_(generator=generator)
-        radius.pow_(1 / max(1, x.shape[1:].numel())).mul_(self.epsilon)
-        noise.mul_(radius / self._norm(noise).clamp_(min=self.smallest))
-        return self.project_(x.clone().add_(noise.to(x.device)))
+    def random_start(self, generator: torch.Generator, shard: Shard = WHOLE) -> Tensor:
+        x = self.x
+        noise = sharded_noise(x, generator, shard, lambda whole: whole.normal_(generator=generator))
+        radius = sharded_noise(x, generator, shard, lambda whole: whole.uniform_(generator=generator), per_example=True)
+        radius = radius.pow(1 / max(1, x.shape[1:].numel())).mul_(self.epsilon)
+        return self.project_(x + noise * (radius / self._norm(noise).clamp_(min=self.smallest)))
 
     def project_(self, x_adv: Tensor) -> Tensor:
         delta = x_adv.sub_(self.x)

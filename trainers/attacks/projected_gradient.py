@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from models.errors import UserError, unknown_name
 from models.randomness import resample
 from models.threat_model import Norm
-from trainers.attacks.balls import ball_around
+from trainers.attacks.balls import WHOLE, Shard, ball_around, sharded_noise
 from trainers.attacks.losses import AttackLoss, cross_entropy
 from trainers.memory_format import channels_last
 from trainers.precision import FULL, Precision
@@ -51,6 +51,7 @@ def pgd(
     precision: Precision = FULL,
     keep_best: bool = False,
     restarts: int = 1,
+    shard: Shard = WHOLE,
 ) -> Tensor:
     """Search the ball around each image for a point of high loss.
 
@@ -79,6 +80,7 @@ def pgd(
         keep_best: return per example the iterate of highest loss (mean over the draws of its step) instead of the last;
             costs one more evaluation of the loss.
         restarts: attack this often from different starts and keep per example the result of highest loss.
+        shard: (rank, number of ranks) when x is one rank's equal part of a batch: random starts are then those of the whole batch.
 
     Returns:
         The adversarial images, detached, with dtype and device of x; channels last in memory if x has 4 dimensions.
@@ -104,10 +106,10 @@ def pgd(
         x_adv = x
         for _ in range(restarts):
             if gaussian_start is not None:
-                noise = torch.empty(x.shape, dtype=x.dtype, device=generator.device).normal_(generator=generator)
-                x_adv = ball.project_(x.clone().add_(noise.to(x.device), alpha=gaussian_start))
+                noise = sharded_noise(x, generator, shard, lambda whole: whole.normal_(generator=generator))
+                x_adv = ball.project_(x.clone().add_(noise, alpha=gaussian_start))
             elif random_start:
-                x_adv = ball.random_start(generator)
+                x_adv = ball.random_start(generator, shard)
             else:
                 x_adv = x.clone()
             for _ in range(steps):

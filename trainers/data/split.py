@@ -24,7 +24,7 @@ MAX_STATISTICS_IMAGES = 10_000
 class ArraySplit:
     """Images of one split, all on one device: images_NCHW uint8 0..255 (contiguous) and labels N, int64 in 0..K-1."""
 
-    images_NCHW: Tensor  # noqa: N815
+    images_NCHW: Tensor
     labels: Tensor
     indices: Tensor
     """Position of each image in the data set's own training or test list; int64, on the CPU."""
