@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from analysis.draws import Draw, DrawSource, set_draw
+from analysis.draws import Draw, DrawSource, FixedDraws, set_draw
 from models.randomness import RandomModule, derive_seed
 from trainers.attacks import AttackLoss
 
@@ -29,6 +30,11 @@ class Predictor:
         self.model = model
         self.num_averaged = num_averaged if averaged_draws is None else len(averaged_draws)
         self._averaged_draws = tuple(averaged_draws) if averaged_draws is not None else None
+
+    @property
+    def averages_named_draws(self) -> bool:
+        """Whether the predictor is a deterministic function whatever draw is asked for."""
+        return self._averaged_draws is not None
 
     def members(self, draw: Draw) -> tuple[Draw, ...]:
         """Return the model's draws behind one draw of the predictor."""
@@ -49,24 +55,35 @@ class Predictor:
         return torch.stack(outputs).log_softmax(-1).logsumexp(0) - math.log(len(outputs))
 
 
+@dataclass
+class Passes:
+    """What an attack spent: images sent forward and backward, and the draws it saw."""
+
+    num_forward: int = 0
+    num_backward: int = 0
+    used: set[Draw] = field(default_factory=set)
+
+
 class AttackedModel(RandomModule):
     """What an attack may ask: gradients over the protocol's draws, and scores of points on common draws.
 
     It is a random site itself: `resample` moves it to the source's next draw, so that code which knows only models and `resample`
     (projected gradient descent of the trainers) attacks it under any protocol. The attacked model is deliberately no submodule.
 
-    Attributes:
-        num_forward, num_backward: images sent forward and backward so far.
-        used: seeds of all draws used so far.
+    Args:
+        predictor: the model under named draws.
+        source: the draws that the protocol allows.
+        stops_at_success: an example that errs need not be attacked further, because the very function that is attacked is the one
+            that scores, and each row of a batch is answered by itself. Never for randomized models.
+        passes: where passes are counted; None: a new count.
     """
 
-    def __init__(self, predictor: Predictor, source: DrawSource) -> None:
+    def __init__(self, predictor: Predictor, source: DrawSource, *, stops_at_success: bool = False, passes: Passes | None = None) -> None:
         super().__init__()
         self.predictor = predictor  # no module itself, so the attacked model stays out of the module tree
         self.source = source
-        self.num_forward = 0
-        self.num_backward = 0
-        self.used: set[Draw] = set()
+        self.stops_at_success = stops_at_success
+        self.passes = passes or Passes()
         self._generation = 0
         self._current = source.comparison(0)[0]
 
@@ -80,10 +97,30 @@ class AttackedModel(RandomModule):
         """Whether gradients and scores see one and the same fixed set of draws, so that comparisons have no noise."""
         return self.source.is_fixed
 
+    def on(self, source: DrawSource, predictor: Predictor | None = None) -> AttackedModel:
+        """Return the same model under other draws, or another predictor; passes are counted here as well. It never stops at success."""
+        return AttackedModel(predictor or self.predictor, source, passes=self.passes)
+
+    def frozen_draws(self, count: int | None = None) -> tuple[Draw, ...]:
+        """Return draws to hold for a whole attack: the fixed ones, or `count` new ones (None: as many as one gradient averages)."""
+        if isinstance(self.source, FixedDraws):
+            return self.source.draws
+        return tuple(self.source.take() for _ in range(count or self.source.count))
+
     @property
-    def is_single(self) -> bool:
-        """Whether the attack faces one deterministic function."""
-        return self.source.is_fixed and self.source.count == 1
+    def num_forward(self) -> int:
+        """Images sent forward so far."""
+        return self.passes.num_forward
+
+    @property
+    def num_backward(self) -> int:
+        """Images sent backward so far."""
+        return self.passes.num_backward
+
+    @property
+    def used(self) -> set[Draw]:
+        """All draws used so far."""
+        return self.passes.used
 
     def draw(self, generator: torch.Generator) -> None:
         """Move to the source's next draw; the generator is not used."""
@@ -99,13 +136,13 @@ class AttackedModel(RandomModule):
         self.used.add(draw)
         logits_BK = self.predictor.logits(x_BCHW, draw)
         images = x_BCHW.shape[0] * self.predictor.num_averaged
-        self.num_forward += images
+        self.passes.num_forward += images
         if logits_BK.requires_grad:
             logits_BK.register_hook(lambda _gradient: self._count_backward(images))
         return logits_BK
 
     def _count_backward(self, images: int) -> None:
-        self.num_backward += images
+        self.passes.num_backward += images
 
     def gradient(self, x_BCHW: Tensor, y_B: Tensor, loss: AttackLoss) -> tuple[Tensor, Tensor, Tensor]:
         """Return gradient of the mean loss, mean loss (B,) and share of draws that err (B,), over the source's next draws."""
@@ -174,6 +211,28 @@ class BestPoint:
         self.loss_B = torch.where(better_B, loss_B, self.loss_B)
         self.wrong_B = torch.where(better_B, wrong_B, self.wrong_B)
         return better_B
+
+    def update_rows_(self, rows: Tensor, x_RCHW: Tensor, loss_R: Tensor, wrong_R: Tensor) -> None:
+        """Take over the examples of `rows` (ascending) that improved; the first call must give all examples."""
+        if self.x is None or len(rows) == len(self.x):  # rows are ascending, so these are all of them
+            self.update_(x_RCHW, loss_R, wrong_R)
+            return
+        part = self.select(rows)
+        part.update_(x_RCHW, loss_R, wrong_R)
+        for whole, piece in zip(self.result(), part.result(), strict=True):
+            whole[rows] = piece
+
+    def select(self, rows: Tensor) -> BestPoint:
+        """Return the best points of these examples, as copies."""
+        part = BestPoint(self.exact)
+        part.x, part.loss_B, part.wrong_B = (values[rows] for values in self.result())
+        return part
+
+    def open_rows(self, model: AttackedModel, x: Tensor) -> Tensor:
+        """Return the examples of x that are still to be attacked: all, or those that do not err where that is enough."""
+        if self.wrong_B is None or not model.stops_at_success:
+            return torch.arange(len(x), device=x.device)
+        return (self.wrong_B == 0).nonzero().squeeze(1)
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return points, losses and shares of draws that err."""

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
-from models.randomness import derive_seed, num_configurations, resample, set_configuration
+from models.randomness import derive_seed, num_configurations, random_sites, resample, set_configuration
 
 
 class Draw(NamedTuple):
@@ -39,13 +39,28 @@ def seeded_draws(count: int, *parts: int | str) -> tuple[Draw, ...]:
 
 
 def all_configurations(model: nn.Module, at_most: int) -> tuple[Draw, ...] | None:
-    """Return every draw of a model with a finite space of at most `at_most` draws, else None; a deterministic model has one."""
+    """Return every draw of a model with a finite space of at most `at_most` equally likely draws, else None.
+
+    A deterministic model has one.
+    """
     total = num_configurations(model)
     if total == 1:
         return (ONLY_DRAW,)
-    if total == math.inf or total > at_most:
+    if total == math.inf or total > at_most or not _equally_likely(model):
         return None
     return tuple(Draw("configuration", index) for index in range(int(total)))
+
+
+def _equally_likely(model: nn.Module) -> bool:
+    """Return whether an unweighted mean over all configurations is the expectation."""
+    for _, site in random_sites(model):
+        probability = getattr(site, "configuration_probability", None)
+        if probability is None:
+            continue
+        size = int(site.num_configurations)
+        if any(not math.isclose(probability(index), 1 / size) for index in range(size)):
+            return False
+    return True
 
 
 class FixedDraws:

@@ -257,7 +257,9 @@ class _Tally:
     def attack(self, predictor: Predictor, source: DrawSource, attack: RunAttack, seed: int) -> Tensor:
         """Run the attack, measure its points, return them."""
         x = self.setting.x
-        attacked = AttackedModel(predictor, source)
+        # The attacked function must be the one that scores, and answer each row of a batch by itself.
+        is_scored = not self.setting.randomized or (predictor.averages_named_draws and isinstance(source, FixedDraws))
+        attacked = AttackedModel(predictor, source, stops_at_success=is_scored)
         output = attack(attacked, seed)
         x_adv = output.x.detach()
         difference = (x_adv - x).flatten(1).double()

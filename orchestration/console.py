@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 _out = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 160)
@@ -60,7 +61,7 @@ def _table(title: str | None, columns: Sequence[str], rows: list[Sequence[Any]])
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
         built.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        built.add_row(*(_cell(value) for value in row))
+        built.add_row(*(escape(_cell(value)) for value in row))
     return built
 
 

@@ -148,6 +148,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
+    """Return a YAML mapping; what is not one is a `UserError` that names file and line."""
     try:
         tree = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:

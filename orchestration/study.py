@@ -139,7 +139,7 @@ class StudySearch(OptunaSearch):
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Report an epoch's value, for single-objective sweeps."""
-        if len(self._metrics) > 1 or trial_id in self._completed_trials:
+        if len(self._metrics) > 1 or trial_id in self._completed_trials or result.get("finished"):
             return
         value = result.get(self._metrics[0])
         if value is not None and math.isfinite(value):

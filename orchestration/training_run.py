@@ -117,6 +117,7 @@ def train_here(
         UserError: something does not fit. TrainingDiverged: the loss is not finite. OSError: a checkpoint could not be written.
     """
     rank, _ = world()
+    environment = collect_environment()  # now: code may be edited while it trains
     finished = folder.result()
     if finished is not None:
         _replay(finished["history"], on_epoch)
@@ -154,7 +155,7 @@ def train_here(
                 "fingerprint": experiment.fingerprint,
                 "class_names": list(splits.class_names),
                 "training": {key: record[key] for key in ("metrics", "selected_epoch", "num_epochs")},
-                "environment": collect_environment(),
+                "environment": environment,
             },
         )
         folder.write_result(record)

@@ -1,10 +1,11 @@
-"""Batch normalization of Taylor coefficients in train mode, written out, forward and backward.
+"""Batch normalization of Taylor coefficients in train mode, written out, forward and backward, up to the second order.
 
-With c_k = x_k - mean(x_k), the variance is the series v = mean(c c) (product of series), the inverse deviation r = (v + eps)^(-1/2), and
-y = (gamma + t u_gamma) r c + beta + t u_beta. The backward is the adjoint of exactly that. What touches images is one of two primitives:
-an inner product per channel, and a sum of images weighted per channel; the rest is arithmetic of short series per channel.
+With c_k = x_k - mean(x_k) and r the inverse deviation of x_0, the variance along the direction is a series, v(t) + eps = r^-2 (1 + v_1 t +
+v_2 t^2), its inverse root is r rho(t), and y(t) = (gamma + t u_gamma) r rho(t) c(t) + beta + t u_beta, products being products of series.
+The backward is the adjoint of exactly that. What touches images is an inner product per channel or a sum of images weighted per channel,
+each one pass over memory; all else are vectors of C numbers.
 
-Shapes: images (B, C, H, W), series (T, C) with T coefficients.
+Shapes: images (B, C, H, W), everything else (C,). n is the number of values per channel.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trainers.power_series import convolve_adjoint, power
+HIGHEST_ORDER = 2
 
 _batch_norm_backward = torch.ops.aten.native_batch_norm_backward
 
@@ -23,7 +24,7 @@ _batch_norm_backward = torch.ops.aten.native_batch_norm_backward
 class JetBatchNorm(torch.autograd.Function):
     """`apply(weight, bias, weight_direction, bias_direction, settings, *xs) -> ys`.
 
-    `settings` is (running_mean, running_var, momentum, eps, number of outputs). The running statistics take in x_0, if given.
+    `settings` is (running_mean, running_var, momentum, eps, order). The running statistics take in x_0, if given.
     """
 
     @staticmethod
@@ -36,89 +37,116 @@ class JetBatchNorm(torch.autograd.Function):
         settings: tuple[Any, ...],
         *xs: Tensor,
     ) -> tuple[Tensor, ...]:
-        running_mean, running_var, momentum, eps, num_out = settings
+        running_mean, running_var, momentum, eps, order = settings
         # The value goes through the framework's kernel, so it and the running statistics equal those of nn.BatchNorm2d.
-        value, mean, inverse_std = torch.native_batch_norm(xs[0], weight, bias, running_mean, running_var, True, momentum, eps)
-        reduction = _CentredProducts(xs[0], mean, inverse_std, eps)
-        means, variance = [mean], [inverse_std.pow(-2)]  # the latter includes eps
-        for k in range(1, num_out):
-            total = None
-            if k < len(xs):
-                dot, mean_k = reduction(xs[k])
-                means.append(mean_k)
-                total = 2 * dot
-            for i in range(1, k):
-                if k - i < len(xs):
-                    square = _covariance(xs[i], xs[k - i], means[i], means[k - i])
-                    total = square if total is None else total + square
-            variance.append(torch.zeros_like(mean) if total is None else total)
-        v_TC = torch.stack(variance)
-        inverse_TC = power(v_TC, -0.5)
-        scale_TC = inverse_TC if weight is None else inverse_TC * weight
-        if weight_direction is not None:
-            scale_TC = scale_TC.clone()
-            scale_TC[1:] += weight_direction * inverse_TC[:-1]
+        value, mean, r = torch.native_batch_norm(xs[0], weight, bias, running_mean, running_var, True, momentum, eps)
+        products = _Products(xs[0], mean, r, eps)
+        means, rhos = [mean], []
+        if len(xs) > 1:
+            e_1, mean_1 = products(xs[1])
+            means.append(mean_1)
+            rhos.append(-r * e_1)  # rho_1 = -v_1 / 2 with v_1 = 2 r mean(c_1 c_0 r)
+        if len(xs) > 1 and order == 2:
+            # rho_2 = -v_2 / 2 + 3/8 v_1^2 with v_2 = 2 r mean(c_2 c_0 r) + r^2 mean(c_1 c_1)
+            rho_2 = torch.addcmul(1.5 * rhos[0].square(), r.square(), products.covariance(xs[1], xs[1], mean_1, mean_1), value=-0.5)
+            if len(xs) > 2:
+                e_2, mean_2 = products(xs[2])
+                means.append(mean_2)
+                rho_2 = torch.addcmul(rho_2, r, e_2, value=-1)
+            rhos.append(rho_2)
+        rhos += [torch.zeros_like(r)] * (order - len(rhos))
+        scales = _scales(weight, weight_direction, r, rhos)
         outs = [value]
-        for k in range(1, num_out):
-            parts = [(xs[j], scale_TC[k - j], means[j]) for j in range(min(k + 1, len(xs)))]
+        for k in range(1, order + 1):
+            parts = [(xs[j], scales[k - j], means[j]) for j in range(min(k + 1, len(xs)))]
             outs.append(_weighted_sum(parts, bias_direction if k == 1 else None))
-        ctx.save_for_backward(weight, weight_direction, torch.stack(means), v_TC, inverse_TC, scale_TC, *xs)
-        ctx.eps = eps
+        ctx.save_for_backward(weight, weight_direction, r, *means, *rhos, *scales, *xs)
+        ctx.sizes, ctx.eps = (len(xs), order), eps
         return tuple(outs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        weight, weight_direction, means, v_TC, inverse_TC, scale_TC, *xs = ctx.saved_tensors
-        layout = xs[0]
-        grads = tuple(grad if grad.stride() == layout.stride() else _laid_out_as(grad, layout) for grad in grads)
-        reduction = _CentredProducts(xs[0], means[0], inverse_TC[0], ctx.eps)
-        dots, grad_means = zip(*(reduction(grad) for grad in grads), strict=True)
+        weight, weight_direction, r, *saved = ctx.saved_tensors
+        num_in, order = ctx.sizes
+        means, rhos = saved[:num_in], saved[num_in : num_in + order]
+        scales, xs = saved[num_in + order : num_in + 2 * order + 1], saved[num_in + 2 * order + 1 :]
+        grads = tuple(grad if grad.stride() == xs[0].stride() else _laid_out_as(grad, xs[0]) for grad in grads)
+        products = _Products(xs[0], means[0], r, ctx.eps)
+
+        # Gradients of the scales times r: r mean(grad_i c_j) summed over i - j = k.
+        dots, grad_means = zip(*(products(grad) for grad in grads), strict=True)
         grad_scales = list(dots)
-        for i in range(1, len(grads)):
-            for j in range(1, min(i + 1, len(xs))):
-                grad_scales[i - j] = grad_scales[i - j] + _covariance(grads[i], xs[j], grad_means[i], means[j])
-        grad_scale_TC = torch.stack(grad_scales)  # divided by the number of pixels, as all inner products here
-        grad_inverse_TC = grad_scale_TC if weight is None else grad_scale_TC * weight
-        if weight_direction is not None:
-            grad_inverse_TC = grad_inverse_TC.clone()
-            grad_inverse_TC[:-1] += weight_direction * grad_scale_TC[1:]
-        # r = (v + eps)^(-1/2) as series: dr = -1/2 (v + eps)^(-3/2) dv, a product of series. Twice, because v is quadratic in c.
-        twice_grad_variance_TC = convolve_adjoint(grad_inverse_TC, -power(v_TC, -1.5))
+        for i in range(1, order + 1):
+            for j in range(1, min(i + 1, num_in)):
+                covariance = products.covariance(grads[i], xs[j], grad_means[i], means[j])
+                grad_scales[i - j] = torch.addcmul(grad_scales[i - j], r, covariance)
+
+        # Gradients of r rho_k, times r^3; then of v_k: dr = -1/2 r^3 rho^3 dv as series. Twice, because v is quadratic in c.
+        square = r.square()
+        grad_rhos = []
+        for k, grad_scale in enumerate(grad_scales):
+            total = grad_scale if weight is None else weight * grad_scale
+            if weight_direction is not None and k < order:
+                total = torch.addcmul(total, weight_direction, grad_scales[k + 1])
+            grad_rhos.append(-square * total)
+        twice_grad_variance = list(grad_rhos)
+        cubes = [3 * rho for rho in rhos[:1]] + [3 * (rhos[0].square() + rho) for rho in rhos[1:]]
+        for k in range(order):
+            for i in range(k + 1, order + 1):
+                twice_grad_variance[k] = torch.addcmul(twice_grad_variance[k], grad_rhos[i], cubes[i - k - 1])
+
         grad_xs = []
-        for j in range(len(xs)):
-            parts = [(grads[i], scale_TC[i - j], grad_means[i]) for i in range(j, len(grads))]
-            parts += [(xs[k - j], twice_grad_variance_TC[k], means[k - j]) for k in range(j, min(len(grads), len(xs) + j))]
+        for j in range(num_in):
+            parts = [(grads[i], scales[i - j], grad_means[i]) for i in range(j, order + 1)]
+            parts += [(xs[k - j], twice_grad_variance[k], means[k - j]) for k in range(j, min(order + 1, num_in + j))]
             grad_xs.append(_weighted_sum(parts, None))
-        grad_weight = reduction.count * (grad_scale_TC * inverse_TC).sum(0) if ctx.needs_input_grad[0] else None
-        grad_bias = reduction.count * grad_means[0] if ctx.needs_input_grad[1] else None
+        grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            total = grad_scales[0]
+            for k in range(1, order + 1):
+                total = torch.addcmul(total, grad_scales[k], rhos[k - 1])
+            grad_weight = products.count * total
+        if ctx.needs_input_grad[1]:
+            grad_bias = products.count * grad_means[0]
         return grad_weight, grad_bias, None, None, None, *grad_xs
 
 
-class _CentredProducts:
-    """Inner products with the centred value, by the reductions of a fused kernel: one pass over memory, no cancellation."""
+class _Products:
+    """Inner products per channel, divided by n."""
 
-    def __init__(self, value: Tensor, mean: Tensor, inverse_std: Tensor, eps: float) -> None:
-        self.value, self.mean, self.inverse_std, self.eps = value, mean, inverse_std, eps
-        self.count = value.numel() // value.shape[1]
-        self.scaling = 1 / (inverse_std * self.count)
+    def __init__(self, value: Tensor, mean: Tensor, r: Tensor, eps: float) -> None:
+        self.value, self.mean, self.r, self.eps = value, mean, r, eps
+        self.count = float(value.numel() // value.shape[1])
+        self.share = 1 / self.count
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean(image (value - mean)) and mean(image), each (C,)."""
+        """Return mean(image c_0 r) and mean(image), by the reductions of a fused kernel: one pass, no cancellation."""
         _, scaled, total = _batch_norm_backward(
-            image, self.value, None, None, None, self.mean, self.inverse_std, True, self.eps, [False, True, True]
+            image, self.value, None, None, None, self.mean, self.r, True, self.eps, [False, True, True]
         )
-        return scaled * self.scaling, total / self.count
+        return scaled.mul_(self.share), total.mul_(self.share)
+
+    def covariance(self, a: Tensor, b: Tensor, mean_a: Tensor, mean_b: Tensor) -> Tensor:
+        """Return mean(a b) - mean(a) mean(b)."""
+        return (a * b).sum((0, 2, 3)).mul_(self.share).addcmul_(mean_a, mean_b, value=-1)
 
 
-def _covariance(a: Tensor, b: Tensor, mean_a: Tensor, mean_b: Tensor) -> Tensor:
-    return torch.addcmul((a * b).mean((0, 2, 3)), mean_a, mean_b, value=-1)
+def _scales(weight: Tensor | None, weight_direction: Tensor | None, r: Tensor, rhos: list[Tensor]) -> list[Tensor]:
+    """Return the coefficients of (gamma + t u_gamma) r rho(t)."""
+    first = r if weight is None else r * weight
+    scales = [first, *(first * rho for rho in rhos)]
+    if weight_direction is not None:
+        moved = r * weight_direction
+        for k in range(1, len(scales)):
+            scales[k] = scales[k] + (moved if k == 1 else moved * rhos[k - 2])
+    return scales
 
 
 def _weighted_sum(parts: list[tuple[Tensor, Tensor, Tensor]], shift: Tensor | None) -> Tensor:
     """Return the sum over (image, weight, mean) of weight (image - mean), plus shift; all but the image per channel."""
     for _, weight, mean in parts:
-        shift = torch.addcmul(shift, weight, mean, value=-1) if shift is not None else -weight * mean
+        shift = torch.addcmul(shift, weight, mean, value=-1) if shift is not None else (weight * mean).neg_()
     assert shift is not None
     (first, weight, _), *rest = parts
     out = torch.addcmul(shift.view(1, -1, 1, 1), first, weight.view(1, -1, 1, 1))

@@ -130,7 +130,7 @@ def _batch_norm(
     if x.ndim != 4:
         raise no_rule("batch normalization of anything else than (B, C, H, W)")
     if training:
-        settings = (running_mean, running_var, momentum, eps, x.order + 1)
+        settings = (running_mean, running_var, momentum, eps, x.order)
         return x.like(JetBatchNorm.apply(weight, bias, weight_direction, bias_direction, settings, *x.coefficients))
     assert running_mean is not None
     assert running_var is not None
@@ -182,7 +182,7 @@ def _relu6(x: Jet, inplace: bool = False) -> Jet:
 
 @rule(functional.leaky_relu)
 def _leaky_relu(x: Jet, negative_slope: float = 0.01, inplace: bool = False) -> Jet:
-    slope = torch.where(x.value.detach() > 0, 1.0, negative_slope).to(x.dtype)
+    slope = torch.full_like(x.value, negative_slope).masked_fill_(x.value.detach() > 0, 1)
     return x.map(lambda c: c * slope)
 
 

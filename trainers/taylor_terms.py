@@ -66,6 +66,8 @@ def taylor_terms(
         UserError: the network holds an operation that this way cannot differentiate correctly.
     """
     compute = _WAYS[derivatives]
+    if derivatives != "antithetic" and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        raise UserError("derivatives through synchronized batch statistics are not supported; use training.batch_norm: local")
     with torch.autocast(x.device.type, enabled=False):
         if update_statistics or not model.training:
             return compute(model, x, noise, order, update_statistics)
@@ -74,8 +76,6 @@ def taylor_terms(
 
 
 def _exact(model: nn.Module, x: Tensor, noise: Noise, order: int, update: bool) -> TaylorTerms:
-    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
-        raise UserError("exact Taylor terms need training.batch_norm: local; synchronized statistics have no exact rule")
     logits = model(Jet([x], order, Directions(model, noise)))
     assert isinstance(logits, Jet), "the network returned something else than a jet for a jet"
     return TaylorTerms(logits.value, logits.derivative(1), logits.derivative(2) if order == 2 else None)
@@ -143,7 +143,8 @@ class _NoFusedNormalization(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _FUSED_ALWAYS or (func is torch.batch_norm and args[5]):
+        uses_batch = func in _BATCH_NORMS and (args[5] if len(args) > 5 else kwargs.get("training", False))
+        if uses_batch or func in _FUSED_ALWAYS:
             raise UserError(
                 f"{getattr(func, '__name__', func)}: derivatives through this fused normalization are wrong without a word. Use "
                 "derivatives exact, or replace the layer by ExplicitBatchNorm2d "
@@ -152,7 +153,9 @@ class _NoFusedNormalization(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-# Fused kernels whose nested or differentiated forward mode is known to be wrong; batch_norm only in train mode.
+# Wrong in train mode only; `training` is the sixth argument of both.
+_BATCH_NORMS = frozenset({functional.batch_norm, torch.batch_norm})
+
 _FUSED_ALWAYS = frozenset(
     {
         torch.native_batch_norm,

@@ -5,10 +5,13 @@ Shapes: B batch, K classes; x is (B, C, H, W) in [0,1].
 Reference: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks, ICML 2020,
 Algorithm 1 and section 4; expectation over draws: Athalye et al., Synthesizing Robust Adversarial Examples.
 Deviation: the official code drops examples that one noisy forward misclassifies, and compares losses of different draws. Here losses
-are compared on the same draws throughout, an example is optimized to the end, and the perturbed point is returned in any case.
+are compared on the same draws throughout, an example is optimized to the end, and the perturbed point is returned in any case. Only
+where the attacked function is the deterministic one that scores is an example left alone once it errs.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from pydantic import Field
@@ -17,9 +20,10 @@ from torch import Tensor
 from analysis.attacked_model import AttackedModel, BestPoint
 from analysis.attacks.losses import (
     LossName,
+    TargetedDifferenceOfLogitsRatio,
     attack_loss,
     difference_of_logits_ratio,
-    targeted_difference_of_logits_ratio,
+    loss_of_rows,
 )
 from analysis.attacks.registry import AttackEntry, AttackOutput, AttackProblem, Cost
 from models.configuration import Config
@@ -30,6 +34,7 @@ from trainers.attacks import AttackLoss, ball_around
 
 _MOMENTUM = 0.75  # alpha of the paper
 _ENOUGH_INCREASES = 0.75  # rho of the paper
+_COMPACT_EVERY = 5  # steps; at every step the shapes would change too often to pay
 
 
 class ApgdParameters(Config):
@@ -70,75 +75,139 @@ def apgd(
         Perturbed images, their mean loss (B,) and the share of common draws that err (B,). The clean image is never a candidate.
     """
     best = BestPoint(model.is_exact)
+    ball = ball_around(x, epsilon, norm)
     for restart in range(restarts):
-        generator = torch.Generator().manual_seed(derive_seed(seed, "start", restart))
-        best.update_(*_one_run(model, x, y, epsilon, norm, steps, loss, generator))
+        # The starts of the whole batch are drawn, so that an example's does not depend on the others' success.
+        start = ball.random_start(torch.Generator().manual_seed(derive_seed(seed, "start", restart)))
+        rows = best.open_rows(model, x)
+        if rows.numel() == 0:
+            break
+        run = _Run(model, x[rows], y[rows], start[rows], epsilon, norm, steps, loss_of_rows(loss, rows))
+        best.update_rows_(rows, *run.result())
     return best.result()
 
 
-def _one_run(
-    model: AttackedModel,
-    x: Tensor,
-    y: Tensor,
-    epsilon: float,
-    norm: Norm,
-    steps: int,
-    loss: AttackLoss,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor, Tensor]:
-    ball = ball_around(x, epsilon, norm)
-    shape = (-1, *(1,) * (x.dim() - 1))
-    returned, highest = BestPoint(model.is_exact), BestPoint(exact=False)
+@dataclass
+class _State:
+    """What a run knows of each example it still works on; every tensor has one row per example."""
 
-    def look(point: Tensor, needs_gradient: bool) -> tuple[Tensor, Tensor]:
-        """Return gradient and comparable loss at a point, and enter it into both lists of best points."""
-        gradient = torch.zeros_like(point)
+    x: Tensor
+    y: Tensor
+    current: Tensor
+    previous: Tensor
+    gradient: Tensor
+    loss_B: Tensor
+    highest_x: Tensor
+    highest_gradient: Tensor
+    highest_B: Tensor
+    highest_before_B: Tensor
+    step_size_B: Tensor
+    increases_B: Tensor
+    step_kept_B: Tensor
+
+    def select(self, rows: Tensor) -> _State:
+        """Return the state of these examples."""
+        return _State(**{name: values[rows] for name, values in self.__dict__.items()})
+
+
+class _Run:
+    """One run from one start."""
+
+    def __init__(
+        self, model: AttackedModel, x: Tensor, y: Tensor, start: Tensor, epsilon: float, norm: Norm, steps: int, loss: AttackLoss
+    ) -> None:
+        self.model, self.epsilon, self.norm, self.steps, self.loss = model, epsilon, norm, steps, loss
+        self.shape = (-1, *(1,) * (x.dim() - 1))
+        self.best = BestPoint(model.is_exact)
+        self.rows = torch.arange(len(x), device=x.device)  # of the batch, that are still worked on
+        zeros_B = x.new_zeros(len(x))
+        self.state = _State(
+            x=x,
+            y=y,
+            current=start,
+            previous=start,
+            gradient=torch.zeros_like(x),
+            loss_B=zeros_B,
+            highest_x=start,
+            highest_gradient=torch.zeros_like(x),
+            highest_B=torch.full_like(zeros_B, -torch.inf),
+            highest_before_B=zeros_B,
+            step_size_B=torch.full_like(zeros_B, 2 * epsilon),
+            increases_B=zeros_B.clone(),
+            step_kept_B=torch.zeros_like(zeros_B, dtype=torch.bool),
+        )
+
+    def result(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Run, and return the best points, their losses and shares of draws that err."""
+        self._look(needs_gradient=True)
+        self.state.highest_before_B = self.state.highest_B.clone()
+        checkpoints = _checkpoints(self.steps)
+        last_checkpoint = 0
+        for step in range(self.steps):
+            if step % _COMPACT_EVERY == 0 and not self._compact():
+                break
+            self._move(first=step == 0)
+            self._look(needs_gradient=step + 1 < self.steps)
+            if step + 1 in checkpoints:
+                self._review(step + 1 - last_checkpoint)
+                last_checkpoint = step + 1
+        return self.best.result()
+
+    def _look(self, needs_gradient: bool) -> None:
+        """Evaluate the current points and enter them into both lists of best points."""
+        state = self.state
+        gradient = torch.zeros_like(state.current)
         if needs_gradient:
-            gradient, loss_B, wrong_B = model.gradient(point, y, loss)
-        if not (needs_gradient and model.is_exact):
-            loss_B, wrong_B = model.score(point, y, loss)
-        returned.update_(point, loss_B, wrong_B)
-        better_B = highest.update_(point, loss_B, wrong_B)
-        highest_gradient.copy_(torch.where(better_B.view(shape), gradient, highest_gradient))
-        return gradient, loss_B
+            gradient, loss_B, wrong_B = self.model.gradient(state.current, state.y, self.loss)
+        if not (needs_gradient and self.model.is_exact):
+            loss_B, wrong_B = self.model.score(state.current, state.y, self.loss)
+        self.best.update_rows_(self.rows, state.current, loss_B, wrong_B)
+        better_B = loss_B > state.highest_B  # never for NaN
+        state.highest_B = torch.where(better_B, loss_B, state.highest_B)
+        state.highest_x = torch.where(better_B.view(self.shape), state.current, state.highest_x)
+        state.highest_gradient = torch.where(better_B.view(self.shape), gradient, state.highest_gradient)
+        state.increases_B = state.increases_B + (loss_B > state.loss_B)
+        state.gradient, state.loss_B = gradient, loss_B
 
-    highest_gradient = torch.zeros_like(x)
-    current = ball.random_start(generator)
-    previous = current
-    gradient, loss_B = look(current, needs_gradient=True)
-    step_size_B = torch.full((len(x),), 2 * epsilon, dtype=x.dtype, device=x.device)
-    checkpoints = _checkpoints(steps)
-    increases_B = torch.zeros_like(loss_B)
-    step_kept_B = torch.zeros_like(loss_B, dtype=torch.bool)
-    highest_before_B = highest.result()[1].clone()
-    last_checkpoint = 0
-    for step in range(steps):
-        ascent = ball.project_(current + step_size_B.view(shape) * _direction(gradient, norm))
-        if step == 0:
-            moved = ascent
-        else:
-            moved = current + _MOMENTUM * (ascent - current) + (1 - _MOMENTUM) * (current - previous)
+    def _move(self, first: bool) -> None:
+        state = self.state
+        if first:
+            state.increases_B = torch.zeros_like(state.increases_B)  # the start was no increase
+        ball = ball_around(state.x, self.epsilon, self.norm)
+        moved = ball.project_(state.current + state.step_size_B.view(self.shape) * _direction(state.gradient, self.norm))
+        if not first:
+            moved = state.current + _MOMENTUM * (moved - state.current) + (1 - _MOMENTUM) * (state.current - state.previous)
             moved = ball.project_(moved)
-        previous, current = current, moved
-        loss_before_B = loss_B
-        gradient, loss_B = look(current, needs_gradient=step + 1 < steps)
-        increases_B += loss_B > loss_before_B
-        if step + 1 in checkpoints:
-            highest_B = highest.result()[1]
-            rarely_up_B = increases_B < _ENOUGH_INCREASES * (step + 1 - last_checkpoint)
-            stuck_B = step_kept_B & (highest_B <= highest_before_B)
-            halve_B = rarely_up_B | stuck_B
-            step_size_B = torch.where(halve_B, step_size_B / 2, step_size_B)
-            restart_here = halve_B.view(shape)
-            current = torch.where(restart_here, highest.result()[0], current)
-            previous = torch.where(restart_here, current, previous)
-            gradient = torch.where(restart_here, highest_gradient, gradient)
-            loss_B = torch.where(halve_B, highest_B, loss_B)
-            step_kept_B = ~halve_B
-            highest_before_B = highest_B.clone()
-            increases_B.zero_()
-            last_checkpoint = step + 1
-    return returned.result()
+        state.previous, state.current = state.current, moved
+
+    def _review(self, num_steps: int) -> None:
+        """Halve the step size where the loss rarely rose or got stuck since the last review, and go back to the best point there."""
+        state = self.state
+        rarely_up_B = state.increases_B < _ENOUGH_INCREASES * num_steps
+        stuck_B = state.step_kept_B & (state.highest_B <= state.highest_before_B)
+        halve_B = rarely_up_B | stuck_B
+        state.step_size_B = torch.where(halve_B, state.step_size_B / 2, state.step_size_B)
+        back = halve_B.view(self.shape)
+        state.current = torch.where(back, state.highest_x, state.current)
+        state.previous = torch.where(back, state.current, state.previous)
+        state.gradient = torch.where(back, state.highest_gradient, state.gradient)
+        state.loss_B = torch.where(halve_B, state.highest_B, state.loss_B)
+        state.step_kept_B = ~halve_B
+        state.highest_before_B = state.highest_B.clone()
+        state.increases_B = torch.zeros_like(state.increases_B)
+
+    def _compact(self) -> bool:
+        """Leave out the examples that need no further attack; return whether any is left."""
+        if not self.model.stops_at_success:
+            return True
+        _, _, wrong_B = self.best.result()
+        open_now = wrong_B[self.rows] == 0
+        if not bool(open_now.all()):
+            kept = open_now.nonzero().squeeze(1)
+            self.rows = self.rows[kept]
+            self.state = self.state.select(kept)
+            self.loss = loss_of_rows(self.loss, kept)
+        return self.rows.numel() > 0
 
 
 def _checkpoints(steps: int) -> set[int]:
@@ -185,19 +254,22 @@ def _run_targeted(model: AttackedModel, problem: AttackProblem, parameters: Targ
     targets_BT = ranked_BK.argsort(dim=1, descending=True)[:, : min(parameters.num_targets, problem.num_classes - 1)]
     best = BestPoint(model.is_exact)
     for index in range(targets_BT.shape[1]):
+        rows = best.open_rows(model, problem.x)
+        if rows.numel() == 0:
+            break
         x_adv, _, _ = apgd(
             model,
-            problem.x,
-            problem.y,
+            problem.x[rows],
+            problem.y[rows],
             epsilon=problem.threat_model.epsilon,
             norm=problem.threat_model.norm,
             steps=parameters.steps,
-            loss=targeted_difference_of_logits_ratio(targets_BT[:, index]),
+            loss=TargetedDifferenceOfLogitsRatio(targets_BT[rows, index]),
             restarts=parameters.restarts,
             seed=derive_seed(problem.seed, "target", index),
         )
         # Losses towards different targets are not comparable; the untargeted one is.
-        best.update_(x_adv, *model.score(x_adv, problem.y, difference_of_logits_ratio))
+        best.update_rows_(rows, x_adv, *model.score(x_adv, problem.y[rows], difference_of_logits_ratio))
     return AttackOutput(best.result()[0])
 
 

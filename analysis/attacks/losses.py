@@ -6,6 +6,7 @@ Reference: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
@@ -24,15 +25,23 @@ def difference_of_logits_ratio(logits_BK: Tensor, y_B: Tensor) -> Tensor:
     return margin(logits_BK, y_B) / (top_B3[:, 0] - top_B3[:, 2] + _SMALLEST)
 
 
-def targeted_difference_of_logits_ratio(target_B: Tensor) -> AttackLoss:
-    """Return the loss that pushes towards class `target_B`, scaled by the gap of the largest to the third and fourth logit. K >= 4."""
+@dataclass(frozen=True)
+class TargetedDifferenceOfLogitsRatio:
+    """The loss that pushes towards class `target_B`, scaled by the gap of the largest to the third and fourth logit. K >= 4."""
 
-    def loss(logits_BK: Tensor, y_B: Tensor) -> Tensor:
+    target_B: Tensor
+
+    def __call__(self, logits_BK: Tensor, y_B: Tensor) -> Tensor:
         top_B4 = logits_BK.topk(4, dim=1).values
         scale_B = top_B4[:, 0] - (top_B4[:, 2] + top_B4[:, 3]) / 2 + _SMALLEST
-        true_B, aim_B = (logits_BK.gather(1, index[:, None]).squeeze(1) for index in (y_B, target_B))
+        true_B, aim_B = (logits_BK.gather(1, index[:, None]).squeeze(1) for index in (y_B, self.target_B))
         return (aim_B - true_B) / scale_B
 
+
+def loss_of_rows(loss: AttackLoss, rows: Tensor) -> AttackLoss:
+    """Return the loss for some of the examples: targets are taken along."""
+    if isinstance(loss, TargetedDifferenceOfLogitsRatio):
+        return TargetedDifferenceOfLogitsRatio(loss.target_B[rows])
     return loss
 
 

@@ -65,6 +65,7 @@ class AttackEntry:
         one_step: a single gradient step, which no iterative attack may be worse than.
         bounded: it respects the threat model's radius. Unbounded attacks (minimum norm, few pixels) never enter the headline.
         requires: importable package it needs, or None.
+        is_transfer: points are made on another function. uses_gradients: of the attacked function; the others are black boxes.
     """
 
     name: str
@@ -76,6 +77,8 @@ class AttackEntry:
     one_step: bool = False
     bounded: bool = True
     requires: str | None = None
+    is_transfer: bool = False
+    uses_gradients: bool = True
     check_arguments: Callable[[Any, int], None] | None = field(default=None, compare=False)
     free_parameters: bool = False
 

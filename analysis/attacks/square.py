@@ -3,7 +3,7 @@
 Shapes: B batch, C channels, H, W; x is (B, C, H, W) in [0,1].
 
 Reference: Andriushchenko et al., Square Attack: a Query-efficient Black-box Adversarial Attack via Random Search, ECCV 2020, Algorithms
-1 and 2. For randomized models the maintainers of AutoAttack advise to accept a move on the loss averaged over draws and not to
+1 to 3. For randomized models the maintainers of AutoAttack advise to accept a move on the loss averaged over draws and not to
 stop early; both are done here, on draws that both points share and that are exchanged from time to time.
 """
 
@@ -18,15 +18,16 @@ from torch import Tensor
 from analysis.attacked_model import AttackedModel
 from analysis.attacks.registry import AttackEntry, AttackOutput, AttackProblem, Cost
 from models.configuration import Config
-from trainers.attacks import margin
+from trainers.attacks import ball_around, margin
 
 # Queries of 10 000 at which the share of changed pixels is halved (section 3.1 of the paper).
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _SCHEDULE_LENGTH = 10_000
+_SMALLEST = 1e-12
 
 
 class SquareParameters(Config):
-    """Square attack under linf."""
+    """Square attack."""
 
     num_queries: int = Field(5000, ge=1, description="Number of candidates tried per image.")
     initial_share: float = Field(0.8, gt=0, le=1, description="p_init: share of the image's pixels in the first windows.")
@@ -55,7 +56,7 @@ def square_linf(model: AttackedModel, x: Tensor, y: Tensor, *, epsilon: float, p
         windows = _windows(batch, height, width, side, generator).to(x.device)
         values = epsilon * _signs((batch, channels, 1, 1), generator).to(x)
         # Random numbers are taken for the whole batch, so what one image sees does not depend on the others' success.
-        active = (loss_B <= 0).nonzero().squeeze(1) if model.is_single else torch.arange(batch, device=x.device)
+        active = (loss_B <= 0).nonzero().squeeze(1) if model.stops_at_success else torch.arange(batch, device=x.device)
         if active.numel() == 0:
             break
         candidate = torch.where(windows[active], x[active] + values[active], current[active])
@@ -65,6 +66,77 @@ def square_linf(model: AttackedModel, x: Tensor, y: Tensor, *, epsilon: float, p
         current[active] = torch.where(accepted.view(-1, 1, 1, 1), candidate, current[active])
         loss_B[active] = torch.where(accepted, candidate_loss, loss_B[active])
     return current
+
+
+def square_l2(model: AttackedModel, x: Tensor, y: Tensor, *, epsilon: float, parameters: SquareParameters, seed: int) -> Tensor:
+    """Return, per image, a point of the l2 sphere (or of the pixel range inside it) with a high mean margin over the model's draws.
+
+    Each candidate moves the perturbation of one window into another one, whose content becomes a pyramid of random sign added to what
+    is there; what is left of the radius is spent in it as well. Images are left alone as in `square_linf`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    batch, channels, height, width = x.shape
+    ball = ball_around(x, epsilon, "l2")
+    current = ball.project_(x + _tiled_pyramids(x, epsilon, generator))
+    loss_B, _ = model.score(current, y, margin)
+    for query in range(1, parameters.num_queries):
+        if not model.is_exact and query % parameters.renew_draws_every == 0:
+            model.renew_common_draws()
+            loss_B, _ = model.score(current, y, margin)
+        side = min(max(_window_side(query, parameters, height, width), 3) | 1, height, width)
+        target, source = (_windows(batch, height, width, side, generator).to(x.device) for _ in range(2))
+        signs = _signs((batch, channels, 1, 1), generator).to(x)
+        active = (loss_B <= 0).nonzero().squeeze(1) if model.stops_at_success else torch.arange(batch, device=x.device)
+        if active.numel() == 0:
+            break
+        candidate = x[active] + _moved_mass(current[active] - x[active], target[active], source[active], signs[active], side, epsilon)
+        candidate = candidate.clamp(0, 1)
+        candidate_loss, _ = model.score(candidate, y[active], margin)
+        accepted = candidate_loss > loss_B[active]
+        current[active] = torch.where(accepted.view(-1, 1, 1, 1), candidate, current[active])
+        loss_B[active] = torch.where(accepted, candidate_loss, loss_B[active])
+    return ball.project_(current)
+
+
+def _moved_mass(step: Tensor, target: Tensor, source: Tensor, signs: Tensor, side: int, epsilon: float) -> Tensor:
+    """Return the perturbation after the mass of both windows and the unspent radius went into the target window."""
+    dims = (1, 2, 3)
+    freed = (step * (target | source)).square().sum(dims, keepdim=True)
+    unspent = (epsilon**2 - step.square().sum(dims, keepdim=True)).clamp_min(0)
+    inside = step * target
+    inside = inside / torch.linalg.vector_norm(inside, dim=(2, 3), keepdim=True).clamp_min(_SMALLEST)
+    content = inside + signs * _placed(_pyramid(side).to(step), target)
+    content = content / torch.linalg.vector_norm(content, dim=dims, keepdim=True).clamp_min(_SMALLEST)
+    return torch.where(target | source, 0.0, step) + content * (freed + unspent).sqrt()
+
+
+def _pyramid(side: int) -> Tensor:
+    """Return a (side, side) array that falls off from its middle like 1/r^2 sums, of unit length.
+
+    Reference: Andriushchenko et al., section 3.3: eta(r, s) = sum over k of 1 / (M + 1 - k)^2 on nested windows around the middle.
+    """
+    values = torch.zeros(side, side, dtype=torch.float64)
+    for ring in range((side + 1) // 2):
+        values[ring : side - ring, ring : side - ring] += 1.0 / ((side + 1) // 2 - ring) ** 2
+    return values / values.norm()
+
+
+def _placed(content: Tensor, window: Tensor) -> Tensor:
+    """Return (B, 1, H, W) with `content` in each image's window and zeros outside."""
+    flat = torch.zeros(window.shape, dtype=content.dtype, device=content.device)
+    flat[window] = content.reshape(-1).repeat(len(window))
+    return flat
+
+
+def _tiled_pyramids(x: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
+    """Return a start of length epsilon: the image covered with pyramids of random signs."""
+    batch, channels, height, width = x.shape
+    side = max(min(height, width) // 5, 1)
+    rows, columns = -(-height // side), -(-width // side)
+    tile = _pyramid(side).repeat(rows, columns)[:height, :width].to(x)
+    signs = _signs((batch, channels, rows, columns), generator).to(x)
+    step = signs.repeat_interleave(side, 2).repeat_interleave(side, 3)[:, :, :height, :width] * tile
+    return step * (epsilon / torch.linalg.vector_norm(step, dim=(1, 2, 3), keepdim=True).clamp_min(_SMALLEST))
 
 
 def _window_side(query: int, parameters: SquareParameters, height: int, width: int) -> int:
@@ -91,7 +163,8 @@ def _signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 def _run(model: AttackedModel, problem: AttackProblem, parameters: SquareParameters) -> AttackOutput:
     epsilon = problem.threat_model.epsilon
     with torch.no_grad():
-        x_adv = square_linf(model, problem.x, problem.y, epsilon=epsilon, parameters=parameters, seed=problem.seed)
+        search = square_linf if problem.threat_model.norm == "linf" else square_l2
+        x_adv = search(model, problem.x, problem.y, epsilon=epsilon, parameters=parameters, seed=problem.seed)
     return AttackOutput(x_adv)
 
 
@@ -101,4 +174,8 @@ def _cost(parameters: SquareParameters, num_draws: int, num_classes: int, fixed_
     return Cost(num_draws * (parameters.num_queries + renewals), 0)
 
 
-ATTACKS = (AttackEntry("square", "Square attack: random search, no gradients", SquareParameters, ("linf",), _run, _cost),)
+ATTACKS = (
+    AttackEntry(
+        "square", "Square attack: random search, no gradients", SquareParameters, ("linf", "l2"), _run, _cost, uses_gradients=False
+    ),
+)

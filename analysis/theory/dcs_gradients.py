@@ -3,22 +3,25 @@
 Shapes: B batch, O output channels, T = k*k taps, M masks. The gradient at the layer's input is linear in the mask: with D_t the
 gradient through tap t alone, the gradient under mask m is the sum of its D_t. The T x T Gram matrix of the D_t therefore gives the
 cosines of all pairs of masks, C(k*k, n)^2 of them, at the price of one dense convolution (the tap bank).
-Reference: Ma, Huang, Dong, You, Xu, "Adversarial Robustness via Deformable Convolution with Stochasticity", ICML 2025, Eq. 6 and 7, Fig. 4b.
+Reference: Ma, Huang, Dong, You, Xu, "Adversarial Robustness via Deformable Convolution with Stochasticity", ICML 2025, Eq. 6 and 7,
+Fig. 4b.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from analysis.theory.dcs_bounds import PairKind, mask_pair, mask_pair_with_overlap
+from analysis.theory.dcs_bounds import PairKind, mask_pair, mask_pair_with_overlap, point_probabilities
 from analysis.theory.transferability import DrawPair, current_draw, draw_distance, undisturbed
 from models.layers.stochastic_convolution import StochasticConv2d
 from models.randomness import derive_seed, random_sites
+
+Mask = tuple[int, ...]
 
 
 def stochastic_convolutions(model: nn.Module) -> list[StochasticConv2d]:
@@ -95,8 +98,6 @@ def input_gradient_cosines(
     Raises:
         ValueError: the layer has more than 4096 masks.
     """
-    from analysis.theory.dcs_bounds import point_probabilities
-
     layer = stochastic_convolutions(model)[layer_index]
     if layer.num_configurations > 4096:
         raise ValueError(f"the layer has {layer.num_configurations} masks, more than 4096")
@@ -179,7 +180,12 @@ def designed_pairs(model: nn.Module, kind: PairKind, num_pairs: int = 10, seed: 
     )
 
 
-def _pairs(model, choose, num_pairs, seed) -> list[DrawPair]:
+def _pairs(
+    model: nn.Module,
+    choose: Callable[[StochasticConv2d, torch.Generator], tuple[Mask, Mask]],
+    num_pairs: int,
+    seed: int,
+) -> list[DrawPair]:
     sites = stochastic_convolutions(model)
     generator = torch.Generator().manual_seed(seed)
     pairs = []

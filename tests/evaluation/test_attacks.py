@@ -9,7 +9,7 @@ from torch import nn
 
 from analysis.attacked_model import AttackedModel, Predictor
 from analysis.attacks.apgd import apgd
-from analysis.attacks.losses import difference_of_logits_ratio, targeted_difference_of_logits_ratio
+from analysis.attacks.losses import TargetedDifferenceOfLogitsRatio, difference_of_logits_ratio
 from analysis.attacks.registry import (
     AttackProblem,
     attack_entry,
@@ -179,7 +179,7 @@ def test_logits_ratio_losses_ignore_shift_and_scale():
     logits = torch.tensor([[3.0, 1.0, 0.0, -1.0]], dtype=torch.float64)
     y, target = torch.tensor([0]), torch.tensor([2])
     assert difference_of_logits_ratio(logits, y).item() == pytest.approx(-2 / 3)
-    assert targeted_difference_of_logits_ratio(target)(logits, y).item() == pytest.approx(-3 / 3.5)
+    assert TargetedDifferenceOfLogitsRatio(target)(logits, y).item() == pytest.approx(-3 / 3.5)
     assert difference_of_logits_ratio(7 * logits - 40, y).item() == pytest.approx(-2 / 3)
 
 

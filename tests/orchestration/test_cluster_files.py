@@ -254,7 +254,7 @@ def test_the_guide_names_make_targets_and_commands_that_exist() -> None:
     used = set(re.findall(r"(?:^|`|&& )make ([a-z-]+)", text, re.M))
     assert {"setup", "cluster-up"} <= used <= targets
     code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, re.S))
-    commands = set(re.findall(r"\brayndom ([a-z]+)(?=[ `'\n])", code))
+    commands = set(re.findall(r"(?:[ `']|bin/)rayndom ([a-z]+)(?=[ `'\n])", code))
     assert {"sweep", "doctor"} <= commands <= {command.name for command in COMMANDS}
 
 

@@ -1,0 +1,68 @@
+"""The papers' tables and figures as data: one file per paper, found by scanning for `PAPERS`; a new paper is one new file.
+
+    get_item("ctrw.table1")            rows, columns, published values
+    plan(get_item("ctrw.table1"), "smoke")   which recipes with which changes fill it
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+from analysis.papers.model import Cell, Item, Paper
+from analysis.papers.scales import SCALES, PlannedRun, Scale, evaluation_suites, measure_at, plan, read_estimate
+from models.errors import unknown_name
+from models.registry import scan
+
+__all__ = [
+    "SCALES",
+    "Cell",
+    "Item",
+    "Paper",
+    "PlannedRun",
+    "Scale",
+    "evaluation_suites",
+    "get_item",
+    "get_paper",
+    "list_items",
+    "list_papers",
+    "measure_at",
+    "papers",
+    "plan",
+    "read_estimate",
+]
+
+
+@functools.cache
+def papers() -> dict[str, Paper]:
+    """Return all papers by short name, in alphabetical order of their files."""
+    return {paper.name: paper for paper in scan(sys.modules[__name__], "PAPERS")}
+
+
+def list_papers() -> list[str]:
+    """Return the short names of all papers."""
+    return list(papers())
+
+
+def get_paper(name: str) -> Paper:
+    """Return a paper; an unknown name is a `UserError` with the nearest ones."""
+    if name not in papers():
+        raise unknown_name("paper", name, papers())
+    return papers()[name]
+
+
+@functools.cache
+def _items() -> dict[str, Item]:
+    return {item.name: item for paper in papers().values() for item in paper.items}
+
+
+def list_items() -> list[str]:
+    """Return the names of all tables and figures, e.g. `ctrw.table1`."""
+    return list(_items())
+
+
+def get_item(name: str) -> Item:
+    """Return a table or figure; an unknown name is a `UserError` with the nearest ones."""
+    if name not in _items():
+        raise unknown_name("table or figure", name, _items())
+    return _items()[name]

@@ -1,0 +1,468 @@
+"""Papers as data: which training and which measurement fill each cell of each table and figure, and what the paper printed there.
+
+An item is a grid. A row says what is trained (`Run`), a column how the number is measured (`Measure`), and `published` holds what the
+paper prints at (row, column). A figure is a grid too: its curves are the rows or the columns, and the other side carries the x axis.
+
+Recipes are named by strings, because analysis knows no recipes; `analysis.papers.scales` says how a row is run here, shorter, or as printed.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from analysis.attacks.registry import attack_entry
+from analysis.protocols import ProtocolName
+from analysis.suites import AttackItem, Suite, load_suite
+from models.errors import UserError, unknown_name
+from models.threat_model import Norm, format_pixel_fraction, parse_pixel_fraction
+
+HONEST_DRAWS = 20
+"""E, draws averaged in each gradient of the honest counterpart (T1) of a published number."""
+
+HONEST_SUITE = "standard"
+"""Whose worst case stands beside a number of torchattacks' AutoAttack, which drops samples on a single lucky draw."""
+
+_NUMBER = re.compile(r"^(-?\d+(?:\.\d+)?)\**(?:±(\d+(?:\.\d+)?))?$")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number as a paper prints it.
+
+    Attributes:
+        value: in the column's unit. plus_minus: what stands behind ±, or None. text: as printed, decimals and stars kept.
+    """
+
+    value: float
+    plus_minus: float | None
+    text: str
+
+    @classmethod
+    def parse(cls, text: str) -> Published | None:
+        """Read `72.10`, `72.10±2.49` or `58.22*`; `-` is None."""
+        if text == "-":
+            return None
+        match = _NUMBER.match(text)
+        if match is None:
+            raise ValueError(f"{text!r} is not a published number")
+        return cls(float(match[1]), float(match[2]) if match[2] else None, text)
+
+
+@dataclass(frozen=True)
+class Clean:
+    """Expected accuracy on clean images, mean over draws: the same under every protocol."""
+
+    num_repetitions: int | None = None
+
+    @property
+    def honest(self) -> Measure | None:
+        """The same number."""
+        return self
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracy under one attack of a suite, with changed parameters where a figure sweeps them.
+
+    Attributes:
+        suite, attack: a shipped suite and the name of its row. parameters: replace those of the row. epsilon: replaces the radius.
+        protocol: T0 is what the papers' scripts do. num_draws: E, draws averaged per gradient under T1.
+        num_repetitions: of T0; None: the suite's.
+    """
+
+    suite: str
+    attack: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    epsilon: str | None = None
+    protocol: ProtocolName = "T0"
+    num_draws: int = 1
+    num_repetitions: int | None = None
+
+    @property
+    def row_name(self) -> str:
+        """Name of the row in an evaluation's result; equal for all protocols."""
+        changes = {**self.parameters, **({"epsilon": self.epsilon} if self.epsilon else {})}
+        return self.attack + (f" {' '.join(f'{name}={value}' for name, value in changes.items())}" if changes else "")
+
+    @property
+    def item(self) -> AttackItem:
+        """The attack as suites describe it."""
+        base = suite_row(self.suite, self.attack)
+        return AttackItem(
+            name=self.row_name,
+            attack=base.attack,
+            parameters={**base.parameters, **self.parameters},
+            deterministic_parameters=base.deterministic_parameters,
+            protocols=("T1", "T3") if self.protocol == "T3" else (self.protocol,),
+            num_draws=self.num_draws,
+            num_samples=base.num_samples,
+            epsilon=base.epsilon if self.epsilon is None else parse_pixel_fraction(self.epsilon),
+        )
+
+    @property
+    def honest(self) -> Measure | None:
+        """T1 with gradients averaged over draws; the worst case for AutoAttack; None for attacks without a radius.
+
+        Attacks without a radius stop at the nearest boundary of the draw they see, so that on another draw they measure little more than
+        clean accuracy, whatever the protocol: there is no honest reading of them.
+        """
+        if self.protocol != "T0":
+            return self
+        entry = attack_entry(suite_row(self.suite, self.attack).attack)
+        if entry.name == "torchattacks_autoattack":
+            return WorstCase(HONEST_SUITE)
+        if not entry.bounded:
+            return None
+        # EOT-PGD averages by itself, once its forwards see different draws.
+        num_draws = 1 if entry.name == "torchattacks_eotpgd" else HONEST_DRAWS
+        return replace(self, protocol="T1", num_draws=num_draws)
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """Expected accuracy under the worst attack of each sample, unknown draw (T1): the headline of a suite."""
+
+    suite: str
+
+    @property
+    def honest(self) -> Measure | None:
+        """It is the honest number."""
+        return self
+
+
+@dataclass(frozen=True)
+class TransferAccuracy:
+    """Accuracy of one network on examples that were made against another one.
+
+    Attributes:
+        attack: how the examples are made, on the draw that the attacked network holds.
+        other: key of the row whose network is the second one; empty: the row's own `partner`.
+        made_on: `row`: examples of the row's network, scored on the other; `other`: the reverse.
+    """
+
+    attack: Accuracy
+    other: str = ""
+    made_on: Literal["row", "other"] = "other"
+
+    @property
+    def honest(self) -> Measure | None:
+        """None: the attacker does not have the network that answers, so draws are not the question."""
+        return None
+
+
+@dataclass(frozen=True)
+class Theory:
+    """A quantity that `analysis.theory` computes from a trained network.
+
+    Attributes:
+        function: `module.function` below `analysis.theory`. parameters: its arguments beside network, images, labels and generators.
+        field: attribute of what it returns, or empty for the whole. pairs: function and arguments that make its pairs of draws.
+        other: key of the row with the second network, for functions of two.
+    """
+
+    function: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    field: str = ""
+    pairs: tuple[str, Mapping[str, Any]] | None = None
+    other: str = ""
+
+    @property
+    def honest(self) -> Measure | None:
+        """The same quantity."""
+        return self
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Time or memory of training or inference; it depends on the machine."""
+
+    quantity: Literal["training_minutes", "epoch_seconds", "peak_memory_megabytes", "test_set_seconds"]
+
+    @property
+    def honest(self) -> Measure | None:
+        """The same quantity."""
+        return self
+
+
+Measure = Clean | Accuracy | WorstCase | TransferAccuracy | Theory | Timing
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        recipe: its name. overrides: `section.field=value`, as typed behind `--`.
+        norm: of the recipe's threat model, which a small stand-in must keep.
+        in_epochs: fields counted in epochs, with their values in the paper's schedule; shorter schedules shrink them.
+    """
+
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    norm: Norm = "linf"
+    in_epochs: Mapping[str, float] = field(default_factory=dict)
+
+    def tuned(self, *overrides: str) -> Run:
+        """Return the run with further overrides."""
+        return replace(self, overrides=self.overrides + overrides)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table, or what is trained for one curve or point of a figure.
+
+    Attributes:
+        key: unique in the item. label: as the paper prints it. group: what stands in front of several rows, e.g. the network.
+        run: the training of all columns. runs: the training by column group, where columns need different ones.
+        quoted: whose numbers these are, where the paper quotes them and nothing is run; else empty.
+        extra: Rayndom's own row, which the paper does not have.
+        partner: key of the row with the second network; see `TransferAccuracy`.
+        x, y: place on a figure's axes, where rows are points.
+    """
+
+    key: str
+    label: str
+    group: str = ""
+    run: Run | None = None
+    runs: Mapping[str, Run] = field(default_factory=dict)
+    quoted: str = ""
+    extra: bool = False
+    partner: str = ""
+    x: float | None = None
+    y: float | None = None
+
+    def run_for(self, column: Column) -> Run | None:
+        """Return the training that fills this row's cell in `column`; None for quoted rows and for cells that do not exist."""
+        return self.runs.get(column.group, self.run)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: what is measured, and in which unit.
+
+    Attributes:
+        key: unique in the item. label: as the paper prints it. measure: how the number is obtained.
+        group: what stands above several columns, e.g. the data set; a row may have a training per group.
+        unit: `%` for shares, which are printed as percentages. judged: whether published values can be reproduced to a tolerance at all.
+        x: place on a figure's axis, where columns are points.
+    """
+
+    key: str
+    label: str
+    measure: Measure
+    group: str = ""
+    unit: str = "%"
+    judged: bool = True
+    x: float | None = None
+
+
+@dataclass(frozen=True)
+class Note:
+    """Where a known contradiction of the paper touches an item: its key in `Paper.ambiguities`, and the rows and columns (none: all).
+
+    `exempt`: the cells contradict themselves or other tables, so agreement with them is not asked for.
+    """
+
+    key: str
+    rows: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    exempt: bool = False
+
+    def touches(self, row: Row, column: Column) -> bool:
+        """Return whether the note is about a cell."""
+        return (not self.rows or row.key in self.rows) and (not self.columns or column.key in self.columns)
+
+
+FigureKind = Literal["line", "band", "heatmap", "histogram", "distribution", "landscape", "bars", "illustration"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """How an item is drawn.
+
+    Attributes:
+        kind: `line`; `band` (mean with minimum and maximum); `heatmap`; `histogram`; `distribution` (a box per row); `landscape`;
+            `bars`; `illustration` (nothing is measured).
+        curves: whether each row or each column is a curve, a panel or a box.
+        x_label, y_label: of the axes. caption: what the text says about it, where it gives no numbers.
+    """
+
+    kind: FigureKind
+    curves: Literal["rows", "columns"] = "rows"
+    x_label: str = ""
+    y_label: str = ""
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of an item with everything that is known about it."""
+
+    row: Row
+    column: Column
+    run: Run | None
+    published: Published | None
+    notes: tuple[Note, ...]
+
+    @property
+    def judged(self) -> bool:
+        """Whether agreement with the published value is asked for."""
+        return self.published is not None and self.column.judged and not any(note.exempt for note in self.notes)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One table or figure.
+
+    Attributes:
+        name: `<paper>.<item>`, e.g. `ctrw.table1` or `rna.fig5c`. title: in words. kind: table or figure.
+        published: by row key and column key. tolerance: in units of the column; a published ± widens it.
+        figure: how it is drawn. notes: contradictions that touch it. nothing_to_run: why, where there is nothing.
+    """
+
+    name: str
+    title: str
+    rows: tuple[Row, ...] = ()
+    columns: tuple[Column, ...] = ()
+    published: Mapping[tuple[str, str], Published] = field(default_factory=dict)
+    tolerance: float = 1.0
+    figure: Figure | None = None
+    notes: tuple[Note, ...] = ()
+    nothing_to_run: str = ""
+
+    def __post_init__(self) -> None:
+        rows, columns = [row.key for row in self.rows], [column.key for column in self.columns]
+        if len(set(rows)) < len(rows) or len(set(columns)) < len(columns):
+            raise ValueError(f"{self.name}: keys of rows and of columns must be unique")
+        for row, column in self.published:
+            if row not in rows or column not in columns:
+                raise ValueError(f"{self.name}: published value at ({row}, {column}), which does not exist")
+        for note in self.notes:
+            missing = {*note.rows} - {*rows} | {*note.columns} - {*columns}
+            if missing:
+                raise ValueError(f"{self.name}: note {note.key} is about {', '.join(sorted(missing))}, which does not exist")
+        for row in self.rows:
+            if not (row.run or row.runs or row.quoted):
+                raise ValueError(f"{self.name}: row {row.key} is neither run nor quoted")
+
+    @property
+    def kind(self) -> Literal["table", "figure"]:
+        """`figure` if it is drawn."""
+        return "table" if self.figure is None else "figure"
+
+    def row(self, key: str) -> Row:
+        """Return a row by key."""
+        return _by_key("row", self.name, self.rows, key)
+
+    def column(self, key: str) -> Column:
+        """Return a column by key."""
+        return _by_key("column", self.name, self.columns, key)
+
+    def cell(self, row: Row, column: Column) -> Cell:
+        """Return one cell."""
+        notes = tuple(note for note in self.notes if note.touches(row, column))
+        return Cell(row, column, row.run_for(column), self.published.get((row.key, column.key)), notes)
+
+    def cells(self) -> Iterator[Cell]:
+        """Return all cells that are run or published, row by row."""
+        for row in self.rows:
+            for column in self.columns:
+                cell = self.cell(row, column)
+                if cell.run is not None or cell.published is not None:
+                    yield cell
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One paper.
+
+    Attributes:
+        name: short name. title, authors, venue: of the paper. items: all its tables and figures, in its order.
+        ambiguities: contradictions and gaps, by the keys that notes use: what they are and how they are resolved.
+        protocol: what its own scripts evaluate, in words.
+    """
+
+    name: str
+    title: str
+    authors: str
+    venue: str
+    items: tuple[Item, ...]
+    ambiguities: Mapping[str, str] = field(default_factory=dict)
+    protocol: str = ""
+
+    def __post_init__(self) -> None:
+        for item in self.items:
+            if not item.name.startswith(f"{self.name}."):
+                raise ValueError(f"item {item.name} is not named after its paper {self.name}")
+            for note in item.notes:
+                if note.key not in self.ambiguities:
+                    raise ValueError(f"{item.name}: {unknown_name('ambiguity', note.key, self.ambiguities)}")
+
+
+@functools.cache
+def shipped_suite(name: str) -> Suite:
+    """Return a shipped suite, read once."""
+    return load_suite(name)
+
+
+def suite_row(suite: str, attack: str) -> AttackItem:
+    """Return one row of a shipped suite; an unknown name is a `UserError`."""
+    rows = {item.name: item for item in shipped_suite(suite).attacks}
+    if attack not in rows:
+        raise unknown_name(f"attack of suite {suite!r}:", attack, rows)
+    return rows[attack]
+
+
+def grid(columns: tuple[Column, ...], text: str) -> dict[tuple[str, str], Published]:
+    """Read published values: a line per row, its key first, then a number or `-` per column.
+
+    Raises:
+        ValueError: a line has not one entry per column.
+    """
+    found: dict[tuple[str, str], Published] = {}
+    for line in text.strip().splitlines():
+        key, *entries = line.split()
+        if len(entries) != len(columns):
+            raise ValueError(f"row {key} has {len(entries)} entries for {len(columns)} columns")
+        for column, entry in zip(columns, entries, strict=True):
+            published = Published.parse(entry)
+            if published is not None:
+                found[key, column.key] = published
+    return found
+
+
+def steps_axis(suite: str, attack: str, steps: range) -> tuple[Column, ...]:
+    """Return the columns of a figure over the number of attack steps; 0 steps are clean images."""
+    return tuple(
+        Column(f"steps_{count}", str(count), Accuracy(suite, attack, {"steps": count}) if count else Clean(), x=count) for count in steps
+    )
+
+
+def epsilon_axis(suite: str, attack: str, numerators: range) -> tuple[Column, ...]:
+    """Return the columns of a figure over the radius, in 255ths; 0 is clean images."""
+    return tuple(
+        Column(
+            f"epsilon_{numerator}",
+            f"{numerator}/255",
+            Accuracy(suite, attack, epsilon=str(format_pixel_fraction(numerator / 255))) if numerator else Clean(),
+            x=numerator,
+        )
+        for numerator in numerators
+    )
+
+
+def illustration(name: str, title: str) -> Item:
+    """Return an item that only draws an idea."""
+    return Item(name, title, figure=Figure("illustration"), nothing_to_run="it draws an idea; nothing in it is measured")
+
+
+def _by_key(kind: str, item: str, entries: tuple[Any, ...], key: str) -> Any:
+    for entry in entries:
+        if entry.key == key:
+            return entry
+    error = unknown_name(kind, key, [entry.key for entry in entries])
+    raise UserError(f"{item}: {error}")

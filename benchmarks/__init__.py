@@ -1,0 +1,1 @@
+"""Speed, as ratios measured side by side in one run. Each module is a command: `python -m benchmarks.attack_step`."""

@@ -1,0 +1,186 @@
+"""Cost of each defence: a PGD-10 adversarial training step relative to plain adversarial training, in one run.
+
+    python -m benchmarks.defences [--backbones resnet8 resnet18] [--precision fp32] [--json FILE]
+
+Each measurement is a whole step as the training loop does it: the attack's draw, ten attack steps, the training step's draw, one SGD
+step and the constraints. Exit code 1 if a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.timing import Bar, Timing, describe_hardware, hardware, interleaved
+from models import build_model
+from models.constraints import apply_constraints
+from models.convolution_positions import convolutions_at
+from models.layer_replacement import replace_named
+from models.threat_model import ThreatModel
+from trainers.config import InnerAttackConfig
+from trainers.memory_format import channels_last, to_channels_last_
+from trainers.precision import Precision
+from trainers.step import StepContext
+from trainers.streams import Streams
+
+STEPS = 10
+AT, DENSE = "at", "at, dense 5x5"
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    AT: ("at", {}),
+    DENSE: ("at", {}),
+    "ctrw": ("ctrw", {}),
+    "rna bn+in": ("rna", {}),
+    "rna, per example": ("rna", {"draw_scope": "per_example"}),
+    "dcs k=3 n=4": ("dcs", {"kernel_size": 3, "num_taps": 4}),
+    "dcs k=5 n=2": ("dcs", {"kernel_size": 5, "num_taps": 2}),
+    "dcs k=5 n=4": ("dcs", {"kernel_size": 5, "num_taps": 4}),
+    "dcs k=5 n=2, per example": ("dcs", {"kernel_size": 5, "num_taps": 2, "draw_scope": "per_example"}),
+    "dcn": ("dcn", {}),
+}
+
+BARS = (
+    Bar("ctrw", AT, 1 / 1.03),
+    Bar("rna bn+in", AT, 1 / 1.40),
+    Bar("dcs k=3 n=4", AT, 1 / 1.10),
+    Bar("dcs k=5 n=2", DENSE, 1.0),
+)
+
+
+def training_step(name: str, backbone: str, x: Tensor, y: Tensor, precision: Precision) -> Callable[[], None]:
+    """Return one adversarial training step of a variant."""
+    defence, parameters = VARIANTS[name]
+    model = build_model(defence, backbone=backbone, num_classes=10, image_shape=(3, 32, 32), **parameters)
+    if name == DENSE:
+        _widen_kernel(model)
+    model.train()
+    to_channels_last_(model)
+    x = channels_last(x)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    context = StepContext(
+        threat_model=ThreatModel(),
+        attack=InnerAttackConfig(steps=STEPS),
+        redraw="attack_then_step",
+        streams=Streams(0),
+        precision=precision,
+        num_epochs=1,
+        steps_per_epoch=1_000_000,
+    )
+
+    def step() -> None:
+        x_adv = context.adversarial_examples(model, x, y)
+        optimizer.zero_grad()
+        with precision.autocast():
+            logits_BK = model(x_adv)
+        functional.cross_entropy(logits_BK.float(), y).backward()
+        optimizer.step()
+        apply_constraints(model)
+        context.step += 1
+
+    return step
+
+
+def _widen_kernel(model: nn.Module) -> None:
+    """Give the convolution that DCS would replace a dense 5x5 kernel."""
+
+    def dense(_name: str, conv: nn.Module) -> nn.Module:
+        assert isinstance(conv, nn.Conv2d)
+        return nn.Conv2d(conv.in_channels, conv.out_channels, 5, conv.stride, padding=2, bias=False)
+
+    replace_named(model.backbone, convolutions_at(model.backbone, (2,)), dense)
+
+
+def measure(backbone: str, names: list[str], batch_size: int, rounds: int, precision: Precision) -> dict[str, Timing]:
+    """Return the timings of the variants by name."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(batch_size, 3, 32, 32, generator=generator)
+    y = torch.randint(0, 10, (batch_size,), generator=generator)
+    steps = {name: training_step(name, backbone, x, y, precision) for name in names}
+    return interleaved(steps, rounds)
+
+
+def record_of(backbone: str, batch_size: int, precision: str, timings: Mapping[str, Timing]) -> dict[str, Any]:
+    """Return the result for one backbone as data."""
+    bars = [bar for bar in BARS if bar.variant in timings and bar.reference in timings]
+    return {
+        "backbone": backbone,
+        "batch_size": batch_size,
+        "precision": precision,
+        "variants": [
+            {
+                "name": name,
+                "median_ms": timing.median,
+                "min_ms": timing.minimum,
+                "over_at": timing.median / timings[AT].median,
+                "over_at_of_minima": timing.minimum / timings[AT].minimum,
+                "milliseconds": list(timing.milliseconds),
+            }
+            for name, timing in timings.items()
+        ],
+        "bars": [
+            {
+                "variant": bar.variant,
+                "reference": bar.reference,
+                "at_most": 1 / bar.at_least,
+                "measured": 1 / bar.ratio(timings),
+                "met": bar.is_met(timings),
+            }
+            for bar in bars
+        ],
+    }
+
+
+def table_of(record: Mapping[str, Any]) -> str:
+    """Return a record as text."""
+    rounds = len(record["variants"][0]["milliseconds"])
+    lines = [
+        f"{record['backbone']}, 3x32x32, batch {record['batch_size']}, {record['precision']}, PGD-{STEPS} step, {rounds} rounds, CPU ms",
+        f"{'':26s}{'median':>9s}{'min':>9s}{'of at':>8s}{'of minima':>11s}",
+    ]
+    for row in record["variants"]:
+        lines.append(f"{row['name']:26s}{row['median_ms']:9.1f}{row['min_ms']:9.1f}{row['over_at']:7.2f}x{row['over_at_of_minima']:10.2f}x")
+    for bar in record["bars"]:
+        verdict = "met" if bar["met"] else "MISSED"
+        lines.append(
+            f"bar {verdict}: {bar['variant']} takes {bar['measured']:.3f}x of {bar['reference']}, at most {bar['at_most']:.2f}x is allowed"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark and return its exit code."""
+    parser = argparse.ArgumentParser(description="Cost of each defence relative to plain adversarial training.")
+    parser.add_argument("--backbones", nargs="+", choices=("resnet8", "resnet18"), default=["resnet8"])
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements per variant (at least 5)")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record there")
+    options = parser.parse_args(arguments)
+    if options.rounds < 5:
+        parser.error("fewer than 5 rounds say nothing")
+    names = [name for name in VARIANTS if name == AT or name in options.variants]
+
+    facts = hardware()
+    print(describe_hardware(facts))
+    records = []
+    for backbone in options.backbones:
+        precision = Precision(options.precision, "cpu")
+        timings = measure(backbone, names, options.batch_size, options.rounds, precision)
+        records.append(record_of(backbone, options.batch_size, options.precision, timings))
+        print(table_of(records[-1]), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps({"hardware": facts, "records": records}, indent=2) + "\n")
+    return 0 if all(bar["met"] for record in records for bar in record["bars"]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Imports point down, and the check that says so would notice if they did not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LINT = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
+SLOTS = ("models.defences", "trainers.objectives", "orchestration.defences")
+
+
+def lint(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Check the packages in a folder, which must hold a pyproject.toml with the contracts."""
+    return subprocess.run([sys.executable, "-c", LINT], cwd=folder, capture_output=True, text=True)
+
+
+def test_the_contracts_are_kept() -> None:
+    finished = lint(ROOT)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+@pytest.fixture
+def building(tmp_path: Path) -> Path:
+    """The floors of the project, empty, under the project's own contracts."""
+    text = (ROOT / "pyproject.toml").read_text()
+    assert "importlinter" in tomllib.loads(text)["tool"]
+    (tmp_path / "pyproject.toml").write_text(text[text.index("[tool.importlinter]") :])
+    for package in ("orchestration", "analysis", "trainers", "models", *SLOTS):
+        folder = tmp_path.joinpath(*package.split("."))
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").touch()
+    for package in SLOTS:
+        for name in ("first", "second"):
+            tmp_path.joinpath(*package.split("."), f"{name}.py").touch()
+    return tmp_path
+
+
+def test_an_empty_building_keeps_the_contracts(building: Path) -> None:
+    finished = lint(building)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("models/layer.py", "import trainers"),
+        ("trainers/fit.py", "from analysis import attacks"),
+        ("analysis/report.py", "import orchestration.defences.first"),
+        ("models/layer.py", "import ray"),
+        ("models/layer.py", "import torchattacks"),
+        ("trainers/fit.py", "from mlflow import log_metric"),
+        ("trainers/fit.py", "def later():\n    import optuna"),
+        ("trainers/fit.py", "import rich.console"),
+        ("analysis/report.py", "import ray.train"),
+        ("analysis/report.py", "import optuna"),
+        ("models/defences/first.py", "from models.defences.second import anything"),
+        ("trainers/objectives/second.py", "import trainers.objectives.first"),
+        ("orchestration/defences/first.py", "from orchestration.defences import second"),
+    ],
+)
+def test_an_import_that_points_up_or_sideways_is_noticed(building: Path, file: str, line: str) -> None:
+    (building / file).write_text(f"{line}\n")
+    finished = lint(building)
+    assert finished.returncode == 1, finished.stdout + finished.stderr
+    assert "BROKEN" in finished.stdout
+
+
+def test_an_import_by_a_detour_is_noticed(building: Path) -> None:
+    (building / "models" / "helper.py").write_text("import mlflow\n")
+    (building / "trainers" / "fit.py").write_text("import models.helper\n")
+    assert lint(building).returncode == 1

@@ -1,0 +1,169 @@
+"""Two gloo processes: draw scopes, one all-reduce per step, the same training as one process at equal global batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+from models.randomness import random_sites, resample, seed_streams
+from models.registry import build_model
+from models.threat_model import ThreatModel
+from trainers.config import InnerAttackConfig, OptimizerConfig, ScheduleConfig, TrainingConfig, ValidationConfig
+from trainers.data import Augmentation, DataConfig, load_data
+from trainers.distributed import average_batch_statistics, average_gradients, exclude_draws_from_ddp
+from trainers.fit import fit
+
+pytestmark = pytest.mark.distributed
+
+
+JOBS = {}
+
+
+def job(function):
+    """Register a function that both processes run; starting a process costs seconds, so all jobs share one pair."""
+    JOBS[function.__name__] = function
+    return function
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """`both(name)` returns what job `name` returned on rank 0 and on rank 1."""
+    folder = tmp_path_factory.mktemp("gloo")
+    multiprocessing.spawn(_enter, (str(folder),), nprocs=2, join=True)
+    results = [torch.load(folder / f"result-{rank}.pt", weights_only=False) for rank in range(2)]
+    return lambda name: [result[name] for result in results]
+
+
+def _enter(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    try:
+        torch.save({name: function(rank) for name, function in JOBS.items()}, Path(folder) / f"result-{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def draws_of(model):
+    return [site.draw_state()["buffers"] for _, site in random_sites(model)], [site.draw_key for _, site in random_sites(model)]
+
+
+@job
+def draw(rank):
+    drawn = {}
+    for scope in ("global", "per_rank", "per_example"):
+        model = build_model("ctrw", backbone="resnet8", image_shape=(1, 8, 8), draw_scope=scope)
+        seed_streams(model, 3, rank)
+        drawn[scope] = []
+        for _ in range(3):
+            resample(model)
+            drawn[scope].append(draws_of(model)[1])
+    return drawn
+
+
+@pytest.mark.parametrize(("scope", "equal"), [("global", True), ("per_rank", False), ("per_example", False)])
+def test_the_draw_scope_is_the_one_that_was_chosen(scope, equal, both):
+    first, second = (drawn[scope] for drawn in both("draw"))
+    assert (first == second) == equal
+    assert len({tuple(keys) for keys in first}) == 3
+
+
+@job
+def wrapped_in_ddp(rank):
+    model = build_model("ctrw", backbone="resnet8", image_shape=(1, 8, 8), draw_scope="per_rank")
+    seed_streams(model, 3, rank)
+    exclude_draws_from_ddp(model)
+    before = draws_of(model)[0][0]["delta"].clone()
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    wrapped(torch.rand(4, 1, 8, 8)).sum().backward()
+    wrapped(torch.rand(4, 1, 8, 8))
+    return before, draws_of(model)[0][0]["delta"]
+
+
+def test_pytorchs_own_wrapper_can_be_told_to_leave_draws_alone(both):
+    (before_0, after_0), (before_1, after_1) = both("wrapped_in_ddp")
+    assert torch.equal(before_0, after_0)
+    assert torch.equal(before_1, after_1)
+    assert not torch.equal(after_0, after_1)
+
+
+@job
+def average(rank):
+    used_by_both = torch.nn.Parameter(torch.zeros(2, 3).t())  # a layout that is not contiguous
+    used_by_one = torch.nn.Parameter(torch.zeros(4))
+    used_by_none = torch.nn.Parameter(torch.zeros(1))
+    used_by_both.grad = torch.full_like(used_by_both, 1.0 + rank)
+    if rank == 1:
+        used_by_one.grad = torch.full((4,), 6.0)
+    calls = []
+    real = dist.all_reduce
+    dist.all_reduce = lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs)
+    average_gradients([used_by_both, used_by_one, used_by_none])
+    dist.all_reduce = real
+    return used_by_both.grad, used_by_one.grad, used_by_none.grad, len(calls)
+
+
+def test_gradients_are_averaged_by_one_all_reduce_and_unused_ones_stay_none(both):
+    for shared, one, none, calls in both("average"):
+        assert torch.equal(shared, torch.full((3, 2), 1.5))
+        assert torch.equal(one, torch.full((4,), 3.0))
+        assert none is None
+        assert calls == 1
+
+
+@job
+def statistics(rank):
+    model = build_model("at", backbone="resnet8", image_shape=(1, 8, 8))
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.fill_(rank)
+    average_batch_statistics(model)
+    return {name: buffer for name, buffer in model.named_buffers() if name.endswith("running_mean")}
+
+
+def test_running_statistics_are_averaged(both):
+    for buffers in both("statistics"):
+        assert all(torch.equal(buffer, torch.full_like(buffer, 0.5)) for buffer in buffers.values())
+
+
+def without_batch_norm():
+    """Return a network in which examples do not see each other, so that one and two workers compute the same."""
+    return build_model("single_normalization", backbone="resnet8", image_shape=(1, 8, 8), normalization="ln", seed=1)
+
+
+@job
+def train(rank):
+    torch.set_num_threads(1)
+    splits = load_data(DataConfig(name="digits", limit_train=64, limit_test=20, validation_size=32))
+    model = without_batch_norm()
+    config = TrainingConfig(
+        objective="adversarial",
+        epochs=2,
+        batch_size=32,
+        precision="fp32",
+        attack=InnerAttackConfig(steps=2, step_size=0.05),
+        optimizer=OptimizerConfig(learning_rate=0.05),
+        schedule=ScheduleConfig(name="one_cycle"),
+        validation=ValidationConfig(steps=2, select="last"),
+    )
+    calls = []
+    if dist.is_initialized():
+        real = dist.all_reduce
+        dist.all_reduce = lambda *args, **kwargs: calls.append(args[0].numel()) or real(*args, **kwargs)
+    result = fit(model, splits, ThreatModel(epsilon=0.1), config, seed=0, augmentation=Augmentation("crop", 4))
+    size = sum(parameter.numel() for parameter in model.parameters())
+    return model.state_dict(), result.metrics, sum(count >= size for count in calls)
+
+
+def test_two_workers_train_what_one_trains_at_equal_global_batches(both):
+    alone_weights, alone_metrics, _ = train(0)
+    steps = 2 * (64 // 32)
+    for weights, metrics, reductions in both("train"):
+        assert reductions == steps, "exactly one all-reduce of the gradients per training step"
+        for name, tensor in weights.items():
+            torch.testing.assert_close(tensor, alone_weights[name], atol=1e-5, rtol=1e-4)
+        for name in ("train/loss", "validation/clean_accuracy"):
+            assert metrics[name] == pytest.approx(alone_metrics[name], abs=1e-4)

@@ -1,0 +1,109 @@
+"""Sweeps on a real Ray: one parent, its children, no duplicates, also after a kill -9 in the middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from mlflow.tracking import MlflowClient
+
+from orchestration.home import Home
+from orchestration.sweep_config import load_sweep
+from orchestration.sweep_report import run_whole_sweep
+from orchestration.tracking import PARENT_TAG
+
+SWEEP = """
+description: a few tiny trials
+recipe: ctrw_digits
+settings:
+  data.image_size: 8
+  data.limit_train: {train}
+  data.validation_size: 32
+  data.limit_test: 40
+  training.epochs: {epochs}
+  training.batch_size: 32
+  training.attack.steps: 2
+  training.validation.steps: 2
+  training.precision: fp32
+  {extra}
+space:
+  defence.lower_bound: {{type: float, low: 200, high: 2000, log: true}}
+num_trials: {trials}
+stopping: {{grace_epochs: 1, reduction_factor: 2}}
+"""
+
+
+def write_sweep(folder: Path, *, trials: int, epochs: int, train: int = 96, extra: str = "") -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(SWEEP.format(trials=trials, epochs=epochs, train=train, extra=extra))
+    return path
+
+
+def runs_of(home: Home, kind: str):
+    client = MlflowClient(tracking_uri=home.tracking_uri)
+    experiment = client.get_experiment_by_name("rayndom")
+    return client.search_runs([experiment.experiment_id], filter_string=f"tags.`rayndom.kind` = '{kind}'")
+
+
+def assert_no_duplicates(home: Home, trials: int) -> None:
+    """One parent; a child per trial, each epoch of each child logged once."""
+    (parent,) = runs_of(home, "sweep")
+    children = runs_of(home, "trial")
+    assert len(children) == trials
+    fingerprints = [child.data.tags["rayndom.fingerprint"] for child in children]
+    assert len(set(fingerprints)) == trials
+    client = MlflowClient(tracking_uri=home.tracking_uri)
+    for child in children:
+        assert child.data.tags[PARENT_TAG] == parent.info.run_id
+        assert child.info.status == "FINISHED"
+        steps = [metric.step for metric in client.get_metric_history(child.info.run_id, "train/loss")]
+        assert steps == sorted(set(steps))
+        assert steps[0] == 1
+
+
+@pytest.mark.ray
+def test_a_sweep_ends_with_a_winner_and_is_not_run_twice(home, ray_cluster, tmp_path):
+    config = load_sweep(str(write_sweep(tmp_path, trials=3, epochs=2)))
+    from orchestration.tracking import Tracker  # noqa: F401  (the store is ready)
+
+    summary = run_whole_sweep(config, home, None, evaluate=False)
+    assert summary["complete"]
+    assert_no_duplicates(home, 3)
+    assert (Path(summary["export"]) / "model.safetensors").is_file()
+    study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{summary['study']}")
+    assert study.best_trial.number == summary["winner"]
+    before = {path: path.stat().st_mtime_ns for path in home.root.glob("runs/*/training.pt")}
+    again = run_whole_sweep(config, home, None, evaluate=False)
+    assert again["winner"] == summary["winner"]
+    assert_no_duplicates(home, 3)
+    assert {path: path.stat().st_mtime_ns for path in home.root.glob("runs/*/training.pt")} == before
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_kill_minus_nine_in_the_middle_and_the_same_command_again(home, tmp_path):
+    path = write_sweep(tmp_path, trials=4, epochs=6, train=320)
+    command = [sys.executable, "-m", "orchestration.cli", "sweep", str(path), "--no-evaluation", "--home", str(home.root)]
+    root = Path(__file__).resolve().parents[2]
+    first = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ.copy())
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        line = first.stdout.readline()
+        if "epoch 3/6" in line:
+            break
+    else:
+        pytest.fail("no trial reached its third epoch in three minutes")
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    finished_before = {path.parent.name for path in home.root.glob("runs/*/training.pt")}
+    assert finished_before
+    second = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=280, check=False)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert finished_before <= {path.parent.name for path in home.root.glob("runs/*/training.pt")}
+    assert_no_duplicates(home, 4)
