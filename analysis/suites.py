@@ -9,16 +9,17 @@ attacks:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from analysis.attacks.registry import parse_attack_parameters
 from analysis.protocols import ProtocolName, Scoring
+from analysis.studies import StudySettings
 from models.configuration import Config
 from models.errors import UserError, unknown_name
-from models.threat_model import PixelFraction, ThreatModel
+from models.threat_model import Norm, PixelFraction, ThreatModel
 
 SUITE_FOLDER = Path(__file__).with_suffix("")
 PAPER = "paper"
@@ -34,6 +35,8 @@ class AttackItem(Config):
     deterministic_parameters: dict[str, Any] = Field(
         default_factory=dict, description="Parameters that replace those above where the model is deterministic."
     )
+    l2_parameters: dict[str, Any] = Field(default_factory=dict, description="Parameters that replace those above under the norm l2.")
+    models: Literal["all", "randomized", "deterministic"] = Field("all", description="Which models the attack is meant for.")
     protocols: tuple[ProtocolName, ...] = Field(("T1",), min_length=1, description="Protocols it is run under.")
     num_draws: int = Field(DEFAULT_NUM_DRAWS, ge=1, description="E, draws averaged in each gradient under T1.")
     num_samples: int | None = Field(None, ge=1, description="Use only the first n samples of the suite; none: all.")
@@ -52,9 +55,16 @@ class AttackItem(Config):
             raise ValueError(f"{self.name}: T3 is computed from the scores of T1; list both")
         return self
 
-    def parameters_for(self, randomized: bool) -> dict[str, Any]:
-        """Return the parameters for a randomized or a deterministic model."""
-        return self.parameters if randomized else {**self.parameters, **self.deterministic_parameters}
+    def parameters_for(self, randomized: bool, norm: Norm = "linf") -> dict[str, Any]:
+        """Return the parameters for a randomized or a deterministic model under a norm."""
+        parameters = dict(self.parameters)
+        if not randomized:
+            parameters |= self.deterministic_parameters
+        return parameters | (self.l2_parameters if norm == "l2" else {})
+
+    def is_for(self, randomized: bool) -> bool:
+        """Return whether the attack is meant for a randomized, or a deterministic, model."""
+        return self.models == "all" or (self.models == "randomized") == randomized
 
     def threat_model(self, base: ThreatModel) -> ThreatModel:
         """Return the threat model this attack works under."""
@@ -70,6 +80,7 @@ class Suite(Config):
     num_samples: int | None = Field(None, ge=1, description="Test images used, class-balanced; none: all.")
     scoring: Scoring = Field(default_factory=Scoring, description="Draws.")
     attacks: tuple[AttackItem, ...] = Field(min_length=1, description="The attacks.")
+    studies: StudySettings | None = Field(None, description="Extra blocks for the checks that need them; none: those checks are skipped.")
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Suite:
@@ -143,8 +154,11 @@ def _load_file(path: Path, seen: tuple[Path, ...] = ()) -> Suite:
     try:
         suite = Suite(**data)
         for item in suite.attacks:
-            parse_attack_parameters(item.attack, item.parameters)
-            parse_attack_parameters(item.attack, item.parameters_for(randomized=False))
+            for randomized in (True, False):
+                for norm in ("linf", "l2"):
+                    parse_attack_parameters(item.attack, item.parameters_for(randomized, norm))
+        if suite.studies is not None:
+            parse_attack_parameters(suite.studies.attack, {"steps": suite.studies.steps})
     except ValidationError as error:
         details = "; ".join(
             f"{'.'.join(map(str, item['loc'])) or 'suite'}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from analysis.attacks.registry import attack_entry, check_attack, parse_attack_parameters
 from analysis.fingerprints import data_hash, json_hash, weights_hash
 from analysis.protocols import Scoring
+from analysis.studies import StudyPoint, StudySettings, applies, epsilon_levels, study_passes
 from analysis.suites import AttackItem, Suite, load_suite
 from models.batch_statistics import mode
 from models.configuration import Config
@@ -25,7 +26,7 @@ from models.randomness import ResampleOnForward, num_configurations
 from models.threat_model import ThreatModel
 from trainers.attacks import check_pixels
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_BLOCK_SIZE = 256
 _EPSILON_ZERO_SAMPLES = 64
 _BACKWARD_COST = 2.0  # a backward pass to the pixels costs about two forward passes
@@ -33,7 +34,7 @@ _BACKWARD_COST = 2.0  # a backward pass to the pixels costs about two forward pa
 # What a task knows of its plan: a record may serve another plan in which these differ.
 PLAN_FIELDS = frozenset({"suite", "num_blocks", "cost", "stands_for", "position"})
 
-BlockKind = Literal["clean", "attack", "epsilon_zero"]
+BlockKind = Literal["clean", "attack", "epsilon_zero", "study"]
 RowProtocol = Literal["T0", "T1", "T2", "T4"]
 
 
@@ -41,7 +42,8 @@ class BlockTask(Config):
     """One block of work. `key` names its record; fields that change no number are no part of it."""
 
     format_version: int = Field(FORMAT_VERSION, description="Version of the records.")
-    kind: BlockKind = Field(description="`clean`: score the images and examine the model; `attack`; `epsilon_zero`: C5.")
+    kind: BlockKind = Field(description="`clean`: score the images and examine the model; `attack`; `epsilon_zero`: C5; `study`.")
+    study: StudyPoint | None = Field(None, description="What a block of kind `study` measures.")
     item: AttackItem | None = Field(None, description="The attack; none for `clean`.")
     protocol: RowProtocol = Field("T1", description="Protocol; a deterministic model has only T1.")
     stands_for: tuple[str, ...] = Field((), description="All protocols this one stands for (deterministic models).")
@@ -136,8 +138,11 @@ def plan_blocks(
     total = num_configurations(model)
     configurations = None if total == math.inf else int(total)
     randomized = configurations != 1
-    for item in chosen.attacks:
-        check_attack(item.attack, item.parameters_for(randomized), item.threat_model(threat_model), num_classes)
+    items = [item for item in chosen.attacks if item.is_for(randomized)]
+    if not items:
+        raise UserError(f"no attack of suite {chosen.name!r} is for {'randomized' if randomized else 'deterministic'} models")
+    for item in items:
+        check_attack(item.attack, item.parameters_for(randomized, threat_model.norm), item.threat_model(threat_model), num_classes)
 
     limit = num_samples if num_samples is not None else chosen.num_samples
     order = class_balanced_order(y)[:limit]
@@ -165,15 +170,20 @@ def plan_blocks(
         return made
 
     plan = tasks_for(blocks, kind="clean")
-    if randomized and any("T4" in item.protocols for item in chosen.attacks):
+    if randomized and any("T4" in item.protocols for item in items):
         plan += tasks_for(blocks, kind="clean", protocol="T4")
-    for item in chosen.attacks:
+    for item in items:
         kept = _first(blocks, item.num_samples)
         for protocol, stands_for in _protocols(item, randomized):
             plan += tasks_for(kept, kind="attack", item=item, protocol=protocol, stands_for=stands_for)
-    probe = _epsilon_zero_item(chosen, randomized)
+    probe = _epsilon_zero_item(items, randomized)
     if probe is not None:
         plan += tasks_for(_first(blocks, _EPSILON_ZERO_SAMPLES)[:1], kind="epsilon_zero", item=probe)
+    if chosen.studies is not None:
+        num_pixels = math.prod(x.shape[1:])
+        for item, point, count in _study_items(chosen.studies, threat_model, num_pixels, randomized, configurations):
+            kept = _first(blocks, count)
+            plan += tasks_for(kept[:1] if point.name == "calibration" else kept, kind="study", item=item, study=point)
     return [task.model_copy(update={"position": position}) for position, task in enumerate(plan)]
 
 
@@ -188,10 +198,12 @@ def estimated_cost(task: BlockTask) -> float:
     if task.item is None:
         return len(task.ids) * draws
     entry = attack_entry(task.item.attack)
-    parameters = parse_attack_parameters(task.item.attack, task.item.parameters_for(task.randomized))
+    parameters = parse_attack_parameters(task.item.attack, task.item.parameters_for(task.randomized, task.threat_model.norm))
     gradient_draws = task.item.num_draws if task.randomized and task.protocol == "T1" else 1
     cost = entry.cost(parameters, gradient_draws, task.num_classes, gradient_draws == 1)
     passes = cost.forward + _BACKWARD_COST * cost.backward
+    if task.study is not None:
+        return study_passes(task.study, passes, gradient_draws, draws, len(task.ids))
     repeats = {"T0": scoring.num_repetitions, "T1": 1, "T2": scoring.num_known_draws, "T4": scoring.num_averaged_draws}
     runs = repeats[task.protocol] if task.randomized else 1
     return len(task.ids) * (runs * passes + (draws if task.protocol == "T1" else 2 * runs))
@@ -204,11 +216,33 @@ def _protocols(item: AttackItem, randomized: bool) -> list[tuple[RowProtocol, tu
     return [(protocol, (protocol,)) for protocol in item.protocols if protocol != "T3"]
 
 
-def _epsilon_zero_item(suite: Suite, randomized: bool) -> AttackItem | None:
+def _study_items(
+    settings: StudySettings, threat_model: ThreatModel, num_pixels: int, randomized: bool, num_configurations: int | None
+) -> list[tuple[AttackItem, StudyPoint, int]]:
+    """Return the item, the study and the number of images of every study that applies."""
+    found = []
+    for name in settings.names:
+        if not applies(name, randomized=randomized, num_configurations=num_configurations, num_draws=settings.num_draws):
+            continue
+        levels: list[float | None] = [*epsilon_levels(threat_model, num_pixels)] if name == "epsilon" else [None]
+        counts = {"gradient_resolution": settings.num_gradients, "unit_test": settings.num_tested, "calibration": 1}
+        for level in levels:
+            item = AttackItem(
+                name=name if level is None else f"{name} {level:.6g}",
+                attack=settings.attack,
+                parameters={"steps": settings.steps},
+                num_draws=settings.num_draws,
+                epsilon=level,
+            )
+            found.append((item, StudyPoint(name=name, level=level, settings=settings), counts.get(name, settings.num_samples)))
+    return found
+
+
+def _epsilon_zero_item(items: Sequence[AttackItem], randomized: bool) -> AttackItem | None:
     """Return the first attack that the harness itself runs under T1 with a radius: with radius 0 it must change nothing."""
-    for item in suite.attacks:
+    for item in items:
         entry = attack_entry(item.attack)
-        if entry.bounded and entry.requires is None and (not randomized or "T1" in item.protocols):
+        if entry.bounded and entry.requires is None and not entry.is_transfer and (not randomized or "T1" in item.protocols):
             return item.model_copy(update={"epsilon": 0.0})
     return None
 

@@ -25,6 +25,7 @@ from torch.func import functional_call, stack_module_state
 
 from models.configuration import Config
 from models.errors import UserError, unknown_name
+from models.layers.host_mirror import HostMirror
 from models.randomness import RandomModule, derive_seed, per_example_rows, random_sites
 from models.registry import BuildRequest, defence_model, parse_defence_parameters
 
@@ -45,7 +46,7 @@ class Ensemble(RandomModule):
         inference: how `forward` answers; see `InferenceMode`.
 
     The draw is the choice of members: an index for `rsi_call`, an index per example for `rsi_sample`, which depends on the draw and on the
-    row in the batch alone. It is kept as host integers, so choosing never waits for the device.
+    row in the batch alone. The host knows it, so choosing does not wait for the device.
 
     Raises:
         UserError: there is no member, or the inference mode does not exist.
@@ -57,9 +58,9 @@ class Ensemble(RandomModule):
         if len(self.members) == 0:
             raise UserError("an ensemble needs at least one member")
         self.inference = inference
-        self._call_index = 0
-        self._row_key = 0
-        self._selected: int | None = None
+        # Member of `rsi_call`, key of the rows of `rsi_sample`, member that answers everything (-1: none).
+        self.register_draw("choice", torch.tensor([0, 0, -1]))
+        self._host_choice = HostMirror()
         self._rows: tuple[int, Tensor] | None = None
         self.take_first_draw()
 
@@ -85,26 +86,18 @@ class Ensemble(RandomModule):
         return self.num_members if self._inference in ("rsi_sample", "rsi_call") else 1
 
     def draw(self, generator: torch.Generator) -> None:
-        self._call_index = int(torch.randint(self.num_members, (), generator=generator))
-        self._row_key = int(torch.randint(2**62, (), generator=generator))
-        self._selected = None
+        index = int(torch.randint(self.num_members, (), generator=generator))
+        self._choose(index, int(torch.randint(2**62, (), generator=generator)), -1)
 
     def set_configuration(self, index: int) -> None:
         """Let member `index` answer every example until the next draw. Has no effect on modes in which nothing is drawn."""
         if not 0 <= index < self.num_configurations:
             raise IndexError(f"configuration {index} is outside [0, {self.num_configurations})")
-        self._selected = index
+        self._choose(index, 0, index)
 
-    def draw_state(self) -> dict[str, Any]:
-        return super().draw_state() | {
-            "call_index": self._call_index,
-            "row_key": self._row_key,
-            "selected": self._selected,
-        }
-
-    def load_draw_state(self, state: dict[str, Any]) -> None:
-        super().load_draw_state(state)
-        self._call_index, self._row_key, self._selected = state["call_index"], state["row_key"], state["selected"]
+    def _choose(self, *choice: int) -> None:
+        self.set_draw("choice", torch.tensor(choice))
+        self._host_choice.remember(self.choice, list(choice))
 
     def forward(self, x_BCHW: Tensor, inference: str | None = None) -> Tensor:
         """Return scores (B, K), whose largest is the prediction.
@@ -120,10 +113,9 @@ class Ensemble(RandomModule):
         if member is not None:
             return self.members[member](x_BCHW)
         if mode in ("rsi_sample", "rsi_call"):
-            if self._selected is not None:
-                return self.members[self._selected](x_BCHW)
-            if mode == "rsi_call":
-                return self.members[self._call_index](x_BCHW)
+            call_index, _, selected = self._host_choice.read(self.choice)
+            if mode == "rsi_call" or selected >= 0:
+                return self.members[call_index](x_BCHW)
             return self._answer_per_example(x_BCHW)
         logits_NBK = self.member_logits(x_BCHW)
         if mode == "mean_logit":
@@ -140,15 +132,16 @@ class Ensemble(RandomModule):
 
     def member_indices(self, num_examples: int) -> Tensor:
         """Return which member answers each of `num_examples` rows under `rsi_sample`, (B,) on the CPU."""
-        if self._selected is not None:
-            return torch.full((num_examples,), self._selected)
-        if self._rows is None or self._rows[0] != self._row_key or len(self._rows[1]) < num_examples:
+        _, row_key, selected = self._host_choice.read(self.choice)
+        if selected >= 0:
+            return torch.full((num_examples,), selected)
+        if self._rows is None or self._rows[0] != row_key or len(self._rows[1]) < num_examples:
             rows = per_example_rows(
-                self._row_key,
+                row_key,
                 num_examples,
                 lambda generator, count: torch.randint(self.num_members, (count,), generator=generator),
             )
-            self._rows = (self._row_key, rows)
+            self._rows = (row_key, rows)
         return self._rows[1][:num_examples]
 
     @torch.no_grad()

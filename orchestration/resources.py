@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from models.errors import UserError
 from orchestration.experiment import ResourcesConfig
 
-DRIVER_CPU = 0.01  # a trial with several workers has a driver beside them; Tune refuses a bundle of zero
+# A trial with several workers has a driver beside them that only waits. It takes a little memory instead of a core: Tune refuses a
+# bundle of nothing, and a hundredth of a core would keep two workers from fitting two cores.
+DRIVER_BUNDLE = {"memory": 10 * 2**20}
 
 
 @dataclass(frozen=True)
 class TrialResources:
-    """What one trial takes, its driver included."""
+    """What one trial takes."""
 
     cpus: float
     gpus: float
@@ -23,10 +25,8 @@ class TrialResources:
 
 def trial_resources(resources: ResourcesConfig) -> TrialResources:
     """Return what one trial takes; a worker without `cpus_per_worker` takes one core in a sweep."""
-    cpus = resources.cpus_per_worker or 1.0
-    driver = DRIVER_CPU if resources.workers > 1 else 0.0
     return TrialResources(
-        cpus=resources.workers * cpus + driver,
+        cpus=resources.workers * (resources.cpus_per_worker or 1.0),
         gpus=resources.workers * resources.gpus_per_worker,
         workers=resources.workers,
     )
@@ -48,14 +48,14 @@ def concurrency(need: TrialResources, available: Mapping[str, float], wanted: in
     if need.gpus:
         fitting = min(fitting, math.floor((gpus + 1e-9) / need.gpus))
     if fitting < 1:
-        per_worker_cpus = (need.cpus - (DRIVER_CPU if need.workers > 1 else 0)) / need.workers
+        per_worker_cpus = need.cpus / need.workers
         advice = []
         if need.gpus > gpus:
             advice.append(
                 f"--resources.gpus_per_worker {gpus / need.workers:g}" if gpus else "--resources.gpus_per_worker 0 (train on CPUs)"
             )
         if need.cpus > cpus:
-            advice.append(f"--resources.workers {max(1, math.floor((cpus - DRIVER_CPU) / per_worker_cpus))}")
+            advice.append(f"--resources.workers {max(1, math.floor(cpus / per_worker_cpus))}")
         raise UserError(
             f"one trial needs {need.cpus:g} CPUs and {need.gpus:g} GPUs ({need.workers} workers), but there are {cpus:g} CPUs and "
             f"{gpus:g} GPUs. What would fit: {', '.join(advice)}."

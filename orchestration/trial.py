@@ -11,7 +11,7 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from orchestration.experiment import ExperimentConfig
-from orchestration.resources import trial_resources
+from orchestration.resources import DRIVER_BUNDLE, trial_resources
 from orchestration.run_folder import RunFolder
 from orchestration.training_run import train_here
 from trainers.reporting import EpochReport
@@ -109,7 +109,7 @@ def tune_resources(experiment: ExperimentConfig) -> dict[str, float]:
     """Return what Tune reserves for the trial's own process: everything with one worker, next to nothing with several."""
     need = trial_resources(experiment.resources)
     if need.workers > 1:
-        return {"CPU": 0.01}
+        return dict(DRIVER_BUNDLE)
     return {"CPU": need.cpus} | ({"GPU": need.gpus} if need.gpus else {})
 
 

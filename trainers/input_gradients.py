@@ -21,6 +21,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from trainers.member_parallel import MemberPlacement
@@ -53,11 +54,22 @@ def input_gradient_of(network: nn.Module, x_BCHW: Tensor, y_B: Tensor, *, create
 
     Without `create_graph` both are detached. No `.grad` is touched, no autocast applies.
     """
-    x_BCHW = x_BCHW.detach().requires_grad_()
+    leaf_BCHW = x_BCHW.detach().requires_grad_()
     with torch.enable_grad(), torch.autocast(x_BCHW.device.type, enabled=False):
-        loss_B = functional.cross_entropy(network(x_BCHW), y_B, reduction="none")
-        (gradient,) = torch.autograd.grad(loss_B.sum(), x_BCHW, create_graph=create_graph)
-    return (loss_B if create_graph else loss_B.detach()), gradient.flatten(1)
+        if create_graph and x_BCHW.device.type == "cpu":
+            logits_BK = _in_contiguous_layout(network, leaf_BCHW)
+        else:
+            logits_BK = network(leaf_BCHW)
+        loss_B = functional.cross_entropy(logits_BK, y_B, reduction="none")
+        (gradient_BCHW,) = torch.autograd.grad(loss_B.sum(), leaf_BCHW, create_graph=create_graph)
+    return (loss_B if create_graph else loss_B.detach()), gradient_BCHW.flatten(1)
+
+
+def _in_contiguous_layout(network: nn.Module, x_BCHW: Tensor) -> Tensor:
+    """Evaluate with images and weights in the contiguous layout, in which a CPU differentiates twice about a quarter faster."""
+    weights = {name: weight.contiguous() for name, weight in network.named_parameters() if not weight.is_contiguous()}
+    x_BCHW = x_BCHW.contiguous()
+    return functional_call(network, weights, (x_BCHW,)) if weights else network(x_BCHW)
 
 
 def gram_matrix(gradients_BD: Sequence[Tensor]) -> Tensor:

@@ -71,7 +71,7 @@ class JetBatchNorm(torch.autograd.Function):
         num_in, order = ctx.sizes
         means, rhos = saved[:num_in], saved[num_in : num_in + order]
         scales, xs = saved[num_in + order : num_in + 2 * order + 1], saved[num_in + 2 * order + 1 :]
-        grads = tuple(grad if grad.stride() == xs[0].stride() else _laid_out_as(grad, xs[0]) for grad in grads)
+        grads = tuple(laid_out_as(grad, xs[0]) for grad in grads)
         products = _Products(xs[0], means[0], r, ctx.eps)
 
         # Gradients of the scales times r: r mean(grad_i c_j) summed over i - j = k.
@@ -122,9 +122,7 @@ class _Products:
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean(image c_0 r) and mean(image), by the reductions of a fused kernel: one pass, no cancellation."""
-        _, scaled, total = _batch_norm_backward(
-            image, self.value, None, None, None, self.mean, self.r, True, self.eps, [False, True, True]
-        )
+        _, scaled, total = _batch_norm_backward(image, self.value, None, None, None, self.mean, self.r, True, self.eps, [False, True, True])
         return scaled.mul_(self.share), total.mul_(self.share)
 
     def covariance(self, a: Tensor, b: Tensor, mean_a: Tensor, mean_b: Tensor) -> Tensor:
@@ -155,6 +153,6 @@ def _weighted_sum(parts: list[tuple[Tensor, Tensor, Tensor]], shift: Tensor | No
     return out
 
 
-def _laid_out_as(image: Tensor, other: Tensor) -> Tensor:
+def laid_out_as(image: Tensor, other: Tensor) -> Tensor:
     """Return `image` in the memory order of `other`: gradients of a mean come expanded, which kernels handle slowly."""
-    return torch.empty_like(other).copy_(image)
+    return image if image.stride() == other.stride() else torch.empty_like(other).copy_(image)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from trainers.jet_batch_norm import JetBatchNorm
+from trainers.jet_batch_norm import JetBatchNorm, laid_out_as
 from trainers.jets import Jet, no_rule, rule
 
 _convolution_backward = torch.ops.aten.convolution_backward
@@ -160,7 +160,7 @@ class _Rectifier(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         (value,) = ctx.saved_tensors
-        return tuple(_threshold_backward(grad, value, 0) for grad in grads)
+        return tuple(_threshold_backward(laid_out_as(grad, value), value, 0) for grad in grads)
 
 
 @rule(functional.relu, torch.relu)

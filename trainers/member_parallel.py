@@ -67,11 +67,18 @@ class SpreadMembers:
 
     @torch.no_grad()
     def share_buffers(self, members: Sequence[nn.Module]) -> None:
+        owned: dict[torch.dtype, list[tuple[Tensor, bool]]] = {}
         for index, member in enumerate(members):
             persistent = member.state_dict().keys()
             for name, buffer in member.named_buffers():
                 if name in persistent:
-                    dist.broadcast(buffer, src=index % self.size)
+                    owned.setdefault(buffer.dtype, []).append((buffer, index in self.own))
+        for buffers in owned.values():  # one sum per dtype in which each buffer is its owner's plus zeros
+            flat = torch.cat([(buffer if mine else torch.zeros_like(buffer)).reshape(-1) for buffer, mine in buffers])
+            dist.all_reduce(flat)
+            parts = flat.split([buffer.numel() for buffer, _ in buffers])
+            for (buffer, _), part in zip(buffers, parts, strict=True):
+                buffer.copy_(part.view_as(buffer))
 
 
 def gather_batch(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -24,7 +24,10 @@ SigmaMode = Literal["absolute", "relative", "relative_per_filter"]
 
 
 class WeightNoiseConfig(Config):
-    """How the noise on the weights is drawn. At sigma = 0.01 a network is far from linear in u: see the README of the objective."""
+    """How the noise on the weights is drawn.
+
+    At sigma = 0.01 deep networks are far from linear in u (`analysis.theory.flatness.expansion_errors` measures it).
+    """
 
     sigma: float = Field(0.01, ge=0, description="Standard deviation sigma of u (paper: 0.01; public code: 1e-4).")
     sigma_mode: SigmaMode = Field(

@@ -61,6 +61,7 @@ def apgd(
     loss: AttackLoss,
     restarts: int = 1,
     seed: int = 0,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Search the ball around each image for the point of highest mean loss over the model's draws.
 
@@ -70,20 +71,23 @@ def apgd(
         epsilon: radius in pixels of [0,1]. norm: `linf` or `l2`.
         steps: gradient steps. loss: `(logits_BK, y_B) -> loss_B`, maximized.
         restarts: runs from different random starts. seed: of the starts.
+        rows: attack only these images (ascending); what they see does not depend on which others are attacked. None: all.
 
     Returns:
-        Perturbed images, their mean loss (B,) and the share of common draws that err (B,). The clean image is never a candidate.
+        Of the images attacked: perturbed images, their mean loss (B,) and the share of common draws that err (B,). The clean image is never a candidate.
     """
     best = BestPoint(model.is_exact)
     ball = ball_around(x, epsilon, norm)
+    rows = torch.arange(len(x), device=x.device) if rows is None else rows
     for restart in range(restarts):
         # The starts of the whole batch are drawn, so that an example's does not depend on the others' success.
         start = ball.random_start(torch.Generator().manual_seed(derive_seed(seed, "start", restart)))
-        rows = best.open_rows(model, x)
-        if rows.numel() == 0:
+        open_now = best.open_rows(model, rows)
+        if open_now.numel() == 0:
             break
-        run = _Run(model, x[rows], y[rows], start[rows], epsilon, norm, steps, loss_of_rows(loss, rows))
-        best.update_rows_(rows, *run.result())
+        kept = rows[open_now]
+        run = _Run(model, x[kept], y[kept], start[kept], epsilon, norm, steps, loss_of_rows(loss, kept))
+        best.update_rows_(open_now, *run.result())
     return best.result()
 
 
@@ -259,14 +263,15 @@ def _run_targeted(model: AttackedModel, problem: AttackProblem, parameters: Targ
             break
         x_adv, _, _ = apgd(
             model,
-            problem.x[rows],
-            problem.y[rows],
+            problem.x,
+            problem.y,
             epsilon=problem.threat_model.epsilon,
             norm=problem.threat_model.norm,
             steps=parameters.steps,
-            loss=TargetedDifferenceOfLogitsRatio(targets_BT[rows, index]),
+            loss=TargetedDifferenceOfLogitsRatio(targets_BT[:, index]),
             restarts=parameters.restarts,
             seed=derive_seed(problem.seed, "target", index),
+            rows=rows,
         )
         # Losses towards different targets are not comparable; the untargeted one is.
         best.update_rows_(rows, x_adv, *model.score(x_adv, problem.y[rows], difference_of_logits_ratio))

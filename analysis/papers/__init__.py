@@ -1,7 +1,7 @@
 """The papers' tables and figures as data: one file per paper, found by scanning for `PAPERS`; a new paper is one new file.
 
-    get_item("ctrw.table1")            rows, columns, published values
-    plan(get_item("ctrw.table1"), "smoke")   which recipes with which changes fill it
+get_item("ctrw.table1")            rows, columns, published values
+plan(get_item("ctrw.table1"), "smoke")   which recipes with which changes fill it
 """
 
 from __future__ import annotations

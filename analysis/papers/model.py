@@ -3,7 +3,7 @@
 An item is a grid. A row says what is trained (`Run`), a column how the number is measured (`Measure`), and `published` holds what the
 paper prints at (row, column). A figure is a grid too: its curves are the rows or the columns, and the other side carries the x axis.
 
-Recipes are named by strings, because analysis knows no recipes; `analysis.papers.scales` says how a row is run here, shorter, or as printed.
+Recipes are named by strings, because analysis knows no recipes; `analysis.papers.scales` says how a row is run smaller or as printed.
 """
 
 from __future__ import annotations
@@ -55,8 +55,6 @@ class Published:
 @dataclass(frozen=True)
 class Clean:
     """Expected accuracy on clean images, mean over draws: the same under every protocol."""
-
-    num_repetitions: int | None = None
 
     @property
     def honest(self) -> Measure | None:

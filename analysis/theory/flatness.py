@@ -21,6 +21,7 @@ from torch.nn import functional
 from models.batch_statistics import mode
 from models.errors import UserError
 from models.randomness import frozen
+from trainers.taylor_terms import Derivatives, taylor_terms
 from trainers.weight_noise import NoiseScope, SigmaMode, perturbed, sample_weight_noise
 
 Direction = Mapping[str, Tensor]
@@ -122,6 +123,40 @@ def loss_under_weight_noise(
             u = sample_weight_noise(model, generator, sigma=sigma, sigma_mode=sigma_mode, noise_scope=noise_scope)
             losses.append(_loss_at(model, x, y, u, loss))
     return torch.stack(losses)
+
+
+@dataclass(frozen=True)
+class ExpansionErrors:
+    """Relative errors of the Taylor expansions of the change of the logits, g(w + u) - g(w), for one u.
+
+    Attributes:
+        first: ||change - d1|| / ||change||: far below 1 where the network is close to linear in u.
+        second: ||change - d1 - d2 / 2|| / ||change||.
+    """
+
+    first: float
+    second: float
+
+
+@torch.no_grad()
+def expansion_errors(
+    model: nn.Module, x: Tensor, u: Direction, *, batch_statistics: bool = False, derivatives: Derivatives = "exact"
+) -> ExpansionErrors:
+    """Return how well first and second derivatives along u predict what w + u does to the logits.
+
+    Args:
+        u: noise by parameter name, e.g. of `trainers.weight_noise.sample_weight_noise`.
+        batch_statistics: normalize by the statistics of x, as in training, instead of the running ones.
+        derivatives: as in `trainers.taylor_terms`.
+    """
+    with frozen(model), mode(model, "train_without_update" if batch_statistics else "eval"):
+        terms = taylor_terms(model, x, u, order=2, derivatives=derivatives, update_statistics=False)
+        assert terms.second_BK is not None
+        with perturbed(model, dict(u)):
+            change = model(x) - terms.value_BK
+        length = change.norm()
+        first = change - terms.first_BK
+        return ExpansionErrors((first.norm() / length).item(), ((first - terms.second_BK / 2).norm() / length).item())
 
 
 def sharpness(model: nn.Module, x: Tensor, y: Tensor, *, rho: float = 0.05, loss: BatchLoss = functional.cross_entropy) -> float:

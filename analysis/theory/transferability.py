@@ -3,8 +3,8 @@
 Shapes: B batch, P pairs of draws. Every function works in eval mode and leaves modes, draws and streams as they were.
 
 Distance of two draws, summed over the random sites: RNA, 1 where the choices differ (the paper's path difference); DCS, the number of
-taps that are not shared; CTRW, 1 - correlation of the two normal draws (0 equal, about 1 independent); any other site, 1 where
-the draws differ. Draws per example count with the mean over the examples.
+taps that are not shared; CTRW, 1 - correlation of the two normal draws (0 equal, about 1 independent); an ensemble, 1 where different
+members answer; any other site, 1 where the draws differ. Draws per example count with the mean over the examples.
 
 References: Dong et al., "Random Normalization Aggregation", NeurIPS 2022, Fig. 3 and 5c; Ma et al., "Adversarial Robustness through Random
 Weight Sampling", NeurIPS 2023, Eq. 6; Ma et al., "Deformable Convolution with Stochasticity", ICML 2025, Eq. 6 and Fig. 4b.
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from analysis.draws import seeded_draws, set_draw
 from models.batch_statistics import mode
+from models.ensemble import Ensemble
 from models.layers.random_normalization import RandomNormalization2d
 from models.layers.random_weight import RandomFeatureWeight, RandomFilterConv2d
 from models.layers.stochastic_convolution import StochasticConv2d
@@ -38,6 +39,8 @@ from trainers.attacks import input_gradient
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """`(model, x_BCHW, y_B) -> adversarial x_BCHW`, on the draw that the model holds."""
+
+_ROWS = 64
 
 DrawState = dict[str, dict[str, Any]]
 """The draw of every random site by its dotted name."""
@@ -89,7 +92,24 @@ def _site_distance(site: RandomModule, first: dict[str, Any], second: dict[str, 
     if isinstance(site, RandomFeatureWeight | RandomFilterConv2d):
         x, y = (value.double().flatten() for value in _alike(a, b, "delta_rows", "delta"))
         return 1.0 - (x @ y / (x.norm() * y.norm())).item()
+    if isinstance(site, Ensemble):
+        if site.num_configurations == 1:
+            return 0.0
+        x, y = (_members(site, state) for state in (first, second))
+        return (x != y).double().mean().item()
     return float(any(not torch.equal(a[name], b[name]) for name in a))
+
+
+def _members(ensemble: Ensemble, state: dict[str, Any]) -> Tensor:
+    """Return which member answers under a draw: one for all, or one for each of the first rows of a batch."""
+    if ensemble.inference == "rsi_call":
+        return state["buffers"]["choice"][:1]
+    before = ensemble.draw_state()
+    ensemble.load_draw_state(state)
+    try:
+        return ensemble.member_indices(_ROWS).clone()
+    finally:
+        ensemble.load_draw_state(before)
 
 
 def _alike(first: dict[str, Tensor], second: dict[str, Tensor], rows: str, shared: str) -> tuple[Tensor, Tensor]:

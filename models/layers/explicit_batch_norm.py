@@ -25,6 +25,9 @@ class ExplicitBatchNorm2d(nn.BatchNorm2d):
         uses_batch = self.training or self.running_mean is None
         if not uses_batch:
             return super().forward(x_BCHW)
+        dtype = x_BCHW.dtype
+        if dtype.itemsize < 4:  # statistics of reduced precision are useless; the fused kernel takes them in float32 as well
+            x_BCHW = x_BCHW.float()
         axes = (0, 2, 3)
         mean_C = x_BCHW.mean(axes)
         centred_BCHW = x_BCHW - mean_C.view(1, -1, 1, 1)
@@ -35,7 +38,7 @@ class ExplicitBatchNorm2d(nn.BatchNorm2d):
         if self.weight is not None:
             scale_C = scale_C * self.weight
         out_BCHW = centred_BCHW * scale_C.view(1, -1, 1, 1)
-        return out_BCHW if self.bias is None else out_BCHW + self.bias.view(1, -1, 1, 1)
+        return (out_BCHW if self.bias is None else out_BCHW + self.bias.view(1, -1, 1, 1)).to(dtype)
 
     @torch.no_grad()
     def _update_running_statistics(self, mean_C: Tensor, variance_C: Tensor, count: int) -> None:

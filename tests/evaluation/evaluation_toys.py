@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
 from models.randomness import RandomModule
+from trainers.attacks import pgd
 
 SIDE = 8
 SIGNAL = 0.06
@@ -114,3 +116,38 @@ def labelled_by(network: nn.Module, count: int, side: int = SIDE, seed: int = 3)
     x = torch.rand((count, 1, side, side), generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         return x, network(x).argmax(1)
+
+
+def digits_classifier(adversarial_epsilon: float | None, steps: int = 400, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
+    """Train a small deterministic network on handwritten digits and return it with 400 test images and labels.
+
+    Args:
+        adversarial_epsilon: linf radius of adversarial training; None: natural training.
+        steps: optimizer steps of 64 images.
+    """
+    data = load_digits()
+    images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
+    labels = torch.tensor(data.target)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    test, train = order[:400], order[400:]
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(512, 10),
+        )
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    for _ in range(steps):
+        rows = train[torch.randint(0, len(train), (64,), generator=generator)]
+        x, y = images[rows], labels[rows]
+        if adversarial_epsilon is not None:
+            x = pgd(network, x, y, epsilon=adversarial_epsilon, step_size=adversarial_epsilon / 3, steps=5, generator=generator)
+        optimizer.zero_grad()
+        functional.cross_entropy(network(x), y).backward()
+        optimizer.step()
+    return network.eval().requires_grad_(False), images[test], labels[test]

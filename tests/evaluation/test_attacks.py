@@ -195,7 +195,7 @@ def test_mistakes_are_explained():
         check_attack("apgd_dlr", {}, threat_model, 2)
     with pytest.raises(UserError, match="at least 4 classes"):
         check_attack("apgd_targeted", {}, threat_model, 3)
-    with pytest.raises(UserError, match=r"'square' is for linf.*apgd_ce"):
-        check_attack("square", {}, ThreatModel(norm="l2", epsilon=0.5), 10)
+    with pytest.raises(UserError, match=r"is for linf.*apgd_ce"):
+        check_attack("torchattacks_pgd", {}, ThreatModel(norm="l2", epsilon=0.5), 10)
     assert not any(name.lower() == "autoattack" for name in attacks())
     assert math.isfinite(attack_entry("apgd_ce").cost(parse_attack_parameters("apgd_ce", {}), 20, 10, False).forward)

@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from models import build_model
 from models.ensemble import Ensemble
 from models.errors import UserError
 from tests.numerics.ensemble_cases import (
@@ -32,6 +33,7 @@ from trainers.input_gradients import (
     regularized_loss,
 )
 from trainers.member_parallel import LocalMembers
+from trainers.memory_format import to_channels_last_
 from trainers.objectives.gal import gradient_alignment_loss
 from trainers.objectives.red import RedObjectiveConfig, lipschitz_regularizer, similarity_regularizer
 
@@ -235,6 +237,33 @@ def test_both_computations_of_the_objective_agree(parameters):
         results.append((gradients(ensemble), {name: value.item() for name, value in scalars.items()}))
     assert largest_difference(results[0][0], results[1][0]) < 1e-10
     assert results[0][1] == pytest.approx(results[1][1], abs=1e-10)
+
+
+@pytest.mark.parametrize("member", ["ctrw", "rna", "dcs"])
+def test_members_with_random_layers_keep_their_draw_between_the_two_passes(member):
+    x, y = batch()
+    results = []
+    for computation in ("cached", "joint"):
+        model = build_model(
+            "red", backbone="resnet8", num_classes=NUM_CLASSES, image_shape=(3, 8, 8), num_members=2, member={"name": member}
+        )
+        model = to_channels_last_(model.double().train())
+        for part in model.members:
+            part.backbone.classifier.weight.data.mul_(300)
+        method = objective("red", computation=computation, warmup_epochs=0)
+        method.training_step(model, x, y, context(model, redraw="each_attack_step"))
+        results.append(gradients(model))
+    assert largest_difference(*results) < 1e-10 * max(slope.abs().max().item() for slope in results[0])
+
+
+def test_the_layout_of_the_weights_changes_no_gradient():
+    x, y = batch()
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        ensemble = tiny_ensemble(2).to(memory_format=layout)
+        objective("red", warmup_epochs=0).training_step(ensemble, x.contiguous(memory_format=layout), y, context(ensemble))
+        results.append(gradients(ensemble))
+    assert largest_difference(*results) < 1e-10
 
 
 def test_the_loss_is_that_of_equation_13():

@@ -229,3 +229,25 @@ def test_mistakes_of_the_baseline_are_explained():
             image_shape=(3, 32, 32),
             backbone_options={"stem_activation": "none"},
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("defence", ["rna", "dcs", "ctrw"])
+def test_one_compiled_graph_of_the_network_serves_all_draws(defence):
+    import torch._dynamo as dynamo
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    model = build_model(defence, **SMALL).train()
+    graphs = CompileCounterWithBackend("aot_eager")
+    dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend=graphs)
+    x = images().requires_grad_()
+    for _ in range(10):
+        resample(model)
+        twin = copy.deepcopy(model)
+        gradients = []
+        for network in (compiled, twin):
+            (gradient,) = torch.autograd.grad(network(x).square().sum(), x)
+            gradients.append(gradient)
+        torch.testing.assert_close(*gradients, rtol=1e-2, atol=1e-2 * gradients[1].abs().max().item())
+    assert graphs.frame_count == 1

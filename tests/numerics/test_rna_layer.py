@@ -287,6 +287,19 @@ def test_half_precision_input_keeps_its_type():
             assert (out.float() - exact).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("size", [1, 2, 9])
+@pytest.mark.parametrize("name", POOL)
+def test_the_layout_in_memory_changes_neither_values_nor_itself(name, size):
+    site = layer(POOL, "selected")
+    site.set_configuration(POOL.index(name))
+    x = maps(height=size, width=size)
+    laid_out = x.to(memory_format=torch.channels_last).requires_grad_()
+    out = site(laid_out)
+    torch.testing.assert_close(out, copy.deepcopy(site)(x), rtol=1e-10, atol=1e-10)
+    if size > 1 and "bgn" not in name:
+        assert out.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

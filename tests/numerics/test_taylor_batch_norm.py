@@ -69,6 +69,14 @@ def test_batch_statistics_without_update() -> None:
     torch.testing.assert_close(model(x), quiet, rtol=0, atol=0)
 
 
+def test_reduced_precision_keeps_statistics_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (100 + torch.randn(64, 3, 8, 8, generator=generator)).bfloat16()
+    out = ExplicitBatchNorm2d(3)(x)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, nn.BatchNorm2d(3)(x), rtol=2e-2, atol=2e-2)
+
+
 def test_one_value_per_channel_is_an_error() -> None:
     with pytest.raises(ValueError, match="more than one value per channel"):
         ExplicitBatchNorm2d(3)(torch.zeros(1, 3, 1, 1))

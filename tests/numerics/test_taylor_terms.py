@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 
@@ -45,7 +46,7 @@ def weight_gradients(terms: TaylorTerms, model: nn.Module) -> list[Tensor]:
     results = []
     for part, cotangent in zip(parts(terms), cotangents(len(terms.value_BK)), strict=True):
         # The term without effect gives every part a graph: a second derivative may be constant in the weights.
-        inner = (part * cotangent).sum() + 0 * parameters[0].sum()
+        inner = (part * cotangent.to(part.device)).sum() + 0 * parameters[0].sum()
         gradients = torch.autograd.grad(inner, parameters, retain_graph=True, allow_unused=True)
         results.append(flat([torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]))
     return results
@@ -247,7 +248,7 @@ class LinearInWeights(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             widths = [3, *([5] * (layers - 1)), NUM_CLASSES]
-            self.layers = nn.Sequential(*(nn.Conv2d(a, b, 3, bias=False) for a, b in zip(widths, widths[1:], strict=False))).double()
+            self.layers = nn.Sequential(*(nn.Conv2d(a, b, 3, bias=False) for a, b in itertools.pairwise(widths))).double()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x).mean(dim=(2, 3))
@@ -281,7 +282,7 @@ def test_antithetic_error_falls_with_the_square_of_sigma_on_a_smooth_network() -
         u = gaussian_direction(model, sigma, only=convolutions)
         exact, differences = (taylor_terms(model, x, u, order=1, derivatives=way) for way in ("exact", "antithetic"))
         errors.append(relative_error(differences.first_BK, exact.first_BK))
-    for larger, smaller in zip(errors, errors[1:], strict=False):
+    for larger, smaller in itertools.pairwise(errors):
         assert 0.5e-2 < smaller / larger < 2e-2
 
 
@@ -336,3 +337,22 @@ def test_running_statistics_take_in_the_unperturbed_pass_once_or_never(derivativ
     assert model.training
     for (name, buffer), other in zip(model.named_buffers(), expected.buffers(), strict=True):
         torch.testing.assert_close(buffer, other, rtol=1e-12, atol=1e-14, msg=name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_gpu_agrees_with_the_cpu(channels_last: bool) -> None:
+    model = tiny_network(nn.ReLU)
+    x, _ = batch()
+    u = gaussian_direction(model, 0.3, only=convolutions)
+    expected = taylor_terms(model, x, u, order=2, update_statistics=False)
+    expected_gradients = weight_gradients(expected, model)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    device_model = copy.deepcopy(model).to("cuda", memory_format=layout)
+    noise = {name: value.cuda() for name, value in u.items()}
+    terms = taylor_terms(device_model, x.cuda().contiguous(memory_format=layout), noise, order=2, update_statistics=False)
+    for a, b in zip(parts(terms), parts(expected), strict=True):
+        assert relative_error(a.cpu(), b) < 1e-10
+    for a, b in zip(weight_gradients(terms, device_model), expected_gradients, strict=True):
+        assert relative_error(a.cpu(), b) < 1e-10

@@ -160,7 +160,7 @@ def test_asha_remembers_trials_of_earlier_starts(config, tmp_path):
     ("need", "available", "expected"),
     [
         (TrialResources(1, 0, 1), {"CPU": 2}, 2),
-        (TrialResources(2.01, 0, 2), {"CPU": 4}, 1),  # the drivers' share counts: 2 x 2.01 > 4
+        (TrialResources(2, 0, 2), {"CPU": 5}, 2),
         (TrialResources(1, 0.5, 1), {"CPU": 8, "GPU": 1}, 2),
     ],
 )
@@ -169,7 +169,7 @@ def test_concurrency_counts_everything_a_trial_takes(need, available, expected):
 
 
 def test_what_does_not_fit_is_said_before_anything_starts():
-    with pytest.raises(UserError, match=r"needs 4.01 CPUs.*resources.workers 1"):
-        concurrency(TrialResources(4.01, 0, 4), {"CPU": 2})
+    with pytest.raises(UserError, match=r"needs 4 CPUs.*resources.workers 1"):
+        concurrency(TrialResources(4, 0, 4), {"CPU": 2})
     with pytest.raises(UserError, match=r"gpus_per_worker 0 \(train on CPUs\)"):
         concurrency(TrialResources(1, 1, 1), {"CPU": 2})

@@ -1,0 +1,128 @@
+"""Calibration: the harness on toys that come with the package and whose result is known.
+
+adversarially_trained   a small deterministic network, adversarially trained on handwritten digits: accuracies must be the stored ones
+masked                  the same network behind a rounding of its input, which has no gradient: it must be flagged
+noisy                   the same network with random weights on its first feature map: the attack on a frozen draw must leave more
+                        accuracy than the attack on an unknown draw, and be named a transfer attack
+
+An installation whose numbers differ must not be trusted with others.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.layers.random_weight import RandomFeatureWeight, SigmaBounds
+from models.threat_model import ThreatModel
+
+DATA_FILE = Path(__file__).with_name("calibration_toys.yaml")
+TOLERANCE = 0.005
+
+
+class DigitsNetwork(nn.Module):
+    """A small network for 8 x 8 digits: two convolutions and a linear layer, with room for something before each.
+
+    Args:
+        before: applied to the pixels. after_stem: applied to the first feature map (8, 8, 8).
+    """
+
+    def __init__(self, before: nn.Module | None = None, after_stem: nn.Module | None = None) -> None:
+        super().__init__()
+        self.before = before or nn.Identity()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.after_stem = after_stem or nn.Identity()
+        self.body = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.head = nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = functional.relu(self.after_stem(self.stem(self.before(x))))
+        return self.head(functional.relu(self.body(features)).flatten(1))
+
+
+class Rounding(nn.Module):
+    """Round pixels to sixteenths: nearly the same image, no gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * 16).round() / 16
+
+
+@functools.cache
+def toy_data() -> dict[str, Any]:
+    """Return the shipped weights (as stored), settings and expected values."""
+    return yaml.safe_load(DATA_FILE.read_text())
+
+
+def calibration_toys() -> dict[str, nn.Module]:
+    """Return the three toys, in eval mode."""
+    data = toy_data()
+    noise = RandomFeatureWeight((8, 8, 8), 1.0, data["noise"], SigmaBounds("none", 0.0, 0.0))
+    toys = {
+        "adversarially_trained": DigitsNetwork(),
+        "masked": DigitsNetwork(before=Rounding()),
+        "noisy": DigitsNetwork(after_stem=noise),
+    }
+    for toy in toys.values():
+        toy.load_state_dict(_stored_weights(data["weights"]), strict=False)
+        toy.eval().requires_grad_(False)
+    return toys
+
+
+def calibration_images() -> tuple[Tensor, Tensor]:
+    """Return the test images (N, 1, 8, 8) in [0,1] and labels (N,) of the calibration: digits the toys were not trained on."""
+    digits = load_digits()
+    order = np.random.default_rng(toy_data()["split_seed"]).permutation(len(digits.target))[: toy_data()["num_images"]]
+    x = torch.tensor(digits.images[order], dtype=torch.float32).unsqueeze(1) / 16
+    return x, torch.tensor(digits.target[order])
+
+
+def calibrate(device: torch.device | str = "cpu") -> list[dict[str, Any]]:
+    """Evaluate the toys and compare with what is stored.
+
+    Returns:
+        One row per expectation: `toy`, `what`, `expected`, `measured`, `met`.
+    """
+    # Imported here: an evaluation may run a calibration, which is an evaluation.
+    from analysis.evaluate import evaluate
+    from analysis.suites import Suite
+
+    data = toy_data()
+    suite = Suite(name="calibration", **data["suite"])
+    x, y = calibration_images()
+    rows: list[dict[str, Any]] = []
+    for name, toy in calibration_toys().items():
+        result = evaluate(toy.to(device), x, y, suite, threat_model=ThreatModel(epsilon=data["epsilon"]))
+        measured = {f"{row.attack} {row.protocol}": row.estimate.value for row in result.rows}
+        measured["headline"] = result.headline.value if result.headline is not None else float("nan")
+        expected = data["expected"][name]
+        for what, value in expected["accuracies"].items():
+            met = abs(measured[what] - value) <= expected["tolerance"] + 1e-9
+            rows.append({"toy": name, "what": what, "expected": value, "measured": round(measured[what], 6), "met": met})
+        statuses = {verdict.id: verdict.status.value for verdict in result.verdicts}
+        for check, status in expected["verdicts"].items():
+            rows.append({"toy": name, "what": check, "expected": status, "measured": statuses[check], "met": statuses[check] == status})
+    return rows
+
+
+def _stored_weights(stored: dict[str, Any]) -> dict[str, Tensor]:
+    return {
+        name: torch.tensor(np.frombuffer(base64.b64decode(entry["values"]), dtype="<f2").astype(np.float32)).view(entry["shape"])
+        for name, entry in stored.items()
+    }
+
+
+def stored_form(model: nn.Module) -> dict[str, Any]:
+    """Return the weights of a toy as the data file holds them: half precision, little endian, base64."""
+    return {
+        name: {"shape": list(tensor.shape), "values": base64.b64encode(tensor.cpu().numpy().astype("<f2").tobytes()).decode()}
+        for name, tensor in model.state_dict().items()
+    }

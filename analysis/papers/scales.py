@@ -1,0 +1,313 @@
+"""How the rows of a table are trained and evaluated at three scales: a check of the plumbing, a short schedule, or as printed.
+
+* `paper`: the recipe with the row's changes, nothing else.
+* `short`: the same experiment on a one-cycle schedule of 30 epochs, evaluated on 1,000 images.
+* `smoke`: the same defence parameters on `digits` at 16x16 with ResNet-8, radius 0.1, 3 epochs, evaluated on 64 images. Rows that
+  differ in data set or network alone become one experiment. What the small network does not have is moved to what it has: CTRW's position
+  to at most 4 (before the pooling), DCS's to at most the 7th convolution, RNA's path differences to at most its 9 layers; groups and
+  group sizes clamp in the normalizations themselves. Steps and radii of attacks grow with the radius, numbers of steps and queries are at
+  most 100, and AutoAttack runs its two gradient attacks.
+
+Numbers of `smoke` say that everything runs and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from analysis.papers.model import Accuracy, Clean, Column, Item, Measure, Run, Theory, TransferAccuracy, WorstCase, shipped_suite
+from analysis.protocols import ProtocolName, Scoring
+from analysis.result import EvaluationResult
+from analysis.statistics import Estimate
+from analysis.suites import AttackItem, Suite
+from models.errors import unknown_name
+from models.threat_model import parse_pixel_fraction
+
+Scale = Literal["smoke", "short", "paper"]
+SCALES: tuple[Scale, ...] = get_args(Scale)
+
+PAPER_EPOCHS = 200
+"""Epochs that fields in `Run.in_epochs` refer to."""
+EPOCHS: dict[Scale, int] = {"short": 30, "smoke": 3}
+
+SMOKE_EPSILON = 0.1
+_PAPER_EPSILON = 8 / 255
+_SMOKE_FACTOR = SMOKE_EPSILON / _PAPER_EPSILON
+_SMOKE_LIMITS = {"defence.position": 4, "defence.positions": 7}
+_SMOKE_PATH_LENGTH = 9
+
+# Milestones are the defaults, so that rows whose schedules differ at paper scale alone become one experiment.
+_ONE_CYCLE = ("training.schedule.name=one_cycle", "training.schedule.milestones=[100, 150]")
+_SMOKE = (
+    "backbone.name=resnet8",
+    "data.name=digits",
+    "data.image_size=16",
+    "data.augmentation=none",
+    "data.limit_train=512",
+    "training.batch_size=64",
+    "training.attack.steps=3",
+    "training.validation.num_examples=64",
+    "training.validation.steps=3",
+    "training.validation.num_draws=2",
+    "resources.gpus_per_worker=0",
+)
+_SMOKE_BALL = {
+    "linf": (f"threat_model.epsilon={SMOKE_EPSILON}", f"training.attack.step_size={SMOKE_EPSILON / 4}"),
+    "l2": ("threat_model.epsilon=128/255", "training.attack.step_size=32/255"),
+}
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A training that an item needs.
+
+    Attributes:
+        item: name of the table or figure. row: key of its row. group: column group, empty if all columns share the run.
+        scale: at which it is planned. recipe: its name. overrides: `section.field=value`. run: as the item has it.
+    """
+
+    item: str
+    row: str
+    group: str
+    scale: Scale
+    recipe: str
+    overrides: tuple[str, ...]
+    run: Run
+
+    @property
+    def flags(self) -> list[str]:
+        """The overrides as typed on the command line."""
+        return [f"--{override}" for override in self.overrides]
+
+
+@dataclass(frozen=True)
+class EvaluationBudget:
+    """Upper limits of an evaluation; None: no limit. `scoring` has limits by field of `Scoring`."""
+
+    num_samples: int | None = None
+    num_draws: int | None = None
+    max_steps: int | None = None
+    max_queries: int | None = None
+    autoattack_version: str | None = None
+    scoring: Mapping[str, int] | None = None
+
+
+BUDGETS: dict[Scale, EvaluationBudget] = {
+    "paper": EvaluationBudget(),
+    "short": EvaluationBudget(
+        num_samples=1000,
+        num_draws=10,
+        scoring={"num_selection_draws": 10, "num_evaluation_draws": 50, "num_repetitions": 5},
+    ),
+    "smoke": EvaluationBudget(
+        num_samples=64,
+        num_draws=2,
+        max_steps=100,
+        max_queries=100,
+        autoattack_version="rand",
+        scoring={
+            "num_selection_draws": 2,
+            "num_evaluation_draws": 5,
+            "num_known_draws": 2,
+            "num_averaged_draws": 2,
+            "num_averaged_groups": 2,
+            "num_retries": 3,
+            "num_repetitions": 2,
+            "enumerate_up_to": 16,
+        },
+    ),
+}
+
+
+def plan(item: Item, scale: Scale, *, extra: bool = True) -> list[PlannedRun]:
+    """Return the trainings that an item needs, row by row; equal experiments among them have equal fingerprints.
+
+    Args:
+        item: a table or figure.
+        scale: `smoke`, `short` or `paper`.
+        extra: with the rows that the paper does not have.
+
+    Raises:
+        UserError: there is no such scale.
+    """
+    _check_scale(scale)
+    planned: dict[tuple[str, str], PlannedRun] = {}
+    for row in item.rows:
+        if row.extra and not extra:
+            continue
+        for column in item.columns:
+            run = row.run_for(column)
+            group = column.group if column.group in row.runs else ""
+            if run is not None and (row.key, group) not in planned:
+                planned[row.key, group] = PlannedRun(item.name, row.key, group, scale, run.recipe, overrides_at(run, scale), run)
+    return list(planned.values())
+
+
+def overrides_at(run: Run, scale: Scale) -> tuple[str, ...]:
+    """Return a run's overrides at a scale."""
+    _check_scale(scale)
+    if scale == "paper":
+        return run.overrides
+    epochs = EPOCHS[scale]
+    shortened = tuple(f"{name}={math.ceil(value * epochs / PAPER_EPOCHS)}" for name, value in run.in_epochs.items())
+    schedule = (f"training.epochs={epochs}", *_ONE_CYCLE, *shortened)
+    if scale == "short":
+        return (*run.overrides, *schedule)
+    return (*map(_clamped, run.overrides), *_SMOKE, *_SMOKE_BALL[run.norm], *schedule)
+
+
+def evaluation_suites(item: Item, planned: PlannedRun, *, honest: bool = True) -> tuple[Suite, ...]:
+    """Return what to evaluate a trained row with: one suite per suite that its columns draw on, paper protocol and honest one together.
+
+    Columns that no attack fills (theory, timing, transfer between networks) are not in it. A row of clean images alone gives no suite.
+    """
+    row = item.row(planned.row)
+    columns = [column for column in item.columns if row.run_for(column) == planned.run]
+    measures = [measure for column in columns for measure in _measures(column, honest)]
+    names = dict.fromkeys(measure.suite for measure in measures if isinstance(measure, Accuracy | WorstCase))
+    return tuple(_suite(name, measures, planned, f"{item.name}/{row.key}") for name in names)
+
+
+def attack_item(measure: Accuracy, run: Run, scale: Scale) -> AttackItem:
+    """Return the attack of a measure at a scale, for suites and for attacks between networks; its name is that of the measure."""
+    return _limited_attack(measure.item, run, scale)
+
+
+def measure_at(measure: Measure, run: Run, scale: Scale) -> Measure:
+    """Return a measure whose theory parameters fit the scale; attacks are fitted by `attack_item`."""
+    _check_scale(scale)
+    if scale != "smoke" or not isinstance(measure, Theory):
+        return measure
+    factor = _SMOKE_FACTOR if run.norm == "linf" else 1.0
+    changed: dict[str, Any] = {}
+    for name, value in measure.parameters.items():
+        if name == "differences":
+            changed[name] = tuple(min(difference, _SMOKE_PATH_LENGTH) for difference in value)
+        elif name in ("radius", "epsilon", "half_width") and isinstance(value, str):
+            changed[name] = parse_pixel_fraction(value) * factor
+    return replace(measure, parameters={**measure.parameters, **changed})
+
+
+def read_estimate(measure: Measure, result: EvaluationResult) -> Estimate | None:
+    """Return the number of a measure from an evaluation; None if it is not in it."""
+    if isinstance(measure, Clean):
+        return result.clean
+    if isinstance(measure, WorstCase):
+        return result.headline
+    if isinstance(measure, Accuracy):
+        for row in result.rows:
+            # A deterministic model has one row for all protocols, labelled `T0 = T1 = T2`.
+            if row.attack == measure.row_name and (row.protocol == measure.protocol or "=" in row.protocol):
+                return row.estimate
+    return None
+
+
+def _measures(column: Column, honest: bool) -> Iterable[Measure]:
+    yield column.measure
+    counterpart = column.measure.honest
+    if honest and counterpart is not None and not isinstance(column.measure, TransferAccuracy):
+        yield counterpart
+
+
+def _suite(name: str, measures: Iterable[Measure], planned: PlannedRun, title: str) -> Suite:
+    base, budget = shipped_suite(name), BUDGETS[planned.scale]
+    rows: dict[str, AttackItem] = {}
+    repetitions = base.scoring.num_repetitions
+    for measure in measures:
+        if isinstance(measure, WorstCase) and measure.suite == name:
+            for attack in base.attacks:
+                _merge(rows, _limited_attack(attack, planned.run, planned.scale))
+        elif isinstance(measure, Accuracy) and measure.suite == name:
+            _merge(rows, attack_item(measure, planned.run, planned.scale))
+            repetitions = max(repetitions, measure.num_repetitions or 1)
+    scoring = base.scoring.model_copy(update={"num_repetitions": repetitions})
+    return Suite(
+        name=f"{title} {name}",
+        description=f"what {title} needs of {name}",
+        num_samples=_smaller(base.num_samples, budget.num_samples),
+        scoring=_limited_scoring(scoring, budget),
+        attacks=tuple(rows.values()),
+    )
+
+
+def _merge(rows: dict[str, AttackItem], item: AttackItem) -> None:
+    """Add a row, or its protocols to the row of that name."""
+    known = rows.get(item.name)
+    if known is None:
+        rows[item.name] = item
+        return
+    protocols: tuple[ProtocolName, ...] = tuple(dict.fromkeys(sorted((*known.protocols, *item.protocols))))
+    rows[item.name] = known.model_copy(update={"protocols": protocols, "num_draws": max(known.num_draws, item.num_draws)})
+
+
+def _limited_attack(item: AttackItem, run: Run, scale: Scale) -> AttackItem:
+    budget = BUDGETS[scale]
+    return item.model_copy(
+        update={
+            "parameters": _limited_parameters(item, item.parameters, run, scale),
+            "deterministic_parameters": _limited_parameters(item, item.deterministic_parameters, run, scale, own=False),
+            "num_draws": _smaller(item.num_draws, budget.num_draws),
+            "num_samples": _smaller(item.num_samples, budget.num_samples) if item.num_samples is not None else None,
+            "epsilon": item.epsilon * _attack_factor(run, scale) if item.epsilon is not None else None,
+        }
+    )
+
+
+def _limited_parameters(item: AttackItem, parameters: Mapping[str, Any], run: Run, scale: Scale, own: bool = True) -> dict[str, Any]:
+    budget, factor = BUDGETS[scale], _attack_factor(run, scale)
+    limits = {"steps": budget.max_steps, "n_queries": budget.max_queries, "num_queries": budget.max_queries}
+    limited: dict[str, Any] = {}
+    for name, value in parameters.items():
+        if limits.get(name) is not None:
+            limited[name] = min(value, limits[name])
+        elif name in ("step_size", "alpha") and factor != 1:
+            limited[name] = parse_pixel_fraction(value) * factor
+        else:
+            limited[name] = value
+    if own and item.attack == "torchattacks_autoattack" and budget.autoattack_version is not None:
+        limited["version"] = budget.autoattack_version
+    return limited
+
+
+def _attack_factor(run: Run, scale: Scale) -> float:
+    return _SMOKE_FACTOR if scale == "smoke" and run.norm == "linf" else 1.0
+
+
+def _limited_scoring(scoring: Scoring, budget: EvaluationBudget) -> Scoring:
+    limits = budget.scoring or {}
+    return scoring.model_copy(update={name: min(getattr(scoring, name), limit) for name, limit in limits.items()})
+
+
+def _clamped(override: str) -> str:
+    name, _, value = override.partition("=")
+    if name not in _SMOKE_LIMITS:
+        return override
+    return f"{name}={re.sub(r'[0-9]+', lambda match: str(min(int(match[0]), _SMOKE_LIMITS[name])), value)}"
+
+
+def _smaller(value: int | None, limit: int | None) -> int | None:
+    return min((number for number in (value, limit) if number is not None), default=None)
+
+
+def _check_scale(scale: str) -> None:
+    if scale not in SCALES:
+        raise unknown_name("scale", scale, SCALES)
+
+
+__all__ = [
+    "BUDGETS",
+    "SCALES",
+    "EvaluationBudget",
+    "PlannedRun",
+    "Scale",
+    "attack_item",
+    "evaluation_suites",
+    "measure_at",
+    "overrides_at",
+    "plan",
+    "read_estimate",
+]
