@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from analysis.attacked_model import AttackedModel
 from analysis.attacks.registry import AttackOutput, AttackProblem, attack_entry, parse_attack_parameters
-from analysis.examination import liveness, missing_gradients, output_facts, shares_draw_in_batch
+from analysis.examination import gradient_calls_in_forward, liveness, missing_gradients, output_facts, shares_draw_in_batch
 from analysis.fingerprints import data_hash, weights_hash
+from analysis.images import encode_png
 from analysis.protocols import BlockOutcome, BlockSetting, run_protocol, score_clean
 from analysis.records import Record, pack_rows
 from analysis.state_guard import StateReport, restored_state
+from analysis.study_runs import Study, run_study
 from analysis.tasks import BlockTask, bare_model
 from models.batch_statistics import mode
 from models.randomness import derive_seed, resample
@@ -24,6 +26,7 @@ from models.threat_model import ThreatModel
 
 _NUM_EXAMINED = 200
 _NUM_LIVE = 16
+_NUM_EXAMPLES = 4
 
 
 def run_block(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> Record:
@@ -51,7 +54,7 @@ def run_block(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> Record
     with mode(model, "eval"), restored_state(model) as report:
         live_seed = derive_seed(task.seed, "examination", task.block)
         before = liveness(model, x_block[:_NUM_LIVE], live_seed)
-        outcome = _run(model, x_block, y_block, task)
+        outcome, study = _run(model, x_block, y_block, task)
         training_modules = sum(module.training for module in model.modules())
         after = liveness(model, x_block[:_NUM_LIVE], live_seed)
         examined = _examine(model, x_block, y_block, task) if task.kind == "clean" and task.block == 0 else {}
@@ -67,12 +70,15 @@ def run_block(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> Record
             "liveness": {"before": before, "after": after},
             "hygiene": _hygiene(report, training_modules, weights_hash(model) == hash_before),
             "examination": examined,
+            "study": study,
+            "examples": _examples(outcome, task, x_block),
         },
         "measured": {"seconds": seconds, "device": _device_name(like.device), "versions": _versions()},
     }
 
 
-def _run(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> BlockOutcome:
+def _run(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> tuple[BlockOutcome, dict[str, Any]]:
+    """Return the outcome of a block and, for a study, its facts."""
     name = "clean" if task.item is None else f"{task.item.name}:{task.kind}"
     setting = BlockSetting(
         model,
@@ -85,15 +91,17 @@ def _run(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> BlockOutcom
         num_draws=task.item.num_draws if task.item is not None else 1,
     )
     if task.item is None:
-        return score_clean(setting, averaged=task.protocol == "T4")
-    entry = attack_entry(task.item.attack)
-    parameters = parse_attack_parameters(task.item.attack, task.item.parameters_for(task.randomized))
+        return score_clean(setting, averaged=task.protocol == "T4"), {}
     threat_model = _threat_model(task)
+    if task.study is not None:
+        return run_study(Study(task.study, setting, threat_model, task.num_classes))
+    entry = attack_entry(task.item.attack)
+    parameters = parse_attack_parameters(task.item.attack, task.item.parameters_for(task.randomized, task.threat_model.norm))
 
     def attack(attacked: AttackedModel, seed: int) -> AttackOutput:
         return entry.run(attacked, AttackProblem(x, y, threat_model, task.num_classes, seed), parameters)
 
-    return run_protocol(task.protocol, setting, attack)
+    return run_protocol(task.protocol, setting, attack), {}
 
 
 def _threat_model(task: BlockTask) -> ThreatModel:
@@ -132,6 +140,14 @@ def _block_facts(outcome: BlockOutcome) -> dict[str, Any]:
     }
 
 
+def _examples(outcome: BlockOutcome, task: BlockTask, x: Tensor) -> list[str]:
+    """Return the first images as they were scored, as PNG in base64: clean ones, and perturbed ones under T1."""
+    if task.block > 0 or task.protocol != "T1" or task.kind not in ("clean", "attack"):
+        return []
+    points = x if task.kind == "clean" or outcome.x is None else outcome.x
+    return [encode_png(image) for image in points[:_NUM_EXAMPLES]]
+
+
 def _hygiene(report: StateReport, training_modules: int, same_weights: bool) -> dict[str, Any]:
     return {"changed": report.changed, "training_modules": training_modules, "same_weights": same_weights}
 
@@ -142,6 +158,8 @@ def _examine(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> dict[st
     resample(model, torch.Generator().manual_seed(seed))
     return {
         "num_samples": len(x),
+        "num_pixels": x[0].numel(),
+        "gradient_calls_in_forward": gradient_calls_in_forward(model, x[:2]),
         "shares_draw_in_batch": shares_draw_in_batch(model, x, seed),
         "missing_gradients": missing_gradients(model, x, y, task.threat_model, seed),
         "outputs": output_facts(model, x, y, seed),

@@ -26,7 +26,6 @@ from models.layers.random_weight import RandomFeatureWeight, SigmaBounds
 from models.threat_model import ThreatModel
 
 DATA_FILE = Path(__file__).with_name("calibration_toys.yaml")
-TOLERANCE = 0.005
 
 
 class DigitsNetwork(nn.Module):
@@ -63,7 +62,7 @@ def toy_data() -> dict[str, Any]:
 
 
 def calibration_toys() -> dict[str, nn.Module]:
-    """Return the three toys, in eval mode."""
+    """Return the three toys, in eval mode and float64: sign gradients amplify rounding, and devices round differently."""
     data = toy_data()
     noise = RandomFeatureWeight((8, 8, 8), 1.0, data["noise"], SigmaBounds("none", 0.0, 0.0))
     toys = {
@@ -73,7 +72,7 @@ def calibration_toys() -> dict[str, nn.Module]:
     }
     for toy in toys.values():
         toy.load_state_dict(_stored_weights(data["weights"]), strict=False)
-        toy.eval().requires_grad_(False)
+        toy.double().eval().requires_grad_(False)
     return toys
 
 
@@ -81,7 +80,7 @@ def calibration_images() -> tuple[Tensor, Tensor]:
     """Return the test images (N, 1, 8, 8) in [0,1] and labels (N,) of the calibration: digits the toys were not trained on."""
     digits = load_digits()
     order = np.random.default_rng(toy_data()["split_seed"]).permutation(len(digits.target))[: toy_data()["num_images"]]
-    x = torch.tensor(digits.images[order], dtype=torch.float32).unsqueeze(1) / 16
+    x = torch.tensor(digits.images[order], dtype=torch.float64).unsqueeze(1) / 16
     return x, torch.tensor(digits.target[order])
 
 

@@ -5,7 +5,9 @@ Shapes: B batch, K classes. All measurements return JSON-able values.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +80,28 @@ def output_facts(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> dict[str,
         "median_margin": margin(output, y).abs().median().item(),
         "finite": bool(output.isfinite().all()),
     }
+
+
+def gradient_calls_in_forward(model: nn.Module, x: Tensor) -> int:
+    """Return how often one forward of `model` asks autograd for a gradient: more than 0 is optimization at test time."""
+    calls = 0
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return function(*arguments, **options)
+
+        return call
+
+    # Where `Tensor.backward` and `torch.autograd.grad` meet.
+    with (
+        mock.patch.object(torch.autograd, "backward", counted(torch.autograd.backward)),
+        mock.patch.object(torch.autograd, "grad", counted(torch.autograd.grad)),
+        torch.enable_grad(),
+    ):
+        model(x)
+    return calls
 
 
 def _differ(logits_BK: Tensor, reference_BK: Tensor) -> Tensor:

@@ -77,6 +77,7 @@ class BlockOutcome:
             draw errs on the image are not counted. num_points: perturbed points per sample.
         lowest, highest: extreme pixels. num_not_finite, num_out_of_range: images that had to be mended.
         num_forward, num_backward: passes per sample. draws_disjoint: no scoring draw was seen by the attack (None: not applicable).
+        x: the perturbed images of the last attack.
     """
 
     correct: dict[str, Tensor]
@@ -93,6 +94,7 @@ class BlockOutcome:
     num_forward: float = 0.0
     num_backward: float = 0.0
     draws_disjoint: bool | None = None
+    x: Tensor | None = None
 
 
 @dataclass
@@ -253,6 +255,7 @@ class _Tally:
         self.num_not_finite = self.num_out_of_range = 0
         self.num_forward = self.num_backward = 0.0
         self.used: set[Draw] = set()
+        self.last_x: Tensor | None = None
 
     def attack(self, predictor: Predictor, source: DrawSource, attack: RunAttack, seed: int) -> Tensor:
         """Run the attack, measure its points, return them."""
@@ -276,6 +279,7 @@ class _Tally:
         self.num_forward += attacked.num_forward / len(x)
         self.num_backward += attacked.num_backward / len(x)
         self.used |= attacked.used
+        self.last_x = x_adv
         return x_adv
 
     def allow_unchanged(self, legitimate_S: Tensor) -> None:
@@ -306,4 +310,5 @@ class _Tally:
             num_forward=self.num_forward,
             num_backward=self.num_backward,
             draws_disjoint=disjoint,
+            x=self.last_x,
         )

@@ -151,7 +151,7 @@ def collect(records: Iterable[Record], plan: Sequence[BlockTask] | None = None) 
     finished = all(len(each.records) == each.num_blocks for each in measured)
     if plan is not None:
         finished = len(records) == len(plan)
-    shown = [each for each in measured if each.kind != "epsilon_zero"]
+    shown = [each for each in measured if each.kind in ("clean", "attack")]
     rows = [_row(each) for each in shown]
     for each in shown:
         row = _worst_draw_row(each)
@@ -163,7 +163,7 @@ def collect(records: Iterable[Record], plan: Sequence[BlockTask] | None = None) 
     header = {
         name: value
         for name, value in records[0]["header"].items()
-        if name not in ("kind", "item", "protocol", "stands_for", "block", "num_blocks", "position", "data", "radius", "bounded")
+        if name not in ("kind", "item", "study", "protocol", "stands_for", "block", "num_blocks", "position", "data", "radius", "bounded")
     }
     return EvaluationResult(
         rows=tuple(rows),

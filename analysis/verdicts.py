@@ -1,92 +1,23 @@
 """Checks that say when an evaluation must not be believed. One failed check marks every number of the evaluation.
 
 A check is a function from the measurements to a status, what was seen, and what to do. Checks are data: `CHECKS` lists them. They
-read records only, so they can be repeated later without a model.
+read records only, so they can be repeated later without a model. Those that need blocks of their own are in `study_verdicts`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
 
 from analysis.attacks.registry import attack_entry
+from analysis.evidence import Check, Evidence, Finding, Status, Verdict, difference, skipped
 from analysis.measurements import Measurement, common_rows
 from analysis.statistics import paired_bootstrap
+from analysis.study_verdicts import STUDY_CHECKS
 
-
-class Status(StrEnum):
-    """Outcome of a check."""
-
-    PASS = "PASS"
-    WARN = "WARN"
-    FAIL = "FAIL"
-    SKIPPED = "SKIPPED"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Outcome of one check: what it is, what was seen, what to do about it."""
-
-    id: str
-    title: str
-    status: Status
-    explanation: str
-    advice: str = ""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a check's function returns; the advice is shown unless the check passed."""
-
-    status: Status
-    explanation: str
-
-
-@dataclass(frozen=True)
-class Check:
-    """A check: `run(evidence) -> Finding`."""
-
-    id: str
-    title: str
-    advice: str
-    run: Callable[[Evidence], Finding]
-
-
-class Evidence:
-    """The measurements of one evaluation, by what they are."""
-
-    def __init__(self, measurements: Sequence[Measurement]) -> None:
-        self.all = list(measurements)
-        self.attacks = [each for each in measurements if each.kind == "attack"]
-        self.epsilon_zero = [each for each in measurements if each.kind == "epsilon_zero"]
-        self.clean = next((each for each in measurements if each.kind == "clean" and each.protocol == "T1"), None)
-        self.randomized = self.all[0].randomized if self.all else False
-
-    @property
-    def examination(self) -> dict[str, Any]:
-        """What was measured on the model itself; empty if that block is missing."""
-        return self.clean.records[0]["block"]["examination"] if self.clean is not None else {}
-
-    def skippable_share(self, measurement: Measurement) -> float:
-        """Return the share of samples that err on every selection draw unattacked: an attack may leave them alone.
-
-        Where single known draws are attacked, images on which such a draw errs are not counted as unchanged in the first place.
-        """
-        frozen = measurement.header["scoring"]["attacked_draw"] == "frozen"
-        if self.clean is None or measurement.protocol == "T2" or (measurement.protocol == "T0" and frozen):
-            return 0.0
-        _, rows = common_rows(measurement, self.clean)
-        return float((~self.clean.matrix("selection")[rows].any(1)).mean()) if rows.size else 0.0
-
-    def pairs(self, protocol: str, other: str) -> list[tuple[Measurement, Measurement]]:
-        """Return pairs of the same attack under two protocols."""
-        second = {each.name: each for each in self.attacks if each.protocol == other}
-        return [(each, second[each.name]) for each in self.attacks if each.protocol == protocol and each.name in second]
+__all__ = ["CHECKS", "Finding", "Status", "Verdict", "run_checks"]
 
 
 def run_checks(measurements: Sequence[Measurement]) -> list[Verdict]:
@@ -110,7 +41,7 @@ def _randomness_alive(evidence: Evidence) -> Finding:
                 differing.append(live["differing"])
                 unrepeatable.append(live["unrepeatable"])
     if not differing:
-        return _skipped("no block is finished")
+        return skipped("no block is finished")
     if max(unrepeatable) > 0:
         share = max(unrepeatable)
         return Finding(
@@ -129,9 +60,9 @@ def _randomness_alive(evidence: Evidence) -> Finding:
 
 def _draw_scope(evidence: Evidence) -> Finding:
     if not evidence.examination:
-        return _skipped("the block that examines the model is missing")
+        return skipped("the block that examines the model is missing")
     if not evidence.randomized:
-        return _skipped("the model is deterministic")
+        return skipped("the model is deterministic")
     if evidence.examination["shares_draw_in_batch"]:
         return Finding(Status.PASS, "all samples of a batch share a draw: draws are columns of the statistics")
     return Finding(Status.PASS, "each sample of a batch has its own draw; intervals over draws are conservative")
@@ -155,7 +86,7 @@ def _validity(evidence: Evidence) -> Finding:
     if problems:
         return Finding(Status.FAIL, "; ".join(problems))
     if not num_points:
-        return _skipped("no attack is finished")
+        return skipped("no attack is finished")
     if num_replaced:
         status = Status.FAIL if num_replaced > 0.01 * num_points else Status.WARN
         return Finding(status, f"{num_replaced:.0f} of {num_points:.0f} images came back with NaN and were replaced by the clean ones")
@@ -175,21 +106,21 @@ def _nothing_skipped(evidence: Evidence) -> Finding:
     if problems:
         return Finding(Status.FAIL, "; ".join(problems))
     if not evidence.attacks:
-        return _skipped("no attack is finished")
+        return skipped("no attack is finished")
     return Finding(Status.PASS, "every attack perturbed every image it had a reason to perturb")
 
 
 def _zero_radius(evidence: Evidence) -> Finding:
     if not evidence.epsilon_zero or evidence.clean is None:
-        return _skipped("no attack was run with radius 0 (the suite has none that can be, or its block is missing)")
+        return skipped("no attack was run with radius 0 (the suite has none that can be, or its block is missing)")
     measured = evidence.epsilon_zero[0]
     rows, clean_rows = common_rows(measured, evidence.clean)
     if rows.size == 0:
-        return _skipped("the clean block of the same samples is missing")
-    difference = paired_bootstrap(measured.matrix()[rows], evidence.clean.matrix()[clean_rows], shared_draws=True, exact=measured.exact)
-    allowed = max(3 * difference.standard_error, 1 / rows.size)
-    text = f"with radius 0 accuracy differs from the clean one by {100 * difference.value:+.2f} points on {rows.size} samples"
-    return Finding(Status.PASS if abs(difference.value) <= allowed + 1e-12 else Status.FAIL, text)
+        return skipped("the clean block of the same samples is missing")
+    moved = paired_bootstrap(measured.matrix()[rows], evidence.clean.matrix()[clean_rows], shared_draws=True, exact=measured.exact)
+    allowed = max(3 * moved.standard_error, 1 / rows.size)
+    text = f"with radius 0 accuracy differs from the clean one by {100 * moved.value:+.2f} points on {rows.size} samples"
+    return Finding(Status.PASS if abs(moved.value) <= allowed + 1e-12 else Status.FAIL, text)
 
 
 def _iterative_beats_one_step(evidence: Evidence) -> Finding:
@@ -199,10 +130,11 @@ def _iterative_beats_one_step(evidence: Evidence) -> Finding:
         for iterative in evidence.attacks:
             if iterative.one_step or not iterative.in_threat_model or iterative.protocol != one_step.protocol:
                 continue
-            if "square" in (iterative.attack or ""):
-                continue  # no gradient method; C9 compares it
+            entry = attack_entry(iterative.attack or "")
+            if entry.is_transfer or not entry.uses_gradients:
+                continue  # not the same gradients; C9 and C10 compare them
             num_compared += 1
-            excess, error = _difference(iterative, one_step)
+            excess, error = difference(iterative, one_step)
             if excess > 2 * error + 1e-12:
                 problems.append(
                     f"{iterative.name} ({iterative.protocol}) leaves {100 * excess:.1f} points more accuracy than {one_step.name}"
@@ -210,13 +142,13 @@ def _iterative_beats_one_step(evidence: Evidence) -> Finding:
     if problems:
         return Finding(Status.FAIL, "; ".join(problems))
     if not num_compared:
-        return _skipped("the suite has no one-step and iterative attack under the same protocol")
+        return skipped("the suite has no one-step and iterative attack under the same protocol")
     return Finding(Status.PASS, "no iterative attack is weaker than the one-step attack")
 
 
 def _gradient_exists(evidence: Evidence) -> Finding:
     if not evidence.examination:
-        return _skipped("the block that examines the model is missing")
+        return skipped("the block that examines the model is missing")
     shares = evidence.examination["missing_gradients"]
     where, worst = max(shares.items(), key=lambda entry: entry[1])
     text = f"the input gradient is zero or not finite in {worst:.1%} of samples ({where}) of {evidence.examination['num_samples']}"
@@ -262,15 +194,15 @@ def _independence(evidence: Evidence) -> Finding:
     if problems:
         return Finding(Status.FAIL, "; ".join(problems))
     if not evidence.randomized:
-        return _skipped("the model is deterministic")
+        return skipped("the model is deterministic")
     if not compared:
-        return _skipped("no attack was scored on two sets of sampled draws")
+        return skipped("no attack was scored on two sets of sampled draws")
     return Finding(Status.PASS, "a second, disjoint set of draws gives the same accuracies")
 
 
 def _outputs_are_logits(evidence: Evidence) -> Finding:
     if not evidence.examination:
-        return _skipped("the block that examines the model is missing")
+        return skipped("the block that examines the model is missing")
     outputs = evidence.examination["outputs"]
     if not outputs["finite"]:
         return Finding(Status.FAIL, "the model returns values that are not finite")
@@ -281,35 +213,29 @@ def _outputs_are_logits(evidence: Evidence) -> Finding:
     return Finding(Status.PASS, f"outputs are logits of a usable scale (median margin {outputs['median_margin']:.2g})")
 
 
+def _static_inference(evidence: Evidence) -> Finding:
+    if not evidence.examination:
+        return skipped("the block that examines the model is missing")
+    calls = evidence.examination["gradient_calls_in_forward"]
+    if calls:
+        return Finding(Status.WARN, f"one forward computes gradients {calls} times: the model optimizes at test time")
+    return Finding(Status.PASS, "forward computes no gradients")
+
+
 def _known_draw_is_lower(evidence: Evidence) -> Finding:
     pairs = evidence.pairs("T2", "T1")
     if not pairs:
-        return _skipped("the model is deterministic" if not evidence.randomized else "no attack was run under both T1 and T2")
+        return skipped("the model is deterministic" if not evidence.randomized else "no attack was run under both T1 and T2")
     problems, seen = [], []
     for known, unknown in pairs:
-        excess, error = _difference(known, unknown)
+        excess, error = difference(known, unknown)
         seen.append(f"{known.name}: knowing the draw changes accuracy by {100 * excess:+.1f} points")
         if excess > 2 * error + 1e-12:
             problems.append(f"{known.name}: accuracy against an attacker who knows the draw is {100 * excess:.1f} points higher")
     return Finding(Status.FAIL, "; ".join(problems)) if problems else Finding(Status.PASS, "; ".join(seen))
 
 
-def _difference(first: Measurement, second: Measurement) -> tuple[float, float]:
-    """Return the difference of accuracies on the common samples and its standard error."""
-    rows, other_rows = common_rows(first, second)
-    if rows.size == 0:
-        return 0.0, float("inf")
-    one, two = first.matrix()[rows], second.matrix()[other_rows]
-    same_draws = first.protocol == second.protocol and first.protocol in ("T1", "T4") and one.shape[1] == two.shape[1]
-    estimate = paired_bootstrap(one, two, shared_draws=same_draws, exact=first.exact and second.exact)
-    return estimate.value, estimate.standard_error
-
-
-def _skipped(reason: str) -> Finding:
-    return Finding(Status.SKIPPED, reason)
-
-
-CHECKS: tuple[Check, ...] = (
+_RECORD_CHECKS: tuple[Check, ...] = (
     Check(
         "C1",
         "randomness is alive before and after the attack",
@@ -371,4 +297,13 @@ CHECKS: tuple[Check, ...] = (
         "The attack under T2 is too weak or the one under T1 was lucky: raise the steps of both.",
         _known_draw_is_lower,
     ),
+    Check(
+        "C21",
+        "inference is static",
+        "An adaptive attack is needed: attack through the optimization in forward, and transfer from the model without it.",
+        _static_inference,
+    ),
 )
+
+CHECKS: tuple[Check, ...] = tuple(sorted((*_RECORD_CHECKS, *STUDY_CHECKS), key=lambda check: int(check.id[1:])))
+"""All checks, by number."""

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from models.errors import UserError, nearest, unknown_name
 from orchestration.experiment import ExperimentConfig, flatten
+from trainers.objective import objective_entry
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -87,7 +88,7 @@ def parse_experiment(tree: dict[str, Any], source: str) -> ExperimentConfig:
     try:
         return ExperimentConfig(**tree)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(item, source) for item in error.errors())) from None
+        raise UserError("\n".join(_explain(item, source, tree) for item in error.errors())) from None
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
 
@@ -162,12 +163,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _explain(item: Any, source: str) -> str:
+def _explain(item: Any, source: str, tree: dict[str, Any]) -> str:
     location = [str(part) for part in item["loc"]]
     where = ".".join(location)
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
-        allowed = _fields_at(location[:-1])
+        allowed = _fields_at(location[:-1], tree)
         close = nearest(location[-1], allowed)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         return f"{source}: unknown field {where!r}.{hint} Allowed here: {', '.join(allowed)}."
@@ -183,10 +184,13 @@ def _explain(item: Any, source: str) -> str:
     return f"{source}: {where}: {message} (got {item['input']!r})"
 
 
-def _fields_at(location: Sequence[str]) -> list[str]:
+def _fields_at(location: Sequence[str], tree: dict[str, Any]) -> list[str]:
     """Return the field names of the section at a dotted location."""
     model: type[BaseModel] = ExperimentConfig
-    for part in location:
+    for depth, part in enumerate(location):
+        if list(location[: depth + 1]) == ["training", "objective"]:
+            model = objective_entry(_objective_name(tree)).config
+            continue
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
         candidates = [annotation, *get_args(annotation)]
         found = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
@@ -194,3 +198,8 @@ def _fields_at(location: Sequence[str]) -> list[str]:
             return []
         model = found
     return sorted(model.model_fields)
+
+
+def _objective_name(tree: dict[str, Any]) -> str:
+    objective = tree.get("training", {}).get("objective", "adversarial")
+    return objective if isinstance(objective, str) else objective["name"]

@@ -9,8 +9,11 @@ paper's equations: see `trainers.objectives.surrogate`.
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
+
+from trainers.distributed import world
 
 
 def default_smoothing(num_classes: int) -> float:
@@ -22,11 +25,17 @@ def default_smoothing(num_classes: int) -> float:
 def last_layer_gradient_sums(features_BD: Tensor, logits_BK: Tensor, y_B: Tensor) -> Tensor:
     """Return r (K,): the row sums of d CE / d W for the last layer's weight W (K, D), CE the batch mean.
 
+    In a process group the batch is that of all workers together, so that all use the same labels.
     In closed form, r_k = mean over b of (p_bk - [y_b = k]) times the sum of features_b; no backward pass. The r_k sum to zero.
     """
     residual_BK = functional.softmax(logits_BK, 1)
     residual_BK = residual_BK - functional.one_hot(y_B, logits_BK.shape[1]).to(residual_BK.dtype)
-    return (residual_BK * features_BD.sum(1, keepdim=True)).mean(0)
+    sums_K = (residual_BK * features_BD.sum(1, keepdim=True)).mean(0)
+    _, size = world()
+    if size > 1:
+        dist.all_reduce(sums_K)
+        sums_K /= size
+    return sums_K
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -140,12 +139,3 @@ def _average(tensors: list[Tensor]) -> None:
 def _add(model: nn.Module, perturbation: dict[str, Tensor], sign: int) -> None:
     for name, delta in perturbation.items():
         model.get_parameter(name).add_(delta, alpha=sign)
-
-
-__all__: list[Any] = [
-    "PerturbableConfig",
-    "PerturbableObjective",
-    "WeightPerturbationConfig",
-    "perturbed_parameters",
-    "weight_perturbation",
-]

@@ -74,7 +74,8 @@ def apgd(
         rows: attack only these images (ascending); what they see does not depend on which others are attacked. None: all.
 
     Returns:
-        Of the images attacked: perturbed images, their mean loss (B,) and the share of common draws that err (B,). The clean image is never a candidate.
+        Of the images attacked: perturbed images, their mean loss (B,) and the share of common draws that err (B,). The clean image is
+        never a candidate.
     """
     best = BestPoint(model.is_exact)
     ball = ball_around(x, epsilon, norm)

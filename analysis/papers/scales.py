@@ -5,8 +5,8 @@
 * `smoke`: the same defence parameters on `digits` at 16x16 with ResNet-8, radius 0.1, 3 epochs, evaluated on 64 images. Rows that
   differ in data set or network alone become one experiment. What the small network does not have is moved to what it has: CTRW's position
   to at most 4 (before the pooling), DCS's to at most the 7th convolution, RNA's path differences to at most its 9 layers; groups and
-  group sizes clamp in the normalizations themselves. Steps and radii of attacks grow with the radius, numbers of steps and queries are at
-  most 100, and AutoAttack runs its two gradient attacks.
+  group sizes clamp in the normalizations themselves. Steps and radii of attacks grow with the radius; attacks have at most 20
+  steps or 50 queries, whatever their names say, and AutoAttack runs its two gradient attacks.
 
 Numbers of `smoke` say that everything runs and nothing else.
 """
@@ -106,8 +106,8 @@ BUDGETS: dict[Scale, EvaluationBudget] = {
     "smoke": EvaluationBudget(
         num_samples=64,
         num_draws=2,
-        max_steps=100,
-        max_queries=100,
+        max_steps=20,
+        max_queries=50,
         autoattack_version="rand",
         scoring={
             "num_selection_draws": 2,

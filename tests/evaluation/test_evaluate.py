@@ -59,7 +59,9 @@ def test_the_paper_protocol_flatters_a_noisy_model(noisy_result):
 def test_a_sound_evaluation_passes_every_check(noisy_result):
     statuses = {each.id: each.status for each in noisy_result.verdicts}
     assert set(statuses) >= {"C1", "C2", "C3", "C4", "C5", "C8", "C12", "C16", "C17", "C18", "C20"}
-    assert set(statuses.values()) == {"PASS"}
+    assert {name for name, status in statuses.items() if status == "WARN"} == {"C10"}  # T0 flatters this model
+    assert "FAIL" not in statuses.values()
+    assert {name for name, status in statuses.items() if status == "SKIPPED"} == {"C6", "C7", "C9", "C11", "C13", "C14", "C15", "C19"}
     assert not noisy_result.marked
     assert noisy_result.finished
     assert "(!)" not in noisy_result.to_markdown()

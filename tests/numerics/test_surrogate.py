@@ -29,6 +29,18 @@ def test_gradient_sums_of_the_last_layer_in_closed_form() -> None:
     assert not sums.requires_grad
 
 
+def test_workers_share_the_sums_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = torch.rand(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    logits, y = features[:, :4] * 3, torch.arange(6) % 4
+    first, second = (last_layer_gradient_sums(features[part], logits[part], y[part]) for part in (slice(3), slice(3, 6)))
+    monkeypatch.setattr("trainers.soft_labels.world", lambda: (0, 2))
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: tensor.add_(second))
+    together = last_layer_gradient_sums(features[:3], logits[:3], y[:3])
+    monkeypatch.undo()
+    torch.testing.assert_close(together, (first + second) / 2)
+    torch.testing.assert_close(together, last_layer_gradient_sums(features, logits, y))
+
+
 @pytest.mark.parametrize("num_classes", [3, 10, 100])
 def test_label_matrix(num_classes: int) -> None:
     gap = torch.randn(num_classes, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

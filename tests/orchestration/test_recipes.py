@@ -72,6 +72,7 @@ def test_epsilon_is_kept_as_papers_write_it():
         (["--defence.lower", "3"], ["'lower'", "'lower_bound'"]),
         (["--training.optimizer.name", "sdg"], ["training.optimizer.name", "'sgd'", "adam"]),
         (["--training.objective.name", "adversial"], ["objective", "'adversarial'"]),
+        (["--training.objective.weight_pertubation", "null"], ["weight_pertubation", "'weight_perturbation'"]),
         (["--backbone.name", "resnet19"], ["backbone", "'resnet18'"]),
         (["--data.name", "cifar"], ["data", "'cifar10'"]),
         (["--training.batch_size", "many"], ["training.batch_size", "'many'"]),
