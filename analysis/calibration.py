@@ -64,12 +64,13 @@ def toy_data() -> dict[str, Any]:
 def calibration_toys() -> dict[str, nn.Module]:
     """Return the three toys, in eval mode and float64: sign gradients amplify rounding, and devices round differently."""
     data = toy_data()
-    noise = RandomFeatureWeight((8, 8, 8), 1.0, data["noise"], SigmaBounds("none", 0.0, 0.0))
-    toys = {
-        "adversarially_trained": DigitsNetwork(),
-        "masked": DigitsNetwork(before=Rounding()),
-        "noisy": DigitsNetwork(after_stem=noise),
-    }
+    with torch.random.fork_rng(devices=[]):  # layers initialize themselves from the global generator
+        noise = RandomFeatureWeight((8, 8, 8), 1.0, data["noise"], SigmaBounds("none", 0.0, 0.0))
+        toys = {
+            "adversarially_trained": DigitsNetwork(),
+            "masked": DigitsNetwork(before=Rounding()),
+            "noisy": DigitsNetwork(after_stem=noise),
+        }
     for toy in toys.values():
         toy.load_state_dict(_stored_weights(data["weights"]), strict=False)
         toy.double().eval().requires_grad_(False)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from analysis import statistics, tables
 from analysis.measurements import Measurement, common_rows, measurements
@@ -27,6 +28,8 @@ class Row:
         estimate: expected accuracy with interval. draw_deviation, draw_lowest, draw_highest: spread over draws.
         caption: attack, radius, draws and samples in words. finished: all blocks are there.
         num_forward, num_backward: passes per sample. in_threat_model: it counts for the worst case.
+        conditional: accuracy on the samples that most draws classify correctly unattacked, or None.
+        majority: how often more than half of n draws (those of T4) are right, or None for a deterministic model.
     """
 
     attack: str
@@ -42,6 +45,24 @@ class Row:
     num_forward: float = 0.0
     num_backward: float = 0.0
     seconds: float = 0.0
+    conditional: float | None = None
+    majority: float | None = None
+
+
+@dataclass(frozen=True)
+class WorstAttack:
+    """The worst attack of each sample under T1.
+
+    Attributes:
+        ids: rows of the samples (S,). data: hash of images and labels per block. chosen: name of the worst attack of each sample.
+        correct_SR: its correctness on the evaluation draws. exact: the draws are the whole space of draws.
+    """
+
+    ids: NDArray[np.int64]
+    data: tuple[str, ...]
+    chosen: tuple[str, ...]
+    correct_SR: NDArray[np.float64]
+    exact: bool
 
 
 @dataclass(frozen=True)
@@ -55,6 +76,7 @@ class EvaluationResult:
         clean: expected accuracy on clean images. paper: lowest accuracy of a single attack under T0, or None.
         verdicts: the checks. marked: one failed, so no number may be shown without its mark. finished: all planned blocks are there.
         header: whose numbers these are. records: everything, per sample.
+        worst: what the headline is the mean of, per sample, for comparisons.
     """
 
     rows: tuple[Row, ...]
@@ -66,6 +88,7 @@ class EvaluationResult:
     header: dict[str, Any]
     finished: bool
     records: tuple[Record, ...] = field(repr=False, default=())
+    worst: WorstAttack | None = field(repr=False, default=None, compare=False)
 
     @property
     def marked(self) -> bool:
@@ -95,6 +118,8 @@ class EvaluationResult:
                 "draw_deviation": row.draw_deviation,
                 "draw_lowest": row.draw_lowest,
                 "draw_highest": row.draw_highest,
+                "conditional_accuracy": row.conditional,
+                "majority_accuracy": row.majority,
                 "num_forward": row.num_forward,
                 "num_backward": row.num_backward,
                 "seconds": row.seconds,
@@ -152,13 +177,13 @@ def collect(records: Iterable[Record], plan: Sequence[BlockTask] | None = None) 
     if plan is not None:
         finished = len(records) == len(plan)
     shown = [each for each in measured if each.kind in ("clean", "attack")]
-    rows = [_row(each) for each in shown]
+    unattacked = next((each for each in shown if each.kind == "clean" and each.protocol == "T1"), None)
+    rows = [_row(each, unattacked) for each in shown]
     for each in shown:
         row = _worst_draw_row(each)
         if row is not None:
             rows.append(row)
-    headline, chosen = _headline(shown)
-    clean = next((each.estimate for each in shown if each.kind == "clean" and each.protocol == "T1"), None)
+    headline, worst = _headline(shown)
     paper = [row.estimate for row in rows if row.protocol.startswith("T0") and row.in_threat_model and row.attack != "clean"]
     header = {
         name: value
@@ -168,13 +193,14 @@ def collect(records: Iterable[Record], plan: Sequence[BlockTask] | None = None) 
     return EvaluationResult(
         rows=tuple(rows),
         headline=headline,
-        headline_attacks=chosen,
-        clean=clean,
+        headline_attacks=_counts(worst, shown),
+        clean=unattacked.estimate if unattacked is not None else None,
         paper=min(paper, key=lambda estimate: estimate.value, default=None),
         verdicts=tuple(run_checks(measured)),
         header=header,
         finished=finished,
         records=records,
+        worst=worst,
     )
 
 
@@ -183,7 +209,7 @@ def _in_plan(record: Record, task: BlockTask) -> Record:
     return {**record, "header": {**record["header"], **places}}
 
 
-def _row(measured: Measurement) -> Row:
+def _row(measured: Measurement, clean: Measurement | None = None) -> Row:
     matrix = measured.matrix()
     columns = matrix.mean(0) if matrix.shape[1] > 1 else None
     count = len(measured.ids)
@@ -206,7 +232,25 @@ def _row(measured: Measurement) -> Row:
         num_forward=0.0 if is_clean else passes[0],
         num_backward=0.0 if is_clean else passes[1],
         seconds=sum(record["measured"]["seconds"] for record in measured.records),
+        conditional=None if is_clean or clean is None else _conditional(measured, clean),
+        majority=_majority(measured),
     )
+
+
+def _conditional(measured: Measurement, clean: Measurement) -> float | None:
+    """Return the accuracy on the samples that most draws classify correctly unattacked."""
+    rows, clean_rows = common_rows(measured, clean)
+    right = clean.matrix()[clean_rows].mean(1) > 0.5
+    return float(measured.matrix()[rows][right].mean()) if right.any() else None
+
+
+def _majority(measured: Measurement) -> float | None:
+    if not measured.randomized or measured.protocol != "T1":
+        return None
+    matrix = measured.matrix()
+    votes = measured.header["scoring"]["num_averaged_draws"]
+    votes = votes if measured.exact else min(votes, matrix.shape[1])
+    return float(statistics.majority_of_n(matrix.sum(1), matrix.shape[1], votes, exact=measured.exact).mean())
 
 
 def _worst_draw_row(measured: Measurement) -> Row | None:
@@ -231,11 +275,11 @@ def _worst_draw_row(measured: Measurement) -> Row | None:
     )
 
 
-def _headline(shown: list[Measurement]) -> tuple[Estimate | None, dict[str, int]]:
+def _headline(shown: list[Measurement]) -> tuple[Estimate | None, WorstAttack | None]:
     """Return the accuracy under the worst attack of each sample, over the samples that every complete T1 attack has seen."""
     usable = [each for each in shown if each.kind == "attack" and each.protocol == "T1" and each.in_threat_model]
     if not usable:
-        return None, {}
+        return None, None
     # An attack that saw fewer samples (Square on 200) lowers those samples and leaves the others alone.
     widest = max(usable, key=lambda each: len(each.ids))
     same_draws = [each for each in usable if each.matrix().shape[1] == widest.matrix().shape[1]]
@@ -252,8 +296,18 @@ def _headline(shown: list[Measurement]) -> tuple[Estimate | None, dict[str, int]
         selection.append(picked)
         evaluation.append(scored)
     estimate, chosen_S = statistics.worst_attack_accuracy(selection, evaluation, exact=widest.exact)
-    counts = {each.name: int((chosen_S == index).sum()) for index, each in enumerate(same_draws)}
-    return estimate, counts
+    columns = np.asarray(evaluation)[chosen_S, np.arange(size)]
+    names = tuple(same_draws[index].name for index in chosen_S)
+    data = tuple(record["header"]["data"] for record in widest.records)
+    return estimate, WorstAttack(widest.ids, data, names, columns, widest.exact)
+
+
+def _counts(worst: WorstAttack | None, shown: list[Measurement]) -> dict[str, int]:
+    """Return for how many samples each attack was the worst; attacks that never were are listed with 0."""
+    if worst is None:
+        return {}
+    names = [each.name for each in shown if each.kind == "attack" and each.protocol == "T1" and each.in_threat_model]
+    return {name: worst.chosen.count(name) for name in names}
 
 
 def _protocol_label(measured: Measurement) -> str:

@@ -191,6 +191,28 @@ def worst_of_k(num_correct_S: ArrayLike, num_draws: int, k: int, *, exact: bool 
     return result
 
 
+def majority_of_n(num_correct_S: ArrayLike, num_draws: int, n: int, *, exact: bool = False) -> NDArray[np.float64]:
+    """Return, per sample, the probability that more than half of n draws are correct, which is unbiased.
+
+    A vote for the most frequent class is right at least as often: wrong votes may scatter over classes.
+
+    Args:
+        num_correct_S: s, how many of the R draws were correct.
+        num_draws: R.
+        n: draws that vote.
+        exact: the R draws are the whole space and the n are taken from it with replacement.
+
+    Raises:
+        ValueError: n is not in [1, R] (or below 1, if exact).
+    """
+    correct = np.asarray(num_correct_S, dtype=np.int64)
+    if n < 1 or (not exact and n > num_draws):
+        raise ValueError(f"a vote of n={n} draws cannot be estimated from {num_draws} draws")
+    if exact:
+        return stats.binom.sf(n // 2, n, correct / num_draws)
+    return stats.hypergeom.sf(n // 2, num_draws, correct, n)
+
+
 def worst_of_k_accuracy(
     correct_SR: ArrayLike,
     k: int,

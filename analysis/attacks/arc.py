@@ -8,7 +8,8 @@ Shapes: B batch, K classes; x is (B, C, H, W) in [0,1]. Members are equally like
 
 Reference: Dbouk and Shanbhag, Adversarial Vulnerability of Randomized Ensembles, ICML 2022, Algorithm 1.
 Deviation: the linf local set is a box, into which is clipped; there everything is scaled. A candidate is brought into the ball around
-the image before it is judged, there only after each round. Members are equally likely here, so their order is drawn anew in each round.
+the image before it is judged, there only after each round. Members are equally likely here, so their order is drawn anew in each
+round. The best point of all is returned, not the last.
 """
 
 from __future__ import annotations
@@ -77,8 +78,7 @@ def arc(
         for _ in range(rounds):
             order = torch.randperm(len(members), generator=generator).tolist()
             walk = [members[index] for index in order]
-            current, loss_B, wrong_B = _walk(ensemble, walk, ball, current, y, radius, norm, num_boundaries)
-        best.update_(current, loss_B, wrong_B)
+            current = _walk(ensemble, walk, ball, current, y, radius, norm, num_boundaries, best)
     return best.result()
 
 
@@ -91,11 +91,12 @@ def _walk(
     radius: float,
     norm: Norm,
     num_boundaries: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Visit each member once and return the point reached, its mean margin and the share of members that err."""
+    best: BestPoint,
+) -> Tensor:
+    """Visit each member once and return the point reached; every point tried is entered into `best`."""
     shape = (-1, *(1,) * (centre.dim() - 1))
     step = torch.zeros_like(centre)
-    loss_B, wrong_B = ensemble.score(centre, y, margin)
+    _, wrong_B = ensemble.score(centre, y, margin)
     for member in members:
         direction, distance_B = _nearest_boundary(ensemble, member, centre + step, y, norm, num_boundaries)
         # Long enough to cross also after the sum is brought back into the local set, if the boundary is within reach.
@@ -105,13 +106,13 @@ def _walk(
         local = _into_local_set(step + length_B.view(shape) * direction, radius, norm)
         candidate = ball.project_(centre + local)
         candidate_loss_B, candidate_wrong_B = ensemble.score(candidate, y, margin)
-        # Of two points that fool as many members, the one closer to fooling the others.
-        taken_B = (candidate_wrong_B > wrong_B) | ((candidate_wrong_B == wrong_B) & (candidate_loss_B >= loss_B))
+        best.update_(candidate, candidate_loss_B, candidate_wrong_B)
+        # A point that fools as many is taken too, even if it is farther from fooling more: otherwise the walk ends in the first trap.
+        taken_B = candidate_wrong_B >= wrong_B
         step = torch.where(taken_B.view(shape), candidate - centre, step)
-        loss_B = torch.where(taken_B, candidate_loss_B, loss_B)
         wrong_B = torch.where(taken_B, candidate_wrong_B, wrong_B)
     # Once more into the ball: the difference above was rounded.
-    return ball.project_(centre + step), loss_B, wrong_B
+    return ball.project_(centre + step)
 
 
 def _nearest_boundary(

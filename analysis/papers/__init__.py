@@ -10,7 +10,7 @@ import functools
 import sys
 
 from analysis.papers.model import Cell, Item, Paper
-from analysis.papers.scales import SCALES, PlannedRun, Scale, evaluation_suites, measure_at, plan, read_estimate
+from analysis.papers.scales import SCALES, PlannedRun, Scale, evaluation_suites, measure_at, plan, read_estimate, transfer_item
 from models.errors import unknown_name
 from models.registry import scan
 
@@ -30,6 +30,7 @@ __all__ = [
     "papers",
     "plan",
     "read_estimate",
+    "transfer_item",
 ]
 
 

@@ -90,15 +90,14 @@ class Accuracy:
     def item(self) -> AttackItem:
         """The attack as suites describe it."""
         base = suite_row(self.suite, self.attack)
-        return AttackItem(
-            name=self.row_name,
-            attack=base.attack,
-            parameters={**base.parameters, **self.parameters},
-            deterministic_parameters=base.deterministic_parameters,
-            protocols=("T1", "T3") if self.protocol == "T3" else (self.protocol,),
-            num_draws=self.num_draws,
-            num_samples=base.num_samples,
-            epsilon=base.epsilon if self.epsilon is None else parse_pixel_fraction(self.epsilon),
+        return base.model_copy(
+            update={
+                "name": self.row_name,
+                "parameters": {**base.parameters, **self.parameters},
+                "protocols": ("T1", "T3") if self.protocol == "T3" else (self.protocol,),
+                "num_draws": self.num_draws,
+                "epsilon": base.epsilon if self.epsilon is None else parse_pixel_fraction(self.epsilon),
+            }
         )
 
     @property
@@ -137,14 +136,19 @@ class TransferAccuracy:
     """Accuracy of one network on examples that were made against another one.
 
     Attributes:
-        attack: how the examples are made, on the draw that the attacked network holds.
-        other: key of the row whose network is the second one; empty: the row's own `partner`.
+        attack: how the examples are made.
+        other: key of the row whose network is the second one; `{row}` in it stands for the row's own key.
         made_on: `row`: examples of the row's network, scored on the other; `other`: the reverse.
     """
 
     attack: Accuracy
-    other: str = ""
+    other: str
     made_on: Literal["row", "other"] = "other"
+
+    @property
+    def row_name(self) -> str:
+        """Name of the row in an evaluation's result."""
+        return f"{self.attack.row_name} {'from' if self.made_on == 'other' else 'to'} {self.other}"
 
     @property
     def honest(self) -> Measure | None:
@@ -196,13 +200,14 @@ class Run:
     Attributes:
         recipe: its name. overrides: `section.field=value`, as typed behind `--`.
         norm: of the recipe's threat model, which a small stand-in must keep.
-        in_epochs: fields counted in epochs, with their values in the paper's schedule; shorter schedules shrink them.
+        epochs: of the recipe. in_epochs: fields counted in epochs, with the recipe's values; shorter schedules shrink them.
     """
 
     recipe: str
     overrides: tuple[str, ...] = ()
-    norm: Norm = "linf"
-    in_epochs: Mapping[str, float] = field(default_factory=dict)
+    norm: Norm = field(default="linf", kw_only=True)
+    epochs: int = field(default=200, kw_only=True)
+    in_epochs: Mapping[str, float] = field(default_factory=dict, kw_only=True)
 
     def tuned(self, *overrides: str) -> Run:
         """Return the run with further overrides."""
@@ -218,7 +223,6 @@ class Row:
         run: the training of all columns. runs: the training by column group, where columns need different ones.
         quoted: whose numbers these are, where the paper quotes them and nothing is run; else empty.
         extra: Rayndom's own row, which the paper does not have.
-        partner: key of the row with the second network; see `TransferAccuracy`.
         x, y: place on a figure's axes, where rows are points.
     """
 
@@ -229,7 +233,6 @@ class Row:
     runs: Mapping[str, Run] = field(default_factory=dict)
     quoted: str = ""
     extra: bool = False
-    partner: str = ""
     x: float | None = None
     y: float | None = None
 
@@ -360,6 +363,13 @@ class Item:
         """Return a column by key."""
         return _by_key("column", self.name, self.columns, key)
 
+    def other_row(self, row: Row, measure: Measure) -> Row | None:
+        """Return the row with the second network of a measure; None if the measure has none, or this row has no such counterpart."""
+        if not isinstance(measure, TransferAccuracy | Theory) or not measure.other:
+            return None
+        key = measure.other.format(row=row.key)
+        return next((candidate for candidate in self.rows if candidate.key == key), None)
+
     def cell(self, row: Row, column: Column) -> Cell:
         """Return one cell."""
         notes = tuple(note for note in self.notes if note.touches(row, column))
@@ -370,7 +380,8 @@ class Item:
         for row in self.rows:
             for column in self.columns:
                 cell = self.cell(row, column)
-                if cell.run is not None or cell.published is not None:
+                without_other = isinstance(column.measure, TransferAccuracy) and self.other_row(row, column.measure) is None
+                if cell.published is not None or (cell.run is not None and not without_other):
                     yield cell
 
 

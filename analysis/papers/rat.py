@@ -24,6 +24,7 @@ from analysis.papers.model import (
     grid,
     illustration,
 )
+from models.threat_model import Norm
 
 SUITE = "paper_rat"
 PGD_20 = Accuracy(SUITE, "pgd_20")
@@ -65,8 +66,8 @@ def _trades(where: str) -> Run:
     return Run(f"trades_{where}")
 
 
-def _awp(where: str, *overrides: str, norm: str = "linf") -> Run:
-    return Run(f"awp_{where}", overrides, "l2" if norm == "l2" else "linf", AWP_EPOCHS)
+def _awp(where: str, *overrides: str, norm: Norm = "linf") -> Run:
+    return Run(f"awp_{where}", overrides, norm=norm, in_epochs=AWP_EPOCHS)
 
 
 def _taylor(where: str, *overrides: str) -> Run:
@@ -74,9 +75,9 @@ def _taylor(where: str, *overrides: str) -> Run:
     return Run(f"rat_taylor_{where}", overrides)
 
 
-def _taylor_awp(where: str, *overrides: str, norm: str = "linf") -> Run:
+def _taylor_awp(where: str, *overrides: str, norm: Norm = "linf") -> Run:
     """Return RAT on AWP."""
-    return Run(f"rat_taylor_{where}", (*AWP_FIELDS, *overrides), "l2" if norm == "l2" else "linf", AWP_EPOCHS)
+    return Run(f"rat_taylor_{where}", (*AWP_FIELDS, *overrides), norm=norm, in_epochs=AWP_EPOCHS)
 
 
 def _surrogate(where: str, *overrides: str) -> Run:

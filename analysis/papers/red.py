@@ -41,7 +41,7 @@ AMBIGUITIES = {
 
 
 def _ensemble(method: str, data: str) -> Run:
-    return Run(f"{method}_{data}_resnet18", in_epochs=WARMUP.get(method, {}))
+    return Run(f"{method}_{data}_resnet18", epochs=220 if method == "dverge" else 200, in_epochs=WARMUP.get(method, {}))
 
 
 NATURAL = Column("natural", "NAT", Clean())

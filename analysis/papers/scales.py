@@ -1,7 +1,7 @@
 """How the rows of a table are trained and evaluated at three scales: a check of the plumbing, a short schedule, or as printed.
 
 * `paper`: the recipe with the row's changes, nothing else.
-* `short`: the same experiment on a one-cycle schedule of 30 epochs, evaluated on 1,000 images.
+* `short`: the same experiment on a one-cycle schedule of at most 30 epochs, evaluated on 1,000 images.
 * `smoke`: the same defence parameters on `digits` at 16x16 with ResNet-8, radius 0.1, 3 epochs, evaluated on 64 images. Rows that
   differ in data set or network alone become one experiment. What the small network does not have is moved to what it has: CTRW's position
   to at most 4 (before the pooling), DCS's to at most the 7th convolution, RNA's path differences to at most its 9 layers; groups and
@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from analysis.papers.model import Accuracy, Clean, Column, Item, Measure, Run, Theory, TransferAccuracy, WorstCase, shipped_suite
@@ -30,9 +31,8 @@ from models.threat_model import parse_pixel_fraction
 Scale = Literal["smoke", "short", "paper"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 
-PAPER_EPOCHS = 200
-"""Epochs that fields in `Run.in_epochs` refer to."""
 EPOCHS: dict[Scale, int] = {"short": 30, "smoke": 3}
+"""Epochs at most; a shorter recipe keeps its own."""
 
 SMOKE_EPSILON = 0.1
 _PAPER_EPSILON = 8 / 255
@@ -86,13 +86,14 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class EvaluationBudget:
-    """Upper limits of an evaluation; None: no limit. `scoring` has limits by field of `Scoring`."""
+    """Upper limits of an evaluation; None: no limit. `scoring` has limits by field of `Scoring`; `studies`: with a suite's own checks."""
 
     num_samples: int | None = None
     num_draws: int | None = None
     max_steps: int | None = None
     max_queries: int | None = None
     autoattack_version: str | None = None
+    studies: bool = True
     scoring: Mapping[str, int] | None = None
 
 
@@ -109,6 +110,7 @@ BUDGETS: dict[Scale, EvaluationBudget] = {
         max_steps=20,
         max_queries=50,
         autoattack_version="rand",
+        studies=False,
         scoring={
             "num_selection_draws": 2,
             "num_evaluation_draws": 5,
@@ -152,8 +154,8 @@ def overrides_at(run: Run, scale: Scale) -> tuple[str, ...]:
     _check_scale(scale)
     if scale == "paper":
         return run.overrides
-    epochs = EPOCHS[scale]
-    shortened = tuple(f"{name}={math.ceil(value * epochs / PAPER_EPOCHS)}" for name, value in run.in_epochs.items())
+    epochs = min(EPOCHS[scale], run.epochs)
+    shortened = tuple(f"{name}={math.ceil(value * epochs / run.epochs)}" for name, value in run.in_epochs.items())
     schedule = (f"training.epochs={epochs}", *_ONE_CYCLE, *shortened)
     if scale == "short":
         return (*run.overrides, *schedule)
@@ -177,6 +179,26 @@ def attack_item(measure: Accuracy, run: Run, scale: Scale) -> AttackItem:
     return _limited_attack(measure.item, run, scale)
 
 
+def transfer_item(measure: TransferAccuracy, run: Run, scale: Scale, surrogate: str | Path) -> AttackItem:
+    """Return a transfer between networks as an attack of a suite, to be run on the network that answers.
+
+    Args:
+        measure: whose `row_name` becomes the name of the attack.
+        run: a training of the row, for its norm.
+        scale: whose limits hold.
+        surrogate: folder of the exported network on which the examples are made.
+    """
+    base = attack_item(measure.attack, run, scale)
+    assert base.attack in ("pgd", "fgsm"), f"{base.attack} does not transfer"
+    return AttackItem(
+        name=measure.row_name,
+        attack="transfer_surrogate",
+        parameters={**base.parameters, "method": base.attack, "surrogate": str(surrogate)},
+        protocols=("T0",),
+        epsilon=base.epsilon,
+    )
+
+
 def measure_at(measure: Measure, run: Run, scale: Scale) -> Measure:
     """Return a measure whose theory parameters fit the scale; attacks are fitted by `attack_item`."""
     _check_scale(scale)
@@ -198,10 +220,11 @@ def read_estimate(measure: Measure, result: EvaluationResult) -> Estimate | None
         return result.clean
     if isinstance(measure, WorstCase):
         return result.headline
-    if isinstance(measure, Accuracy):
+    if isinstance(measure, Accuracy | TransferAccuracy):
+        protocol = measure.protocol if isinstance(measure, Accuracy) else measure.attack.protocol
         for row in result.rows:
             # A deterministic model has one row for all protocols, labelled `T0 = T1 = T2`.
-            if row.attack == measure.row_name and (row.protocol == measure.protocol or "=" in row.protocol):
+            if row.attack == measure.row_name and (row.protocol == protocol or "=" in row.protocol):
                 return row.estimate
     return None
 
@@ -225,12 +248,16 @@ def _suite(name: str, measures: Iterable[Measure], planned: PlannedRun, title: s
             _merge(rows, attack_item(measure, planned.run, planned.scale))
             repetitions = max(repetitions, measure.num_repetitions or 1)
     scoring = base.scoring.model_copy(update={"num_repetitions": repetitions})
-    return Suite(
-        name=f"{title} {name}",
-        description=f"what {title} needs of {name}",
-        num_samples=_smaller(base.num_samples, budget.num_samples),
-        scoring=_limited_scoring(scoring, budget),
-        attacks=tuple(rows.values()),
+    return base.model_copy(
+        update={
+            "name": f"{title} {name}",
+            "description": f"what {title} needs of {name}",
+            "defences": (),
+            "num_samples": _smaller(base.num_samples, budget.num_samples),
+            "scoring": _limited_scoring(scoring, budget),
+            "attacks": tuple(rows.values()),
+            "studies": base.studies if budget.studies else None,
+        }
     )
 
 
@@ -250,6 +277,7 @@ def _limited_attack(item: AttackItem, run: Run, scale: Scale) -> AttackItem:
         update={
             "parameters": _limited_parameters(item, item.parameters, run, scale),
             "deterministic_parameters": _limited_parameters(item, item.deterministic_parameters, run, scale, own=False),
+            "l2_parameters": _limited_parameters(item, item.l2_parameters, run, scale, own=False),
             "num_draws": _smaller(item.num_draws, budget.num_draws),
             "num_samples": _smaller(item.num_samples, budget.num_samples) if item.num_samples is not None else None,
             "epsilon": item.epsilon * _attack_factor(run, scale) if item.epsilon is not None else None,
@@ -259,7 +287,7 @@ def _limited_attack(item: AttackItem, run: Run, scale: Scale) -> AttackItem:
 
 def _limited_parameters(item: AttackItem, parameters: Mapping[str, Any], run: Run, scale: Scale, own: bool = True) -> dict[str, Any]:
     budget, factor = BUDGETS[scale], _attack_factor(run, scale)
-    limits = {"steps": budget.max_steps, "n_queries": budget.max_queries, "num_queries": budget.max_queries}
+    limits = {"steps": budget.max_steps, "rounds": budget.max_steps, "n_queries": budget.max_queries, "num_queries": budget.max_queries}
     limited: dict[str, Any] = {}
     for name, value in parameters.items():
         if limits.get(name) is not None:
@@ -310,4 +338,5 @@ __all__ = [
     "overrides_at",
     "plan",
     "read_estimate",
+    "transfer_item",
 ]

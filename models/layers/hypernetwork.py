@@ -112,6 +112,7 @@ class UnitGrid:
 
     @property
     def num_units(self) -> int:
+        """Number of generated blocks."""
         return self.rows * self.columns
 
 

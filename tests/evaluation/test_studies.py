@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from evaluation_toys import SIGNAL, Quantized, classifier, digits_classifier, labelled_by, two_classes
+from evaluation_toys import SIGNAL, Quantized, classifier, digits_classifier, labelled_by, pattern, two_classes
 from torch import nn
 
 from analysis import calibration
@@ -22,7 +22,7 @@ from models.threat_model import ThreatModel
 
 THREAT = ThreatModel(epsilon=0.15)
 STUDIES = StudySettings(
-    num_samples=60, steps=20, num_draws=6, max_steps=80, max_draws=24, num_searched=20, num_random_points=30, num_votes=6, num_tested=24
+    num_samples=60, steps=40, num_draws=6, max_steps=160, max_draws=24, num_searched=20, num_random_points=30, num_votes=6, num_tested=24
 )
 SUITE = Suite(
     name="mine",
@@ -107,14 +107,14 @@ def test_steps_are_doubled_until_accuracy_stays(results):
         if study is None or study["name"] != "steps":
             continue
         facts = record["block"]["study"]
-        assert facts["levels"][:2] == [20, 40]
+        assert facts["levels"][:2] == [40, 80]
         assert facts["accuracies"][-2] - facts["accuracies"][-1] < 0.05
         assert record["block"]["num_draws"]["previous"] == record["block"]["num_draws"]["evaluation"]
 
 
 def test_an_attack_that_needs_more_steps_is_called_an_upper_bound():
     model, x, y = toys("adversarially_trained")
-    few = StudySettings(names=("steps",), attack="pgd", steps=1, max_steps=2, num_samples=60)
+    few = StudySettings(names=("steps",), attack="pgd", steps=2, max_steps=4, num_samples=60)
     suite = Suite(name="mine", studies=few, attacks=(AttackItem(attack="fgsm"),))
     result = evaluate(model, x, y, suite, threat_model=THREAT)
     assert verdict(result, "C7").status == "WARN"
@@ -184,10 +184,8 @@ def test_a_black_box_that_beats_gradients_is_flagged():
     linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     suite = Suite(
         name="mine",
-        attacks=(AttackItem(attack="pgd", parameters={"steps": 5}), AttackItem(attack="square", parameters={"num_queries": 150})),
+        attacks=(AttackItem(attack="pgd", parameters={"steps": 5}), AttackItem(attack="square", parameters={"num_queries": 600})),
     )
-    from evaluation_toys import pattern
-
     linear[1].weight.data = torch.stack([-pattern(), pattern()])
     linear[1].bias.data = -linear[1].weight.data.sum(1) / 2
     masked = evaluate(Quantized(linear.eval()), x, y, suite, threat_model=ThreatModel(epsilon=2 * SIGNAL))

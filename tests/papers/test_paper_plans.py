@@ -40,7 +40,11 @@ def test_every_plan_resolves_to_valid_recipes(name, scale):
             assert found.threat_model.norm == run.run.norm
             assert not found.resources.gpus_per_worker
         if scale == "short":
-            assert (found.training.epochs, found.training.schedule.name) == (30, "one_cycle")
+            assert (found.training.epochs, found.training.schedule.name) == (min(30, run.run.epochs), "one_cycle")
+        if scale == "paper":
+            assert found.training.epochs == run.run.epochs, "shorter schedules shrink in proportion to it"
+            values = found.flatten()
+            assert {name: values[name] for name in run.run.in_epochs} == run.run.in_epochs
 
 
 def test_at_paper_scale_nothing_but_the_row_changes_the_recipe():

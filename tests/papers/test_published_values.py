@@ -59,8 +59,8 @@ SENTENCES = {
     "rna.fig5c": (r"\*\*Adversarial Transferability in Random Space", r"### 5\.3"),
     "red.parameters": (r"^ABSTRACT", r"1 INTRODUCTION"),
 }
-# Rows that the extraction of the text tore apart: their numbers are in order, others stand between them.
-TORN = {("red.table2", "ps_red")}
+# Rows that the extraction of the text tore apart (their numbers are in order, others stand between them), and the line it garbled.
+TORN = {("red.table2", "ps_red"): r"^DC DED"}
 
 NUMBER = re.compile(r"(?<![\d.])-?\d+(?:\.\d+)?")
 
@@ -132,8 +132,9 @@ def test_no_number_of_a_table_is_left_out(name):
     item = get_item(name)
     known = {number for wanted in numbers_of_rows(name).values() for number in wanted}
     labels = {number for row in item.rows for number in NUMBER.findall(row.label)}
-    lines = [line for line in region(name).splitlines() if line.count("\t") >= 2]
-    assert lines
+    garbled = [pattern for (torn, _), pattern in TORN.items() if torn == name]
+    lines = [line for line in region(name).splitlines() if not any(re.match(pattern, line) for pattern in garbled)]
+    lines = [line for line in lines if "\t" in line] or lines
     printed = {number for line in lines for number in re.findall(r"(?<![\d.])-?\d+\.\d+", line)}
     assert printed <= known | labels
 
@@ -152,5 +153,5 @@ def test_every_table_and_figure_that_the_text_names_is_there(paper):
     for kind, pattern in (("table", r"(?:Table|Tab)\.?\s+(\d+)"), ("fig", r"(?:Figure|Fig)\.?\s+(\d+)")):
         mentioned = set(re.findall(pattern, text))
         assert mentioned
-        for number in mentioned:
+        for number in (number for number in mentioned if int(number) < 20):  # above: numbers of lines
             assert any(re.fullmatch(rf"{kind}{number}[a-z]?", name) for name in names), f"{paper} names {kind} {number}"
