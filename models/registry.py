@@ -62,12 +62,14 @@ class DefenceModel:
         description: one line.
         config: its parameters, a `Config` subclass.
         build: `(config, request) -> nn.Module`.
+        presets: named sets of parameters by source, e.g. `paper`, `official`, `common`.
     """
 
     name: str
     description: str
     config: type[Config]
     build: Callable[[Any, BuildRequest], nn.Module]
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def scan(package: ModuleType, attribute: str) -> list[Any]:

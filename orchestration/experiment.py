@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, SerializeAsAny, mo
 
 from models.backbones import canonical_backbone_name
 from models.configuration import Config
+from models.errors import unknown_name
 from models.registry import defence_model, parse_defence_parameters
 from models.threat_model import ThreatModel
 from trainers.config import TrainingConfig
@@ -30,12 +31,17 @@ class DefenceSection(Config):
 
 
 def _parse_defence(value: Any) -> Any:
+    """Build a section from `{"name": ..., parameters}`; `preset` stands for a named set of parameters, which explicit ones override."""
     if isinstance(value, str):
         value = {"name": value}
-    if isinstance(value, dict) and "name" in value:
-        parameters = {key: item for key, item in value.items() if key != "name"}
-        defence_model(value["name"])
-        return DefenceSection(name=value["name"], parameters=parse_defence_parameters(value["name"], parameters))
+    if isinstance(value, dict) and "name" in value and "parameters" not in value:
+        parameters = {key: item for key, item in value.items() if key not in ("name", "preset")}
+        entry = defence_model(value["name"])
+        if "preset" in value:
+            if value["preset"] not in entry.presets:
+                raise unknown_name(f"preset of {entry.name}", str(value["preset"]), entry.presets)
+            parameters = dict(entry.presets[value["preset"]]) | parameters
+        return DefenceSection(name=entry.name, parameters=parse_defence_parameters(entry.name, parameters))
     return value
 
 

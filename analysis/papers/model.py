@@ -109,14 +109,16 @@ class Accuracy:
         """
         if self.protocol != "T0":
             return self
-        entry = attack_entry(suite_row(self.suite, self.attack).attack)
+        base = suite_row(self.suite, self.attack)
+        entry = attack_entry(base.attack)
         if entry.name == "torchattacks_autoattack":
             return WorstCase(HONEST_SUITE)
         if not entry.bounded:
             return None
+        if "T1" in base.protocols:
+            return replace(self, protocol="T1", num_draws=base.num_draws)
         # EOT-PGD averages by itself, once its forwards see different draws.
-        num_draws = 1 if entry.name == "torchattacks_eotpgd" else HONEST_DRAWS
-        return replace(self, protocol="T1", num_draws=num_draws)
+        return replace(self, protocol="T1", num_draws=1 if entry.name == "torchattacks_eotpgd" else HONEST_DRAWS)
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ class TransferAccuracy:
     @property
     def row_name(self) -> str:
         """Name of the row in an evaluation's result."""
-        return f"{self.attack.row_name} {'from' if self.made_on == 'other' else 'to'} {self.other}"
+        return f"{self.attack.row_name} {'from' if self.made_on == 'other' else 'to'} {self.other.removeprefix('{row}/')}"
 
     @property
     def honest(self) -> Measure | None:

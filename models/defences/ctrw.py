@@ -117,4 +117,4 @@ def build_ctrw(config: CtrwConfig, request: BuildRequest) -> nn.Module:
     return request.network(lambda backbone: add_random_weights(backbone, config, request.image_shape))
 
 
-DEFENCE_MODELS = (DefenceModel("ctrw", "constrained trainable random weights on a feature map", CtrwConfig, build_ctrw),)
+DEFENCE_MODELS = (DefenceModel("ctrw", "constrained trainable random weights on a feature map", CtrwConfig, build_ctrw, PRESETS),)

@@ -117,5 +117,5 @@ def build_dcs(config: DcsConfig, request: BuildRequest) -> nn.Module:
 
 
 DEFENCE_MODELS = (
-    DefenceModel("dcs", "deformable convolution with stochasticity: n of k*k taps per draw, with GSAT", DcsConfig, build_dcs),
+    DefenceModel("dcs", "deformable convolution with stochasticity: n of k*k taps per draw, with GSAT", DcsConfig, build_dcs, PRESETS),
 )

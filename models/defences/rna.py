@@ -126,5 +126,5 @@ def build_rna(config: RnaConfig, request: BuildRequest) -> nn.Module:
 
 
 DEFENCE_MODELS = (
-    DefenceModel("rna", "random normalization aggregation: each layer draws one of several normalizations", RnaConfig, build_rna),
+    DefenceModel("rna", "random normalization aggregation: each layer draws one of several normalizations", RnaConfig, build_rna, PRESETS),
 )

@@ -93,5 +93,6 @@ DEFENCE_MODELS = (
         "one normalization everywhere (BN, BGN, IN, GN or LN), adversarially trained: baselines of RNA",
         SingleNormalizationConfig,
         build_single_normalization,
+        PRESETS,
     ),
 )

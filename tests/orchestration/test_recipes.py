@@ -116,6 +116,16 @@ def test_a_recipe_file_may_extend_a_shipped_one(tmp_path):
     assert experiment.name == "mine"
 
 
+def test_presets_stand_for_parameters_and_flags_override_them():
+    paper = load_recipe("ctrw_digits", ["--defence.preset", "paper"]).experiment.defence.parameters
+    assert (paper.constraint, paper.lower_bound, paper.upper_bound) == ("project", 1000.0, 2400.0)
+    changed = load_recipe("ctrw_digits", ["--defence.preset", "paper", "--defence.lower_bound", "900"]).experiment
+    assert changed.defence.parameters.lower_bound == 900
+    assert "preset" not in changed.model_dump(mode="json")["defence"]
+    with pytest.raises(UserError, match="'official'"):
+        load_recipe("ctrw_digits", ["--defence.preset", "oficial"])
+
+
 def test_merging_replaces_a_section_whose_name_changes():
     merged = recipes.merge({"defence": {"name": "ctrw", "lower_bound": 3}}, {"defence": {"name": "at"}})
     assert merged == {"defence": {"name": "at"}}

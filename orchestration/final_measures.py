@@ -1,0 +1,98 @@
+"""What a finished trial reports beyond its epochs: what the model costs, and its robust accuracy under named protocols on validation images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from analysis.evaluate import evaluate
+from analysis.result import EvaluationResult
+from analysis.theory.cost import count_parameters
+from models.batch_statistics import mode
+from models.randomness import resample
+from models.weights import load_pretrained
+from orchestration.experiment import ExperimentConfig
+from orchestration.run_folder import RunFolder, replace_text
+from orchestration.sweep_goals import PROTOCOLS, MeasureConfig, protocol_metric
+from trainers.data import evaluation_batches, load_data
+from trainers.validation import limited
+
+LATENCY_BATCH_SIZE = 32
+_LATENCY_ROUNDS = 5
+
+
+def cost_metrics(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, float]:
+    """Return `model/parameters` and `model/latency_ms`.
+
+    The latency is the median time in milliseconds of one batch of 32 images with a new draw, in eval mode, on the device and with the
+    threads that the model was trained with. Other trials on the same machine disturb it.
+    """
+    device = next(model.parameters()).device
+    x_BCHW = torch.full((LATENCY_BATCH_SIZE, *image_shape), 0.5, device=device)
+    generator = torch.Generator().manual_seed(0)
+    seconds = []
+    with mode(model, "eval"), torch.no_grad():
+        for _ in range(_LATENCY_ROUNDS + 1):
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            started = time.perf_counter()
+            resample(model, generator)
+            model(x_BCHW)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - started)
+    return {
+        "model/parameters": float(count_parameters(model)),
+        "model/latency_ms": 1000 * statistics.median(seconds[1:]),  # the first call warms up
+    }
+
+
+def protocol_metrics(experiment: ExperimentConfig, folder: RunFolder, data_root: Path | None, measure: MeasureConfig) -> dict[str, float]:
+    """Attack a finished run's model on validation images and return its robust accuracy under each protocol of the suite.
+
+    The blocks are kept in the run folder: an interrupted measurement goes on, a finished one is reused.
+
+    Raises:
+        UserError: the suite does not fit the model.
+    """
+    key = hashlib.blake2b(json.dumps(measure.model_dump(mode="json"), sort_keys=True).encode(), digest_size=4).hexdigest()
+    path = folder.path / f"protocols-{key}.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    device = "cuda" if experiment.resources.gpus_per_worker and torch.cuda.is_available() else "cpu"
+    model = load_pretrained(folder.model, resample_on_forward=False).to(device, memory_format=torch.channels_last)
+    batches = list(evaluation_batches(limited(load_data(experiment.data, data_root).validation, measure.num_examples), 256))
+    result = evaluate(
+        model,
+        torch.cat([x for x, _ in batches]),
+        torch.cat([y for _, y in batches]),
+        measure.suite,
+        defence=experiment.defence.name,
+        threat_model=experiment.threat_model,
+        num_draws=measure.num_draws,
+        num_samples=measure.num_examples,
+        records=folder.path / f"protocols-{key}.jsonl",
+    )
+    metrics = accuracies_by_protocol(result)
+    replace_text(path, json.dumps(metrics, indent=2))
+    return metrics
+
+
+def accuracies_by_protocol(result: EvaluationResult) -> dict[str, float]:
+    """Return the lowest accuracy of a single attack under each protocol; under T1 the worst attack of each sample."""
+    metrics: dict[str, float] = {}
+    for protocol in PROTOCOLS:
+        rows: list[Any] = [row for row in result.rows if row.attack != "clean" and row.in_threat_model]
+        values = [row.estimate.value for row in rows if protocol in row.protocol.split(" = ")]
+        if protocol == "T1" and result.headline is not None:
+            values = [result.headline.value]
+        if values:
+            metrics[protocol_metric(protocol)] = min(values)
+    return metrics

@@ -1,0 +1,100 @@
+"""What a sweep wants: objectives, constraints, early stopping, the measure of finished trials, repeats over training seeds."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from analysis.suites import load_suite
+from models.configuration import Config
+from orchestration.experiment import ExperimentConfig
+from trainers.validation import attack_name
+
+PROTOCOLS = ("T0", "T1", "T2", "T3")
+COST_METRICS = ("model/parameters", "model/latency_ms")
+
+
+class SweepObjective(Config):
+    """What a sweep improves."""
+
+    metric: str = Field(
+        description="Name of a metric of training, e.g. `validation/robust_accuracy`; or of a finished trial: `model/parameters`, "
+        "`model/latency_ms`, or robust accuracy under a named protocol, e.g. `validation/robust_accuracy/T1`."
+    )
+    mode: Literal["max", "min"] = Field("max", description="Whether more or less is better.")
+
+
+class Constraint(Config):
+    """What a trial must satisfy to win."""
+
+    metric: str = Field(description="Name of a metric, as in `objectives`.")
+    at_least: float | None = Field(None, description="Smallest allowed value.")
+    at_most: float | None = Field(None, description="Largest allowed value.")
+
+    @model_validator(mode="after")
+    def _has_one_bound(self) -> Constraint:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError(f"constraint on {self.metric}: give either `at_least` or `at_most`")
+        return self
+
+    @property
+    def key(self) -> str:
+        """Name under which Optuna keeps it."""
+        return f"{self.metric} {'>=' if self.at_most is None else '<='} {self.at_least if self.at_most is None else self.at_most:g}"
+
+    def violation(self, value: float) -> float:
+        """Return by how much `value` is out of bounds: positive if it is, zero or negative if not."""
+        return self.at_least - value if self.at_least is not None else value - self.at_most
+
+
+class StoppingConfig(Config):
+    """Early stopping of unpromising trials by asynchronous successive halving (ASHA)."""
+
+    metric: str = Field("validation/robust_accuracy", description="The metric that trials are compared by, always maximized.")
+    grace_epochs: int = Field(1, ge=1, description="No trial is stopped before this many epochs.")
+    reduction_factor: float = Field(3, gt=1, description="Of the trials at a rung, one in this many goes on.")
+
+
+class MeasureConfig(Config):
+    """How robust accuracy under a named protocol is measured at the end of a trial, on validation images.
+
+    It is measured only if an objective or a constraint names a `validation/robust_accuracy/T<n>`.
+    """
+
+    suite: str = Field("quick", description="Evaluation suite.")
+    num_examples: int = Field(200, ge=1, description="Validation images.")
+    num_draws: int | None = Field(None, ge=1, description="Draws that score; none: the suite's.")
+
+
+class RepeatsConfig(Config):
+    """Training the best trials again with other seeds: the winner is the best on the mean."""
+
+    top: int = Field(3, ge=1, description="How many of the best full-budget trials.")
+    seeds: tuple[int, ...] = Field((1, 2), min_length=1, description="Further training seeds, beside the one of the search.")
+
+
+def protocol_metric(protocol: str) -> str:
+    """Return the metric of robust accuracy under a protocol, `T0` to `T3`."""
+    return f"validation/robust_accuracy/{protocol}"
+
+
+def epoch_metrics(experiment: ExperimentConfig) -> list[str]:
+    """Return the metrics that a run of `experiment` reports after epochs."""
+    validation = experiment.training.validation
+    attacks = sorted({attack_name(validation, randomized=randomized) for randomized in (False, True)})
+    return [
+        "train/loss",
+        "validation/clean_accuracy",
+        "validation/robust_accuracy",
+        *(f"validation/robust_accuracy/{attack}" for attack in attacks),
+        "time/epoch_seconds",
+        "time/examples_per_second",
+    ]
+
+
+def final_metrics(experiment: ExperimentConfig, suite: str) -> list[str]:
+    """Return the metrics that a finished trial reports beside those of its selected epoch."""
+    attacks = load_suite(suite, experiment.defence.name).attacks
+    protocols = {protocol for attack in attacks for protocol in attack.protocols}
+    return [*COST_METRICS, *(protocol_metric(protocol) for protocol in PROTOCOLS if protocol in protocols)]
