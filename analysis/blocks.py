@@ -14,10 +14,11 @@ from analysis.attacked_model import AttackedModel
 from analysis.attacks.registry import AttackOutput, AttackProblem, attack_entry, parse_attack_parameters
 from analysis.examination import gradient_calls_in_forward, liveness, missing_gradients, output_facts, shares_draw_in_batch
 from analysis.fingerprints import data_hash, weights_hash
+from analysis.folding import folded_for_evaluation
 from analysis.images import encode_png
 from analysis.protocols import BlockOutcome, BlockSetting, run_protocol, score_clean
 from analysis.records import Record, pack_rows
-from analysis.state_guard import StateReport, restored_state
+from analysis.state_guard import restored_state
 from analysis.study_runs import Study, run_study
 from analysis.tasks import BlockTask, bare_model
 from models.batch_statistics import mode
@@ -27,6 +28,7 @@ from models.threat_model import ThreatModel
 _NUM_EXAMINED = 200
 _NUM_LIVE = 16
 _NUM_EXAMPLES = 4
+_NUM_TRACED = 2
 
 
 def run_block(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> Record:
@@ -51,13 +53,15 @@ def run_block(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> Record
     x_block, y_block = x[rows].to(like), y[rows].to(device=like.device, dtype=torch.long)
 
     started = time.perf_counter()
-    with mode(model, "eval"), restored_state(model) as report:
-        live_seed = derive_seed(task.seed, "examination", task.block)
-        before = liveness(model, x_block[:_NUM_LIVE], live_seed)
-        outcome, study = _run(model, x_block, y_block, task)
-        training_modules = sum(module.training for module in model.modules())
-        after = liveness(model, x_block[:_NUM_LIVE], live_seed)
-        examined = _examine(model, x_block, y_block, task) if task.kind == "clean" and task.block == 0 else {}
+    with mode(model, "eval"), restored_state(model) as outer:
+        network, num_folded = folded_for_evaluation(model, x_block[:_NUM_TRACED])
+        with restored_state(network) as report:
+            live_seed = derive_seed(task.seed, "examination", task.block)
+            before = liveness(network, x_block[:_NUM_LIVE], live_seed)
+            outcome, study = _run(network, x_block, y_block, task)
+            training_modules = sum(module.training for module in network.modules())
+            after = liveness(network, x_block[:_NUM_LIVE], live_seed)
+            examined = _examine(network, x_block, y_block, task) if task.kind == "clean" and task.block == 0 else {}
     seconds = time.perf_counter() - started
 
     threat_model = _threat_model(task)
@@ -68,9 +72,10 @@ def run_block(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> Record
         "block": {
             **_block_facts(outcome),
             "liveness": {"before": before, "after": after},
-            "hygiene": _hygiene(report, training_modules, weights_hash(model) == hash_before),
+            "hygiene": _hygiene([*report.changed, *outer.changed], training_modules, weights_hash(model) == hash_before),
             "examination": examined,
             "study": study,
+            "num_folded": num_folded,
             "examples": _examples(outcome, task, x_block),
         },
         "measured": {"seconds": seconds, "device": _device_name(like.device), "versions": _versions()},
@@ -148,8 +153,8 @@ def _examples(outcome: BlockOutcome, task: BlockTask, x: Tensor) -> list[str]:
     return [encode_png(image) for image in points[:_NUM_EXAMPLES]]
 
 
-def _hygiene(report: StateReport, training_modules: int, same_weights: bool) -> dict[str, Any]:
-    return {"changed": report.changed, "training_modules": training_modules, "same_weights": same_weights}
+def _hygiene(changed: list[str], training_modules: int, same_weights: bool) -> dict[str, Any]:
+    return {"changed": sorted(set(changed)), "training_modules": training_modules, "same_weights": same_weights}
 
 
 def _examine(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> dict[str, Any]:

@@ -41,8 +41,8 @@ def model_card(
 
 - data: {experiment.data.name}, {len(class_names)} classes ({shown})
 - threat model: {experiment.threat_model}, pixels in [0,1], normalization inside the model
-- training: {training.objective.name}, {record["num_epochs"]} epochs, batch {training.batch_size}, seed {experiment.seed}; the weights are those of
-  epoch {record["selected_epoch"]}, selected on {selected_on} images
+- training: {training.objective.name}, {record["num_epochs"]} epochs, batch {training.batch_size}, seed {experiment.seed};
+  the weights are those of epoch {record["selected_epoch"]}, selected on {selected_on} images
 - fingerprint of the configuration: `{experiment.fingerprint}` (whole configuration in `config.json`)
 
 ## Accuracy during training
@@ -66,11 +66,11 @@ model = load_pretrained("path/of/this/folder")  # needs neither Ray nor MLflow
 logits = model(images)  # images: float tensor (B, C, H, W) in [0,1]
 ```
 
-A randomized model comes wrapped so that each call takes a new draw; `load_pretrained(..., resample_on_forward=False)` gives the bare model, whose
-draws `models.randomness.resample` takes.
+A randomized model comes wrapped so that each call takes a new draw; `load_pretrained(..., resample_on_forward=False)` gives the bare
+model, whose draws `models.randomness.resample` takes.
 
 ## Limits
 
-A randomized defence mostly raises the cost of an attack. Believe the numbers under protocol T1 and T2 and their verdicts, not those of T0, in which
-the attack does not know that the model is random.{" Differences from the paper:" if deviations else ""}{deviations}
+A randomized defence mostly raises the cost of an attack. Believe the numbers under protocol T1 and T2 and their verdicts, not those of T0,
+in which the attack does not know that the model is random.{" Differences from the paper:" if deviations else ""}{deviations}
 """

@@ -1,4 +1,4 @@
-"""Evaluating trained models: one unit of work per (checkpoint, attack and protocol, block of samples), spread over Ray workers or done here.
+"""Evaluating trained models: units of work per (checkpoint, attack and protocol, block of samples), on Ray workers or in this process.
 
 Every finished block is one JSON line, so a killed evaluation goes on where it was, and whoever runs a block writes the same record.
 """

@@ -26,6 +26,8 @@ from orchestration.sweep_config import SweepConfig
 
 RESUMES = "resumes"  # of a trial that runs another one again: that one's number
 RETRY = "retry"
+PROXY = "proxy"  # epoch -> the metric that early stopping watches
+METRICS = "metrics"  # of the finished trial
 
 
 def storage_url(folder: Path) -> str:
@@ -138,8 +140,11 @@ class StudySearch(OptunaSearch):
         return {"values": values, "number": trial.number}
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Report an epoch's value, for single-objective sweeps."""
-        if len(self._metrics) > 1 or trial_id in self._completed_trials or result.get("finished"):
+        """Report an epoch's value, for single-objective sweeps; keep what early stopping compares."""
+        if trial_id in self._completed_trials or result.get("finished"):
+            return
+        self._keep_proxy(trial_id, result)
+        if len(self._metrics) > 1:
             return
         value = result.get(self._metrics[0])
         if value is not None and math.isfinite(value):
@@ -153,21 +158,51 @@ class StudySearch(OptunaSearch):
         trial = self._ot_trials[trial_id]
         values = [(result or {}).get(metric) for metric in self._metrics]
         finite = all(value is not None and math.isfinite(value) for value in values)
+        bounded = {constraint: (result or {}).get(constraint.metric) for constraint in self.config.constraints}
+        finite = finite and all(value is not None and math.isfinite(value) for value in bounded.values())
         if error:
             trial.set_user_attr(RETRY, True)
             self._ot_study.tell(trial, state=TrialState.FAIL)
         elif (result or {}).get("finished") and finite:
             trial.set_user_attr("epochs", result["epoch"])
+            trial.set_user_attr(METRICS, {name: value for name, value in result.items() if "/" in name and isinstance(value, int | float)})
+            for constraint, value in bounded.items():
+                trial.set_constraint(constraint.key, constraint.violation(value))
             self._ot_study.tell(trial, values)
         elif (result or {}).get("finished"):
-            trial.set_user_attr("reason", f"objective is not finite: {dict(zip(self._metrics, values, strict=True))}")
+            trial.set_user_attr(
+                "reason",
+                f"not finite: {dict(zip(self._metrics, values, strict=True)) | {each.key: value for each, value in bounded.items()}}",
+            )
             self._ot_study.tell(trial, state=TrialState.FAIL)
         else:
             trial.set_user_attr("epochs", (result or {}).get("epoch", 0))
             self._ot_study.tell(trial, state=TrialState.PRUNED)
 
+    def _keep_proxy(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        """Keep the values that early stopping compares where Optuna's intermediate values are others."""
+        stopping = self.config.stopping
+        if stopping is None or self._metrics == [stopping.metric]:
+            return
+        value = result.get(stopping.metric)
+        if value is not None and math.isfinite(value):
+            trial = self._ot_trials[trial_id]
+            trial.set_user_attr(PROXY, trial.user_attrs.get(PROXY, {}) | {str(result["epoch"]): value})
+
     def _running(self) -> set[str]:
         return set(self._ot_trials) - self._completed_trials
+
+
+def proxy_values(config: SweepConfig, trial: optuna.trial.FrozenTrial) -> dict[int, float]:
+    """Return epoch -> the value of the metric that early stopping watches."""
+    if config.stopping is not None and [objective.metric for objective in config.objectives] == [config.stopping.metric]:
+        return dict(sorted(trial.intermediate_values.items()))
+    return {int(epoch): value for epoch, value in trial.user_attrs.get(PROXY, {}).items()}
+
+
+def is_feasible(trial: optuna.trial.FrozenTrial) -> bool:
+    """Return whether a finished trial satisfies all constraints."""
+    return all(violation <= 0 for violation in trial.constraints.values())
 
 
 def _sampler(config: SweepConfig) -> optuna.samplers.BaseSampler:

@@ -21,8 +21,9 @@ from orchestration import cluster, console
 from orchestration.environment import collect_environment
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
+from orchestration.joint_space import RECIPE
 from orchestration.resources import concurrency, trial_resources
-from orchestration.study import StudySearch, open_study, spent, superseded, target
+from orchestration.study import StudySearch, is_feasible, open_study, proxy_values, spent, superseded, target
 from orchestration.sweep_config import SweepConfig
 from orchestration.tracking import FINGERPRINT_TAG, SWEEP_TAG, Tracker
 from orchestration.trial import run_trial, tune_resources
@@ -35,7 +36,10 @@ BUDGET_FIELDS = {
     "suite",
     "baselines",
     "num_test_examples",
+    "repeats",
 }
+# Fields that came later: at their defaults they are not part of a sweep's key, so that earlier sweeps keep theirs.
+LATER_FIELDS = {"recipes", "constraints", "measure"}
 
 
 @dataclass
@@ -73,8 +77,11 @@ class SweepOutcome:
 
 def sweep_key(config: SweepConfig) -> str:
     """Return the name of a sweep's folder: its name and a hash of what it searches. Budgets are not part of it."""
-    base = config.experiment({}).scientific()
-    definition = config.model_dump(mode="json", exclude=BUDGET_FIELDS) | {"base": base}
+    unused = {
+        name for name in LATER_FIELDS if getattr(config, name) == type(config).model_fields[name].get_default(call_default_factory=True)
+    }
+    bases = [experiment.scientific() for experiment in config.base_experiments()]
+    definition = config.model_dump(mode="json", exclude=BUDGET_FIELDS | unused) | {"base": bases if config.recipes else bases[0]}
     digest = hashlib.blake2b(json.dumps(definition, sort_keys=True).encode(), digest_size=4).hexdigest()
     return f"{config.name}-{digest}"
 
@@ -82,12 +89,12 @@ def sweep_key(config: SweepConfig) -> str:
 class RememberingAsha(AsyncHyperBandScheduler):
     """ASHA that also compares with trials of earlier starts of the same sweep."""
 
-    def remember(self, study: optuna.Study) -> None:
-        """Enter the intermediate values of all trials in the study."""
+    def remember(self, config: SweepConfig, study: optuna.Study) -> None:
+        """Enter what early stopping compares of all trials in the study."""
         again = superseded(study)
         for trial in study.trials:
             if trial.number not in again:
-                for epoch, value in sorted(trial.intermediate_values.items()):
+                for epoch, value in proxy_values(config, trial).items():
                     self._brackets[0].on_result(SimpleNamespace(trial_id=f"earlier-{trial.number}"), epoch, value)
 
 
@@ -98,7 +105,7 @@ def run_sweep(config: SweepConfig, home: Home, data_root: Path | None, *, addres
         UserError: the resources do not suffice for one trial, the study is locked, or a name is wrong.
         KeyboardInterrupt: Ctrl-C; everything finished is kept.
     """
-    base = config.experiment({})
+    base = largest(config.base_experiments())
     need = trial_resources(base.resources)
     available = cluster.connect(address, dashboard=need.workers > 1 and config.stopping is not None)
     at_once = concurrency(need, available, config.max_concurrent_trials)
@@ -106,11 +113,12 @@ def run_sweep(config: SweepConfig, home: Home, data_root: Path | None, *, addres
     folder = home.sweep(key)
     study = open_study(config, folder)
     parent = tracker.run("sweep", {SWEEP_TAG: key}, name=config.name)
-    tracker.set_tags(parent, {"rayndom.recipe": config.recipe} | _flat_environment())
+    tracker.set_tags(parent, {"rayndom.recipe": ", ".join(config.all_recipes)} | _flat_environment())
     tracker.log_json(parent, config.model_dump(mode="json"), "sweep.json")
     done, wanted = spent(study), target(config)
     console.say(
-        f"sweep {config.name}: {wanted} trials of {config.recipe}, {at_once} at a time" + (f", {done} already over" if done else "")
+        f"sweep {config.name}: {wanted} trials of {', '.join(config.all_recipes)}, {at_once} at a time"
+        + (f", {done} already over" if done else "")
     )
     console.say(f"study {folder / 'study.db'}; MLflow {tracker.link(parent)}")
     if done < wanted:
@@ -136,8 +144,11 @@ def open_study_readonly(config: SweepConfig, folder: Path, study: optuna.Study) 
 
 
 def best_trials(config: SweepConfig, study: optuna.Study) -> list[int]:
-    """Return the numbers of the best full-budget trials: one, or the Pareto front. Trials that were stopped early do not count."""
-    if not any(trial.state == TrialState.COMPLETE for trial in study.trials):
+    """Return the numbers of the best full-budget trials: one, or the Pareto front.
+
+    Trials that were stopped early or violate a constraint do not count.
+    """
+    if not any(trial.state == TrialState.COMPLETE and is_feasible(trial) for trial in study.trials):
         return []
     if len(config.objectives) == 1:
         return [study.best_trial.number]
@@ -157,7 +168,7 @@ def _tune(
     key: str,
 ) -> None:
     start = f"{time.time_ns():x}"
-    epochs = base.training.epochs
+    epochs = max(experiment.training.epochs for experiment in config.base_experiments())
 
     def trial(suggestion: dict[str, Any]) -> None:
         experiment = config.experiment(suggestion["values"])
@@ -168,6 +179,7 @@ def _tune(
                 "data_root": str(data_root) if data_root else None,
                 "train_storage": str(folder / "train"),
                 "start": start,
+                "measure": config.measure.model_dump(mode="json") if config.needs_protocols else None,
             }
         )
 
@@ -182,7 +194,7 @@ def _tune(
             grace_period=min(config.stopping.grace_epochs, epochs),
             reduction_factor=config.stopping.reduction_factor,
         )
-        scheduler.remember(study)
+        scheduler.remember(config, study)
     search = StudySearch(config, study)
     listener.search = search
     tuner = tune.Tuner(
@@ -216,8 +228,8 @@ class SweepListener(tune.Callback):
         self.done_at_start = done
         self.rows: dict[str, TrialRow] = {}
         self.search: StudySearch | None = None
-        self.epochs = config.experiment({}).training.epochs
-        dimensions = [name.rpartition(".")[2] for name in config.space or {}]
+        self.epochs = max(experiment.training.epochs for experiment in config.base_experiments())
+        dimensions = dimension_titles(config)
         self.board = console.Board(f"sweep {config.name}", ["trial", "state", "epoch", *dimensions, "clean %", "robust %"])
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -283,7 +295,7 @@ class SweepListener(tune.Callback):
                 row.number,
                 row.state,
                 f"{row.epoch}/{self.epochs}",
-                *(_short(row.values.get(name)) for name in self.config.space or {}),
+                *dimension_cells(self.config, row.values),
                 _percent(row.metrics.get("validation/clean_accuracy")),
                 _percent(row.metrics.get("validation/robust_accuracy")),
             ]
@@ -306,7 +318,7 @@ class SweepListener(tune.Callback):
 
 
 def _is_metric(name: str) -> bool:
-    return name.startswith(("train/", "validation/", "time/"))
+    return name.startswith(("train/", "validation/", "time/", "model/"))
 
 
 def _accuracies(metrics: Mapping[str, float]) -> str:
@@ -321,6 +333,30 @@ def _percent(value: float | None) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def dimension_titles(config: SweepConfig) -> list[str]:
+    """Return the heads of the columns that show a trial's values; the dimensions of several recipes share one column."""
+    if config.recipes:
+        return ["recipe", "values"]
+    return [name.rpartition(".")[2] for name in config.space or {}]
+
+
+def dimension_cells(config: SweepConfig, values: Mapping[str, Any]) -> list[str]:
+    """Return a trial's values, one for each of `dimension_titles`."""
+    if config.recipes:
+        return [str(values.get(RECIPE, "")), _settings({name: value for name, value in values.items() if name != RECIPE})]
+    return [_short(values.get(name)) for name in config.space or {}]
+
+
+def largest(experiments: list[ExperimentConfig]) -> ExperimentConfig:
+    """Return the experiment that needs most: trials of a sweep over several recipes all get as much."""
+
+    def need(experiment: ExperimentConfig) -> tuple[float, float]:
+        resources = trial_resources(experiment.resources)
+        return resources.gpus, resources.cpus
+
+    return max(experiments, key=need)
 
 
 def _settings(values: Mapping[str, Any]) -> str:

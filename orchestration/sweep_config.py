@@ -1,4 +1,4 @@
-"""Sweeps as data: which recipe, which dimensions, which objective, how many trials. Everything is checked before a worker starts."""
+"""Sweeps as data: which recipes, which dimensions, which objectives, how many trials. Everything is checked before a worker starts."""
 
 from __future__ import annotations
 
@@ -13,25 +13,19 @@ from models.errors import UserError, nearest, unknown_name
 from orchestration import recipes
 from orchestration.catalogue import defence as defence_record
 from orchestration.experiment import ExperimentConfig
+from orchestration.joint_space import RECIPE, chosen_fields, flatten_by_recipe, joint_space, scoped, split
 from orchestration.search_space import Dimension, is_active, ordered
-from trainers.validation import attack_name
+from orchestration.sweep_goals import (
+    Constraint,
+    MeasureConfig,
+    RepeatsConfig,
+    StoppingConfig,
+    SweepObjective,
+    epoch_metrics,
+    final_metrics,
+)
 
 FOLDER = Path(__file__).parent / "sweeps"
-
-
-class SweepObjective(Config):
-    """What a sweep improves."""
-
-    metric: str = Field(description="Name of a metric of training, e.g. `validation/robust_accuracy`.")
-    mode: Literal["max", "min"] = Field("max", description="Whether more or less is better.")
-
-
-class StoppingConfig(Config):
-    """Early stopping of unpromising trials by asynchronous successive halving (ASHA)."""
-
-    metric: str = Field("validation/robust_accuracy", description="The metric that trials are compared by, always maximized.")
-    grace_epochs: int = Field(1, ge=1, description="No trial is stopped before this many epochs.")
-    reduction_factor: float = Field(3, gt=1, description="Of the trials at a rung, one in this many goes on.")
 
 
 class SweepConfig(Config):
@@ -39,14 +33,23 @@ class SweepConfig(Config):
 
     name: str = Field("", description="Name of the sweep: the file's name.")
     description: str = Field("", description="One line on what it answers.")
-    recipe: str = Field(description="The recipe that trials are variations of.")
+    recipe: str | None = Field(None, description="The recipe that trials are variations of.")
+    recipes: tuple[str, ...] = Field(
+        (), description="Instead of `recipe`: several, among which the search chooses first; each has its own dimensions."
+    )
     settings: dict[str, Any] = Field(default_factory=dict, description="Dotted fields that all trials change, e.g. `training.epochs: 30`.")
-    space: dict[str, Dimension] | None = Field(None, description="Dotted field -> dimension; none: the defence's own search space.")
+    space: dict[str, Dimension] | None = Field(
+        None,
+        description="Dotted field -> dimension; none: the defence's own search space. With `recipes`, recipe -> its dimensions, and fields "
+        "that all have.",
+    )
     objectives: tuple[SweepObjective, ...] = Field(
         (SweepObjective(metric="validation/robust_accuracy"),),
         min_length=1,
         description="One, or several for a Pareto front.",
     )
+    constraints: tuple[Constraint, ...] = Field((), description="What a trial must satisfy to win.")
+    measure: MeasureConfig = Field(default_factory=MeasureConfig, description="How named protocols are measured at the end of a trial.")
     sampler: Literal["tpe", "random", "grid"] = Field("tpe", description="How Optuna proposes.")
     num_trials: int | None = Field(None, ge=1, description="Number of trials; a grid may leave it out and visits all points.")
     max_concurrent_trials: int | None = Field(
@@ -54,6 +57,7 @@ class SweepConfig(Config):
     )
     stopping: StoppingConfig | None = Field(default_factory=StoppingConfig, description="ASHA; none: every trial runs to its end.")
     seed: int = Field(0, ge=0, description="Seed of the search.")
+    repeats: RepeatsConfig | None = Field(None, description="Training the best trials with further seeds; none: one seed decides.")
     suite: str = Field("quick", description="Evaluation suite for the winner and the baselines.")
     baselines: tuple[str, ...] = Field((), description="Recipes trained and evaluated beside the winner, with the same settings.")
     num_test_examples: int | None = Field(None, ge=1, description="Test images for the final evaluation; none: the suite's own.")
@@ -62,18 +66,45 @@ class SweepConfig(Config):
     def _trials_are_bounded(self) -> SweepConfig:
         if self.num_trials is None and self.sampler != "grid":
             raise ValueError("num_trials is missing (only a grid sweep may leave it out)")
+        if (self.recipe is None) == (not self.recipes):
+            raise ValueError("give either `recipe` or `recipes`")
+        if len(set(self.recipes)) != len(self.recipes):
+            raise ValueError(f"a recipe stands twice in {', '.join(self.recipes)}")
+        keys = [constraint.key for constraint in self.constraints]
+        if len(set(keys)) != len(keys):
+            raise ValueError(f"a constraint stands twice: {', '.join(keys)}")
         return self
 
+    @property
+    def all_recipes(self) -> tuple[str, ...]:
+        """The recipes that trials are variations of: one, or several."""
+        return self.recipes or (str(self.recipe),)
+
+    @property
+    def final_metrics(self) -> tuple[str, ...]:
+        """The metrics that a finished trial is judged by: objectives and constraints."""
+        return (*(objective.metric for objective in self.objectives), *(constraint.metric for constraint in self.constraints))
+
+    @property
+    def needs_protocols(self) -> bool:
+        """Whether a finished trial is attacked under named protocols."""
+        return any(metric.startswith("validation/robust_accuracy/T") for metric in self.final_metrics)
+
+    def base_experiments(self) -> list[ExperimentConfig]:
+        """Return each recipe's experiment with the sweep's settings and nothing chosen yet."""
+        return [self.experiment({RECIPE: recipe} if self.recipes else {}) for recipe in self.all_recipes]
+
     def experiment(self, values: dict[str, Any]) -> ExperimentConfig:
-        """Return the experiment of a trial.
+        """Return the experiment of a trial; in a sweep over several recipes the first one, if `values` choose none.
 
         Raises:
             UserError: a value is not allowed.
         """
-        tree = recipes.read_tree(recipes.find_recipe(self.recipe))
-        for dotted, value in (self.settings | values).items():
+        recipe = values.get(RECIPE, self.recipes[0]) if self.recipes else str(self.recipe)
+        tree = recipes.read_tree(recipes.find_recipe(recipe))
+        for dotted, value in (self.settings | (chosen_fields(values) if self.recipes else values)).items():
             recipes.set_dotted(tree, dotted, value)
-        tree["name"] = self.recipe
+        tree["name"] = recipe
         return recipes.parse_experiment(tree, f"sweep {self.name}")
 
     def baseline_experiment(self, recipe: str) -> ExperimentConfig:
@@ -116,49 +147,62 @@ def load_sweep(sweep: str, overrides: dict[str, Any] | None = None) -> SweepConf
         else:
             recipes.set_dotted(tree, key, value)
     tree["name"] = path.stem
+    names = tree.get("recipes")
+    if isinstance(names, list) and isinstance(tree.get("space"), dict):
+        own, shared = flatten_by_recipe(tree["space"], names)
+        tree["space"] = shared | {scoped(recipe, field): item for recipe, items in own.items() for field, item in items.items()}
     try:
         config = SweepConfig(**tree)
     except ValidationError as error:
         raise UserError("\n".join(_explain(item, path.name) for item in error.errors())) from None
-    if config.space is None:
-        experiment = config.experiment({})
-        space = dict(defence_record(experiment.defence.name).search_space)
-        if not space:
-            raise UserError(f"{path.name}: defence {experiment.defence.name!r} has no search space of its own; name one under `space`")
-        config = config.model_copy(update={"space": space})
+    config = config.model_copy(update={"space": _whole_space(config, path.name)})
     check_metrics(config)
-    load_suite(config.suite, config.experiment({}).defence.name)
+    for experiment in config.base_experiments():
+        load_suite(config.suite, experiment.defence.name)
     check_space(config)
     return config
 
 
+def _whole_space(config: SweepConfig, source: str) -> dict[str, Dimension]:
+    """Return the space of a sweep, that of the catalogue where the file names none."""
+    given = config.space or {}
+    if not config.recipes:
+        return given or _catalogue_space(config.experiment({}), source)
+    unknown = sorted({recipe for recipe, _ in map(split, given) if recipe is not None} - set(config.recipes))
+    if unknown:
+        raise unknown_name("recipe in `space`", unknown[0], config.recipes)
+    spaces = {}
+    for recipe, experiment in zip(config.recipes, config.base_experiments(), strict=True):
+        own = {split(name)[1]: dimension for name, dimension in given.items() if split(name)[0] == recipe}
+        spaces[recipe] = own or _catalogue_space(experiment, source)
+    return joint_space(spaces, {name: dimension for name, dimension in given.items() if split(name)[0] is None})
+
+
+def _catalogue_space(experiment: ExperimentConfig, source: str) -> dict[str, Dimension]:
+    space = dict(defence_record(experiment.defence.name).search_space)
+    if not space:
+        raise UserError(f"{source}: defence {experiment.defence.name!r} has no search space of its own; name one under `space`")
+    return space
+
+
 def check_metrics(config: SweepConfig) -> None:
-    """Check that objectives and stopping name metrics that training reports.
+    """Check that objectives and constraints name metrics of finished trials, and that early stopping watches one that epochs report.
 
     Raises:
         UserError: with the nearest names.
     """
-    known = metric_names(config.experiment({}))
-    wanted = [objective.metric for objective in config.objectives]
-    if config.stopping is not None:
-        wanted.append(config.stopping.metric)
-    for metric in wanted:
-        if metric not in known:
-            raise unknown_name("metric", metric, known)
+    for experiment in config.base_experiments():
+        known = metric_names(experiment, config.measure.suite)
+        for metric in config.final_metrics:
+            if metric not in known:
+                raise unknown_name("metric", metric, known)
+        if config.stopping is not None and config.stopping.metric not in epoch_metrics(experiment):
+            raise unknown_name("metric", config.stopping.metric, epoch_metrics(experiment))
 
 
-def metric_names(experiment: ExperimentConfig) -> list[str]:
-    """Return the metrics that a run of `experiment` reports and that a sweep may improve."""
-    validation = experiment.training.validation
-    attacks = sorted({attack_name(validation, randomized=randomized) for randomized in (False, True)})
-    return [
-        "train/loss",
-        "validation/clean_accuracy",
-        "validation/robust_accuracy",
-        *(f"validation/robust_accuracy/{attack}" for attack in attacks),
-        "time/epoch_seconds",
-        "time/examples_per_second",
-    ]
+def metric_names(experiment: ExperimentConfig, suite: str = "quick") -> list[str]:
+    """Return the metrics that a run of `experiment` reports and that a sweep may improve; `suite` measures the named protocols."""
+    return [*epoch_metrics(experiment), *final_metrics(experiment, suite)]
 
 
 def check_space(config: SweepConfig) -> None:
@@ -168,7 +212,6 @@ def check_space(config: SweepConfig) -> None:
         UserError: with the dimension, the end and what is allowed.
     """
     assert config.space is not None
-    base = config.experiment({})
     order = ordered(config.space)
     # Where each dimension's own ends are tried, the others stand at values that are valid together with them.
     for name in order:
@@ -178,12 +221,16 @@ def check_space(config: SweepConfig) -> None:
                 config.experiment(values)
             except UserError as error:
                 raise UserError(f"sweep {config.name}: dimension {name} at {end!r}: {error}") from None
-    fields = set(base.flatten())
+    fields = {recipe: set(base.flatten()) for recipe, base in zip(config.all_recipes, config.base_experiments(), strict=True)}
     for name in config.space:
-        if name not in fields and not any(field.startswith(f"{name}.") for field in fields):
-            close = nearest(name, fields)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise UserError(f"sweep {config.name}: {name!r} is not a field of the experiment.{hint}")
+        recipe, field = split(name) if config.recipes else (None, name)
+        if config.recipes and name == RECIPE:
+            continue
+        for known in [fields[recipe]] if recipe else fields.values():
+            if field not in known and not any(other.startswith(f"{field}.") for other in known):
+                close = nearest(field, known)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise UserError(f"sweep {config.name}: {name!r} is not a field of the experiment.{hint}")
 
 
 def _companions(config: SweepConfig, order: list[str], name: str, end: Any) -> dict[str, Any]:

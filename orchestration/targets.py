@@ -62,8 +62,8 @@ def resolve_target(target: str, home: Home) -> Target:
         folder = download_model(home, target, destination)
         return _target(folder, None if target.startswith("models:/") else target)
     raise UserError(
-        f"no model {target!r}: it is neither an exported folder, nor a finished run in {home.root / 'runs'} (16 hexadecimal digits), nor an "
-        "MLflow run id (32), nor models:/NAME@ALIAS"
+        f"no model {target!r}: it is neither an exported folder, nor a finished run in {home.root / 'runs'} (16 hexadecimal digits), nor "
+        "an MLflow run id (32), nor models:/NAME@ALIAS"
     )
 
 

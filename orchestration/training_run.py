@@ -16,10 +16,11 @@ from torch import nn
 
 from models.errors import UserError
 from models.registry import build_model
-from models.weights import save_pretrained
+from models.weights import load_pretrained, read_config, save_pretrained
 from orchestration.card import model_card
 from orchestration.environment import collect_environment
 from orchestration.experiment import ExperimentConfig
+from orchestration.model_cost import cost_metrics
 from orchestration.run_folder import RunFolder
 from trainers.checkpoint import read_state
 from trainers.data import Augmentation, Splits, load_data
@@ -37,7 +38,7 @@ class RunResult:
 
     Attributes:
         folder: its folder; `folder.model` is the exported model.
-        metrics: of the selected epoch.
+        metrics: of the selected epoch, and what the model costs.
         selected_epoch, num_epochs: selected and trained.
         reused: whether it was finished before.
     """
@@ -121,6 +122,9 @@ def train_here(
     finished = folder.result()
     if finished is not None:
         _replay(finished["history"], on_epoch)
+        if "model/parameters" not in finished["metrics"]:  # trained before costs were measured
+            image_shape = tuple(read_config(folder.model)["model"]["image_shape"])
+            finished["metrics"] |= cost_metrics(load_pretrained(folder.model, resample_on_forward=False), image_shape)
         return _as_result(folder, finished, reused=True)
     threads = experiment.resources.cpus_per_worker
     torch.set_num_threads(max(1, int(threads)) if threads else os.cpu_count() or 1)
@@ -146,6 +150,7 @@ def train_here(
     )
     record = _record(outcome)
     if rank == 0:
+        record["metrics"] |= cost_metrics(model, splits.image_shape)
         save_pretrained(
             model,
             folder.model,

@@ -11,9 +11,11 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from orchestration.experiment import ExperimentConfig
+from orchestration.final_measures import protocol_metrics
 from orchestration.resources import DRIVER_BUNDLE, trial_resources
 from orchestration.run_folder import RunFolder
-from orchestration.training_run import train_here
+from orchestration.sweep_goals import MeasureConfig
+from orchestration.training_run import RunResult, train_here
 from trainers.reporting import EpochReport
 
 
@@ -26,7 +28,8 @@ def run_trial(job: dict[str, Any]) -> None:
     """Train the experiment of `job` and report every epoch, then once more with `finished` and the selected epoch's metrics.
 
     Args:
-        job: `experiment` (JSON form), `folder` (run folder), `data_root`, `train_storage` (for Ray Train's own files).
+        job: `experiment` (JSON form), `folder` (run folder), `data_root`, `train_storage` (for Ray Train's own files), and `measure` (JSON
+            form of a `MeasureConfig`) where the finished model is to be attacked under named protocols.
     """
     experiment = with_own_cores(ExperimentConfig(**job["experiment"]))
     if experiment.resources.workers > 1:
@@ -40,7 +43,15 @@ def run_trial(job: dict[str, Any]) -> None:
             _path(job["data_root"]),
             on_epoch=lambda report: tune.report(report_of(experiment, report)),
         )
-    tune.report(finished_report(experiment, result.metrics, result.num_epochs))
+        metrics = final_metrics(experiment, folder, result, job)
+    tune.report(finished_report(experiment, metrics, result.num_epochs))
+
+
+def final_metrics(experiment: ExperimentConfig, folder: RunFolder, result: RunResult, job: dict[str, Any]) -> dict[str, float]:
+    """Return the metrics of a finished run, those under named protocols among them where the job asks for them."""
+    if job.get("measure") is None:
+        return dict(result.metrics)
+    return result.metrics | protocol_metrics(experiment, folder, _path(job["data_root"]), MeasureConfig(**job["measure"]))
 
 
 def finished_report(experiment: ExperimentConfig, metrics: dict[str, float], num_epochs: int) -> dict[str, Any]:
@@ -81,6 +92,8 @@ def run_worker(job: dict[str, Any]) -> None:
     folder = RunFolder(Path(job["folder"]))
     folder.path.mkdir(parents=True, exist_ok=True)
 
+    rank = ray.train.get_context().get_world_rank()
+
     def train() -> None:
         result = train_here(
             experiment,
@@ -88,9 +101,11 @@ def run_worker(job: dict[str, Any]) -> None:
             _path(job["data_root"]),
             on_epoch=lambda report: ray.train.report(report_of(experiment, report)),
         )
-        ray.train.report(finished_report(experiment, result.metrics, result.num_epochs))
+        # The others wait in their report while rank 0, whose report counts, measures.
+        metrics = final_metrics(experiment, folder, result, job) if rank == 0 else dict(result.metrics)
+        ray.train.report(finished_report(experiment, metrics, result.num_epochs))
 
-    if ray.train.get_context().get_world_rank() == 0:
+    if rank == 0:
         with folder.locked():
             train()
     else:
@@ -100,9 +115,7 @@ def run_worker(job: dict[str, Any]) -> None:
 def with_own_cores(experiment: ExperimentConfig) -> ExperimentConfig:
     """Return the experiment with as many threads per worker as Ray gives it cores: one unless the recipe says more."""
     resources = experiment.resources
-    return experiment.model_copy(
-        update={"resources": resources.model_copy(update={"cpus_per_worker": resources.cpus_per_worker or 1.0})}
-    )
+    return experiment.model_copy(update={"resources": resources.model_copy(update={"cpus_per_worker": resources.cpus_per_worker or 1.0})})
 
 
 def tune_resources(experiment: ExperimentConfig) -> dict[str, float]:

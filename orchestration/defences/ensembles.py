@@ -63,7 +63,9 @@ DEFENCES = (
         summary="ensemble in which each member learns the others' distilled features",
         objective="dverge",
         paper=Paper(
-            title="DVERGE: Diversifying Vulnerabilities for Enhanced Robust Generation of Ensembles", authors="Yang et al.", venue="NeurIPS 2020"
+            title="DVERGE: Diversifying Vulnerabilities for Enhanced Robust Generation of Ensembles",
+            authors="Yang et al.",
+            venue="NeurIPS 2020",
         ),
         search_space=MEMBERS,
     ),

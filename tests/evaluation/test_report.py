@@ -139,7 +139,7 @@ def test_mlflow_runs_become_a_frame(tmp_path):
     assert {row["sigma"] for row in frame} == {"0", "1", "2"}
     assert sum(row["param:accuracy"] is not None for row in frame) == 1
     assert all(not name.startswith("mlflow.") for name in frame[0])
-    with pytest.raises(UserError, match="no experiment 'sweeps'; it has: .*sweep"):
+    with pytest.raises(UserError, match=r"no experiment 'sweeps'; it has: .*sweep"):
         runs.frame_of_runs(uri, "sweeps")
 
 

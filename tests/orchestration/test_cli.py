@@ -58,7 +58,10 @@ def test_help_of_a_recipe_lists_its_fields(capsys):
         (["train", "ctrw_digit"], ["'ctrw_digits'"]),
         (["train", "ctrw_digits", "--threat_model.epsilon", "8"], ["8/255"]),
         (["train", "ctrw_digits", "--resources.gpus_per_worker", "1"], ["gpus_per_worker 0"]),
-        (["train", "ctrw_cifar10_resnet18", "--resources.gpus_per_worker", "0", "--data-root", "/nowhere"], ["cifar-10-batches-py", "nowhere"]),
+        (
+            ["train", "ctrw_cifar10_resnet18", "--resources.gpus_per_worker", "0", "--data-root", "/nowhere"],
+            ["cifar-10-batches-py", "nowhere"],
+        ),
         (["sweep", "ctrw_bounds_digit"], ["'ctrw_bounds_digits'"]),
         (["sweep", "ctrw_bounds_digits", "--space.defence.lower_bound", "{type: float, low: -5, high: 10}"], ["-5"]),
         (["evaluate", "nothing-there"], ["nothing-there", "MLflow run id"]),

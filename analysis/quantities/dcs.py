@@ -1,0 +1,227 @@
+"""Quantities of stochastic convolutions (DCS): probabilities of points, bounds of n, gradient cosines of designed mask pairs.
+
+Reference: Ma, Huang, Dong, You, Xu, "Adversarial Robustness via Deformable Convolution with Stochasticity", ICML 2025.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from analysis.quantity import STOCHASTIC_CONVOLUTIONS, Finding, Quantity, Requirement, Subject
+from analysis.theory.dcs_bounds import (
+    feasibility,
+    paper_gap_bounds,
+    paper_unhit_lower_bound,
+    paper_unhit_upper_bound,
+    point_probabilities,
+    unhit_extremes,
+)
+from analysis.theory.dcs_gradients import designed_pairs, input_gradient_cosines, pairs_with_overlap
+from analysis.theory.transferability import DrawPair, gradient_cosines, transfer, undisturbed
+from models.errors import UserError
+from models.layers.stochastic_convolution import StochasticConv2d
+from models.randomness import random_sites
+
+PAPER = "Ma et al., DCS, ICML 2025"
+MOST_MASKS = 4096
+EPSILONS_C = (0.5, 0.9, 1.0)
+SHARES_OF_EPSILON_L = (0.0, 0.5, 0.95)
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, StochasticConv2d]]:
+    for name, site in random_sites(model):
+        if isinstance(site, StochasticConv2d):
+            yield name, site
+
+
+def _fits_the_bounds(model: nn.Module) -> bool:
+    layers = [layer for _, layer in _layers(model)]
+    return bool(layers) and all(layer.stride[0] == layer.stride[1] <= layer.kernel_size for layer in layers)
+
+
+BOUNDED = Requirement("stochastic convolutions with one stride of at most the kernel size (dcs)", _fits_the_bounds)
+FEW_MASKS = Requirement(
+    f"stochastic convolutions with at most {MOST_MASKS} masks each (dcs, e.g. k=5 and n up to 3)",
+    lambda model: _fits_the_bounds(model) and all(layer.num_configurations <= MOST_MASKS for _, layer in _layers(model)),
+)
+
+
+def _shape(name: str, layer: StochasticConv2d) -> dict[str, Any]:
+    return {"layer": name, "k": layer.kernel_size, "n": layer.num_taps, "S": layer.stride[0]}
+
+
+def _points(subject: Subject) -> Finding:
+    rows = []
+    for name, layer in _layers(subject.model):
+        k, n, s = layer.kernel_size, layer.num_taps, layer.stride[0]
+        for masks, disjoint in (("independent", False), ("disjoint (GSAT)", True)):
+            if disjoint and 2 * n > k**2:
+                continue
+            found = point_probabilities(k, n, s, disjoint=disjoint)
+            row = {**_shape(name, layer), "masks": masks, "p_s": found.same, "p_g": found.gap, "p_u": found.unhit}
+            if not disjoint:
+                row["p_u exact range"] = _range(unhit_extremes(k, n, s))
+                row["p_u Eq. 16, 24"] = _range((paper_unhit_lower_bound(k, n, s), paper_unhit_upper_bound(k, n, s)))
+                row["p_g Eq. 28"] = _range(paper_gap_bounds(k, n, s))
+            rows.append(row)
+    notes = (
+        "p_s = n / k^2, as in the paper's appendix. Eq. 24 presumes that a mask fills the largest classes first: masks can lie above it.",
+    )
+    return Finding(rows, notes, {"p_s": rows[0]["p_s"], "p_g": rows[0]["p_g"], "p_u": rows[0]["p_u"]})
+
+
+def _range(bounds: tuple[float, float]) -> str:
+    return f"{bounds[0]:.4g} to {bounds[1]:.4g}"
+
+
+def _input_sizes(model: nn.Module) -> dict[str, int]:
+    """Return N of each layer: pixels of its input feature map with the padding."""
+    sizes: dict[str, int] = {}
+
+    def note(name: str, layer: StochasticConv2d, height: int, width: int) -> None:
+        sizes[name] = (height + 2 * layer.padding) * (width + 2 * layer.padding)
+
+    handles = [
+        layer.register_forward_pre_hook(lambda module, inputs, name=name: note(name, module, *inputs[0].shape[-2:]))
+        for name, layer in _layers(model)
+    ]
+    like = next(model.parameters())
+    try:
+        with undisturbed(model), torch.no_grad():
+            model(torch.full((64, *model.spec.image_shape), 0.5).to(like))  # enough images that every member of an ensemble answers
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sizes
+
+
+def _bounds(subject: Subject) -> Finding:
+    sizes = _input_sizes(subject.model)
+    rows, notes = [], []
+    for name, layer in _layers(subject.model):
+        if name not in sizes:
+            raise UserError(f"layer {name} took no part in a forward pass, so the size of its input is not known")
+        k, n, s, size = layer.kernel_size, layer.num_taps, layer.stride[0], sizes[name]
+        found = None
+        for epsilon_c in EPSILONS_C:
+            for share in SHARES_OF_EPSILON_L:
+                found = feasibility(k, n, s, epsilon_c, share * size / s**2, size)
+                rows.append(
+                    {
+                        **_shape(name, layer),
+                        "epsilon_c": epsilon_c,
+                        "epsilon_l": found.epsilon_l,
+                        "n_min (Eq. 11)": found.lower,
+                        "n_max (Eq. 20)": found.upper,
+                        "n_max (Eq. 8)": found.upper_loose,
+                        "feasible": found.feasible,
+                        "some n is": found.some_n_is_feasible,
+                    }
+                )
+        assert found is not None
+        notes.append(
+            f"{name}: n={n} satisfies Eq. 20 from epsilon_c >= {found.needed_epsilon_c:.4g}, a cosine that cannot be exceeded being 1, and "
+            f"Eq. 11 from epsilon_l >= {found.needed_epsilon_l:.4g} (N = {size} points)."
+        )
+    notes.append("Eq. 8 is looser than Eq. 20: necessary, not sufficient. No row is left out because it is infeasible.")
+    first = found.needed_epsilon_c if found is not None else float("nan")
+    return Finding(rows, tuple(notes), {"needed_epsilon_c": first, "feasible_rows": sum(row["feasible"] for row in rows)})
+
+
+def _layer_cosines(subject: Subject) -> Finding:
+    x_BCHW, y_B = subject.images(32)
+    rows = []
+    with subject.one_draw():
+        for index, (name, layer) in enumerate(_layers(subject.model)):
+            subject.progress(f"layer {name}: all pairs of {layer.num_configurations} masks")
+            found = input_gradient_cosines(subject.model, x_BCHW, y_B, index, seed=subject.seed)
+            row = {
+                **_shape(name, layer),
+                "E cos, exact": found.expected,
+                "E cos, Eq. 7": found.predicted,
+                "C_g": found.by_kind.get("gap"),
+                "C_u": found.by_kind.get("unhit"),
+            }
+            rows.append(row | {f"{overlap} shared": value for overlap, value in enumerate(found.by_overlap)})
+    notes = (f"At the layer's input under the upstream gradient of one draw, {len(x_BCHW)} images. C_s is 1 by definition.",)
+    return Finding(rows, notes, {"cosine": rows[0]["E cos, exact"], "predicted": rows[0]["E cos, Eq. 7"]})
+
+
+def _mask_pairs(subject: Subject) -> Finding:
+    x_BCHW, y_B = subject.images(128)
+    count, attack = subject.draws(10), subject.attack()
+    rows = []
+    for label, pairs in _designed(subject, count):
+        cosines = gradient_cosines(subject.model, x_BCHW, y_B, pairs)
+        records = []
+        for number, pair in enumerate(pairs, start=1):
+            subject.progress(f"masks {label}: pair {number} of {len(pairs)}")
+            records += transfer(subject.model, x_BCHW, y_B, attack, [pair])
+        rows.append(
+            {
+                "masks": label,
+                "pairs": len(pairs),
+                "cosine": cosines.mean,
+                "std": cosines.std,
+                "accuracy after transfer": sum(record.accuracy for record in records) / len(records),
+                "on the attacked masks": sum(record.accuracy_on_attacked_draw for record in records) / len(records),
+            }
+        )
+    notes = (f"Gradients at the image, {len(x_BCHW)} images; {subject.attack_name} on the first masks. Layers are all of the kind named.",)
+    return Finding(rows, notes, {f"cosine_{row['masks'].split()[0]}": row["cosine"] for row in rows[:3]})
+
+
+def _designed(subject: Subject, count: int) -> Iterator[tuple[str, list[DrawPair]]]:
+    """Yield the kinds of pairs that exist for these kernels, then those by overlap."""
+    layers = [layer for _, layer in _layers(subject.model)]
+    for kind, label in (("same", "same (C_s)"), ("gap", "gap (C_g): disjoint, same classes"), ("unhit", "unhit (C_u): other classes")):
+        try:
+            yield label, designed_pairs(subject.model, kind, count, subject.seed)  # type: ignore[arg-type]
+        except ValueError:
+            subject.progress(f"no pair of kind {kind} exists for these kernels and strides")
+    for overlap in range(min(layer.num_taps for layer in layers) + 1):
+        if all(2 * layer.num_taps - overlap <= layer.kernel_size**2 for layer in layers):
+            yield f"{overlap} shared taps", pairs_with_overlap(subject.model, overlap, count, subject.seed)
+
+
+QUANTITIES = (
+    Quantity(
+        "dcs_points",
+        "Points that a second mask selects again, shares or does not reach",
+        "p_s: same tap; p_g: reached by the first mask from another location; p_u: reached from nowhere; exact",
+        f"{PAPER}, section 4.2, Eq. 16, 24, 28",
+        BOUNDED,
+        _points,
+    ),
+    Quantity(
+        "dcs_bounds",
+        "Bounds of the number of taps n, and whether any n satisfies both",
+        "n must be at most n_max for a small gradient cosine and at least n_min for stable outputs",
+        f"{PAPER}, Eq. 8, 11, 12, 20",
+        BOUNDED,
+        _bounds,
+    ),
+    Quantity(
+        "dcs_layer_cosines",
+        "Gradient cosine of two draws at the layer's input",
+        "the exact mean over all pairs of masks beside what Eq. 7 predicts from C_g",
+        f"{PAPER}, Eq. 6, 7, Fig. 4b",
+        FEW_MASKS,
+        _layer_cosines,
+    ),
+    Quantity(
+        "dcs_mask_pairs",
+        "Designed pairs of masks: gradient cosine and transfer at the image",
+        "the fewer taps two masks share, the smaller the cosine and the less an attack on one carries to the other",
+        f"{PAPER}, Fig. 4b, 5",
+        BOUNDED,
+        _mask_pairs,
+        cheap=False,
+    ),
+)
+
+__all__ = ["QUANTITIES", "STOCHASTIC_CONVOLUTIONS"]

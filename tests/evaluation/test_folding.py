@@ -1,0 +1,116 @@
+"""Folded batch normalization computes the same function, under every draw, and only where it is legal."""
+
+import pytest
+import torch
+from torch import nn
+
+from analysis.draws import seeded_draws, set_draw
+from analysis.evaluate import evaluate
+from analysis.folding import folded_for_evaluation
+from analysis.suites import AttackItem, Suite
+from models import build_model
+
+
+def trained_like(model, seed=0):
+    """Give batch normalizations statistics and affine parameters as after training."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            module.running_mean.copy_(0.3 * torch.randn(module.num_features, generator=generator))
+            module.running_var.copy_(0.5 + torch.rand(module.num_features, generator=generator))
+            if module.weight is not None:
+                module.weight.data.copy_(0.5 + torch.rand(module.num_features, generator=generator))
+                module.bias.data.copy_(0.2 * torch.randn(module.num_features, generator=generator))
+    return model.eval()
+
+
+def small(defence, backbone="resnet8", **options):
+    return trained_like(build_model(defence, backbone=backbone, image_shape=(3, 16, 16), num_classes=5, **options))
+
+
+def images(count=4):
+    return torch.rand((count, 3, 16, 16), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("defence", "backbone", "options", "least"),
+    [
+        ("at", "resnet8", {}, 7),
+        ("at", "preact_resnet18", {}, 8),
+        ("at", "mobilenet_v2", {}, 20),
+        ("ctrw", "resnet8", {}, 7),
+        ("ctrw", "resnet8", {"variant": "filter", "position": 1}, 7),
+        ("dcs", "resnet8", {"kernel_size": 3, "num_taps": 2}, 7),
+        ("red", "resnet8", {"num_members": 2}, 14),
+    ],
+)
+def test_folding_changes_no_logit_under_any_draw(defence, backbone, options, least):
+    model = small(defence, backbone, **options)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    folded, count = folded_for_evaluation(model, images())
+    assert count >= least
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for draw in seeded_draws(3, "folding", defence):
+        for each in (model, folded):
+            set_draw(each, draw)
+        x = images().requires_grad_()
+        expected, found = model(x), folded(x)
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+        (one,) = torch.autograd.grad(expected[:, 0].sum(), x, retain_graph=True)
+        (two,) = torch.autograd.grad(found[:, 0].sum(), x)
+        assert torch.allclose(one, two, rtol=1e-3, atol=1e-4 * one.abs().max().item())
+
+
+def test_random_normalizations_and_training_models_are_left_alone():
+    model = small("rna")
+    folded, _ = folded_for_evaluation(model, images())
+    for draw in seeded_draws(3, "folding", "rna"):
+        for each in (model, folded):
+            set_draw(each, draw)
+        assert torch.allclose(folded(images()), model(images()), atol=1e-4)
+    training = build_model("at", backbone="resnet8", image_shape=(3, 16, 16), num_classes=5).train()
+    before = {name: value.clone() for name, value in training.state_dict().items()}
+    assert folded_for_evaluation(nn.Sequential(nn.Flatten(), nn.Linear(768, 5)).eval(), images())[1] == 0
+    assert {name for name in before} == set(training.state_dict())
+
+
+def test_a_convolution_that_something_else_reads_is_not_folded(caplog):
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return self.head((self.norm(y) + y).mean((2, 3)))
+
+    model = trained_like(Branches())
+    folded, count = folded_for_evaluation(model, images())
+    assert (folded, count) == (model, 0)
+    assert not caplog.text  # it was not even tried
+
+
+def test_shared_and_repeated_convolutions_are_not_folded():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+            self.head = nn.Linear(3, 5)
+
+        def forward(self, x):
+            return self.head(self.second(self.conv(self.first(self.conv(x)))).mean((2, 3)))
+
+    model = trained_like(Twice())
+    assert folded_for_evaluation(model, images()) == (model, 0)
+
+
+def test_an_evaluation_with_folding_finds_what_one_without_finds(monkeypatch):
+    model, x = small("dcs", kernel_size=3, num_taps=2), images(12)
+    y = model(x).argmax(1)
+    suite = Suite(name="mine", attacks=(AttackItem(attack="pgd", parameters={"steps": 3, "random_start": False}, num_draws=36),))
+    folded = evaluate(model, x, y, suite)
+    assert folded.records[0]["block"]["num_folded"] > 0
+    monkeypatch.setattr("analysis.blocks.folded_for_evaluation", lambda model, x: (model, 0))
+    plain = evaluate(model, x, y, suite)
+    assert [row.estimate.value for row in folded.rows] == pytest.approx([row.estimate.value for row in plain.rows], abs=0.03)
+    assert not folded.marked, folded.to_markdown()
