@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -57,7 +58,7 @@ class Stream:
         return f"Stream(seed={self.seed}, position={self.position})"
 
 
-class RandomModule(nn.Module):
+class RandomModule(nn.Module, ABC):
     """A random site: a module that holds one draw. Layers derive from it.
 
     A subclass registers its values by `register_draw`, implements `draw(generator)` which replaces them by `set_draw`, states
@@ -77,13 +78,13 @@ class RandomModule(nn.Module):
         self._draw_names: list[str] = []
 
     @property
+    @abstractmethod
     def num_configurations(self) -> int | float:
         """Size of the space of draws of this site; `math.inf` for a continuum."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draw(self, generator: torch.Generator) -> None:
         """Replace the draw by a new one taken from `generator`, a CPU generator used for nothing else."""
-        raise NotImplementedError
 
     def draw_after_attack(self, generator: torch.Generator) -> None:
         """Draw for a training step whose attack used the current draw. Independent of it unless a method says otherwise."""

@@ -1,9 +1,10 @@
-"""Training the baselines of a sweep: as many at a time as fit, on the Ray that the sweep runs on."""
+"""Training a given list of experiments (baselines, repeats over seeds): as many at a time as fit, on the Ray that the sweep runs on."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +12,59 @@ from ray import tune
 
 from orchestration import cluster, console
 from orchestration.experiment import ExperimentConfig
+from orchestration.final_measures import kept_protocol_metrics
 from orchestration.home import Home
 from orchestration.resources import concurrency, trial_resources
 from orchestration.run_folder import RunFolder
+from orchestration.sweep_goals import MeasureConfig
 from orchestration.tracking import FINGERPRINT_TAG, Tracker
 from orchestration.trial import run_trial, tune_resources
 
 
+@dataclass(frozen=True)
+class Listed:
+    """An experiment of the list, and what it is called in lines and in MLflow."""
+
+    title: str
+    experiment: ExperimentConfig
+
+
 def train_baselines(experiments: Sequence[ExperimentConfig], home: Home, data_root: Path | None, tracker: Tracker, parent: str) -> None:
-    """Train every experiment that has no finished run yet; each gets its own MLflow run below `parent`.
+    """Train every baseline that has no finished run yet; each gets its own MLflow run below `parent`.
 
     Raises:
         RuntimeError: a baseline failed.
     """
-    pending = [each for each in experiments if RunFolder(home.run(each.fingerprint)).result() is None]
+    train_listed("baseline", [Listed(each.name, each) for each in experiments], home, data_root, tracker, parent)
+
+
+def train_listed(
+    kind: str,
+    listed: Sequence[Listed],
+    home: Home,
+    data_root: Path | None,
+    tracker: Tracker,
+    parent: str,
+    measure: MeasureConfig | None = None,
+) -> None:
+    """Train every experiment that has no finished run yet; each gets its own MLflow run below `parent`.
+
+    Args:
+        kind: `baseline` or `repeat`.
+        measure: attack the finished models under named protocols, on validation images; None: do not.
+
+    Raises:
+        RuntimeError: one of them failed.
+    """
+    pending = [each.experiment for each in listed if not _is_done(RunFolder(home.run(each.experiment.fingerprint)), measure)]
     if not pending:
         return
     available = cluster.connect()
     need = max((trial_resources(each.resources) for each in pending), key=lambda resources: (resources.gpus, resources.cpus))
-    console.say(f"training the baselines {', '.join(each.name for each in pending)}")
+    titles = {each.experiment.fingerprint: each.title for each in listed}
+    console.say(f"training the {kind}s {', '.join(titles[each.fingerprint] for each in pending)}")
     start = f"{time.time_ns():x}"
-    listener = _BaselineListener(pending, tracker, parent)
+    listener = _Listener(kind, [each for each in listed if each.experiment in pending], tracker, parent)
     by_fingerprint = {each.fingerprint: each for each in pending}
 
     def trial(settings: dict[str, Any]) -> None:
@@ -43,6 +76,7 @@ def train_baselines(experiments: Sequence[ExperimentConfig], home: Home, data_ro
                 "data_root": str(data_root) if data_root else None,
                 "train_storage": str(home.root / "train"),
                 "start": start,
+                "measure": measure.model_dump(mode="json") if measure else None,
             }
         )
 
@@ -52,7 +86,7 @@ def train_baselines(experiments: Sequence[ExperimentConfig], home: Home, data_ro
             param_space={"fingerprint": tune.grid_search(list(by_fingerprint))},
             tune_config=tune.TuneConfig(max_concurrent_trials=concurrency(need, available), reuse_actors=True),
             run_config=tune.RunConfig(
-                name=f"baselines-{start}",
+                name=f"{kind}s-{start}",
                 storage_path=str(home.root / "tune"),
                 callbacks=[listener],
                 failure_config=tune.FailureConfig(max_failures=2),
@@ -60,23 +94,30 @@ def train_baselines(experiments: Sequence[ExperimentConfig], home: Home, data_ro
             ),
         ).fit()
     if results.errors:
-        raise RuntimeError(f"a baseline failed: {str(results.errors[0]).strip().splitlines()[-1]}")
+        raise RuntimeError(f"a {kind} failed: {str(results.errors[0]).strip().splitlines()[-1]}")
 
 
-class _BaselineListener(tune.Callback):
-    """A line per epoch of each baseline, and its MLflow run."""
+def _is_done(folder: RunFolder, measure: MeasureConfig | None) -> bool:
+    return folder.result() is not None and (measure is None or kept_protocol_metrics(folder, measure) is not None)
 
-    def __init__(self, experiments: Sequence[ExperimentConfig], tracker: Tracker, parent: str) -> None:
-        self.experiments = {each.fingerprint: each for each in experiments}
-        self.tracker, self.parent = tracker, parent
-        self.board = console.Board("baselines", ["recipe", "epoch", "clean %", "robust %"])
+
+class _Listener(tune.Callback):
+    """A line per epoch of each experiment, and its MLflow run."""
+
+    def __init__(self, kind: str, listed: Sequence[Listed], tracker: Tracker, parent: str) -> None:
+        self.experiments = {each.experiment.fingerprint: each.experiment for each in listed}
+        self.titles = {each.experiment.fingerprint: each.title for each in listed}
+        self.kind, self.tracker, self.parent = kind, tracker, parent
+        self.board = console.Board(f"{kind}s", ["recipe", "epoch", "clean %", "robust %"])
         self.rows: dict[str, list[str]] = {}
         self.runs: dict[str, str] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Open the MLflow run."""
         experiment = self.experiments[trial.config["fingerprint"]]
-        run_id = self.tracker.run("baseline", {FINGERPRINT_TAG: experiment.fingerprint}, experiment.name, parent=self.parent)
+        run_id = self.tracker.run(
+            self.kind, {FINGERPRINT_TAG: experiment.fingerprint}, self.titles[experiment.fingerprint], parent=self.parent
+        )
         self.tracker.log_params(run_id, experiment.flatten())
         self.tracker.log_json(run_id, experiment.model_dump(mode="json"), "config.json")
         self.runs[experiment.fingerprint] = run_id
@@ -95,7 +136,6 @@ class _BaselineListener(tune.Callback):
             f"{100 * numbers[name]:.1f}" if name in numbers else "" for name in ("validation/clean_accuracy", "validation/robust_accuracy")
         ]
         epoch = f"{result['epoch']}/{experiment.training.epochs}"
-        self.rows[experiment.name] = [experiment.name, epoch, *accuracies]
-        self.board.show(
-            list(self.rows.values()), "", f"{experiment.name}: epoch {epoch}, clean {accuracies[0]} %, robust {accuracies[1]} %"
-        )
+        title = self.titles[experiment.fingerprint]
+        self.rows[title] = [title, epoch, *accuracies]
+        self.board.show(list(self.rows.values()), "", f"{title}: epoch {epoch}, clean {accuracies[0]} %, robust {accuracies[1]} %")

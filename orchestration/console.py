@@ -43,6 +43,12 @@ def warn(message: str) -> None:
     _err.print(f"warning: {message}", markup=False, style="yellow" if _err.is_terminal else None)
 
 
+def text(content: str) -> None:
+    """Print text as it is, for a file or another program: nothing is wrapped or styled."""
+    sys.stdout.write(content if content.endswith("\n") else content + "\n")
+    sys.stdout.flush()
+
+
 def result(value: Any) -> None:
     """Print a JSON result when JSON was asked for."""
     if _state["json"]:

@@ -28,10 +28,10 @@ def protocol_metrics(experiment: ExperimentConfig, folder: RunFolder, data_root:
     Raises:
         UserError: the suite does not fit the model.
     """
-    key = hashlib.blake2b(json.dumps(measure.model_dump(mode="json"), sort_keys=True).encode(), digest_size=4).hexdigest()
-    path = folder.path / f"protocols-{key}.json"
-    if path.is_file():
-        return json.loads(path.read_text())
+    kept = kept_protocol_metrics(folder, measure)
+    if kept is not None:
+        return kept
+    path = _path(folder, measure)
     device = "cuda" if experiment.resources.gpus_per_worker and torch.cuda.is_available() else "cpu"
     model = load_pretrained(folder.model, resample_on_forward=False).to(device, memory_format=torch.channels_last)
     batches = list(evaluation_batches(limited(load_data(experiment.data, data_root).validation, measure.num_examples), 256))
@@ -44,11 +44,22 @@ def protocol_metrics(experiment: ExperimentConfig, folder: RunFolder, data_root:
         threat_model=experiment.threat_model,
         num_draws=measure.num_draws,
         num_samples=measure.num_examples,
-        records=folder.path / f"protocols-{key}.jsonl",
+        records=path.with_suffix(".jsonl"),
     )
     metrics = accuracies_by_protocol(result)
     replace_text(path, json.dumps(metrics, indent=2))
     return metrics
+
+
+def kept_protocol_metrics(folder: RunFolder, measure: MeasureConfig) -> dict[str, float] | None:
+    """Return what an earlier measurement of the run found, None if there was none."""
+    path = _path(folder, measure)
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _path(folder: RunFolder, measure: MeasureConfig) -> Path:
+    key = hashlib.blake2b(json.dumps(measure.model_dump(mode="json"), sort_keys=True).encode(), digest_size=4).hexdigest()
+    return folder.path / f"protocols-{key}.json"
 
 
 def accuracies_by_protocol(result: EvaluationResult) -> dict[str, float]:

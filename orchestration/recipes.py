@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from models.errors import UserError, nearest, unknown_name
 from orchestration.experiment import ExperimentConfig, flatten
+from orchestration.yaml_text import load_yaml
 from trainers.objective import objective_entry
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -107,7 +108,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
                 raise UserError(f"flag --{name} needs a value")
             text = pending.pop(0)
         try:
-            flags[name.replace("-", "_")] = yaml.safe_load(text)
+            flags[name.replace("-", "_")] = load_yaml(text)
         except yaml.YAMLError:
             flags[name.replace("-", "_")] = text
     return flags
@@ -151,7 +152,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return a YAML mapping; what is not one is a `UserError` that names file and line."""
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = load_yaml(path.read_text())
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""

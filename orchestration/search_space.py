@@ -68,6 +68,14 @@ class Dimension(Config):
             return trial.suggest_int(name, int(low), int(self.high), step=int(self.step or 1), log=self.log)
         return trial.suggest_float(name, float(low), float(self.high), step=self.step, log=self.log)
 
+    def distribution(self) -> optuna.distributions.BaseDistribution:
+        """Return the whole range, without the bound that another dimension sets."""
+        if self.type == "choice":
+            return optuna.distributions.CategoricalDistribution([label(choice) for choice in self.choices])
+        if self.type == "int":
+            return optuna.distributions.IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
+        return optuna.distributions.FloatDistribution(float(self.low), float(self.high), log=self.log, step=self.step)
+
 
 def label(choice: Any) -> str | int | float | bool | None:
     """Return a choice as Optuna stores it: scalars as they are, lists as text."""

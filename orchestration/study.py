@@ -53,8 +53,8 @@ def open_study(config: SweepConfig, folder: Path) -> optuna.Study:
             load_if_exists=True,
         )
         fresh = not study.trials
-        if fresh and config.sampler == "grid":
-            for point in grid_points(config.space or {}):
+        if fresh:
+            for point in planned_points(config):
                 study.enqueue_trial({name: label(value) for name, value in point.items()})
         for trial in study.trials:
             if trial.state == TrialState.RUNNING:
@@ -86,7 +86,14 @@ def target(config: SweepConfig) -> int:
     """Return the number of trials of the sweep."""
     if config.num_trials is not None:
         return config.num_trials
-    return len(grid_points(config.space or {}))
+    return len(planned_points(config))
+
+
+def planned_points(config: SweepConfig) -> list[dict[str, Any]]:
+    """Return the points that are tried first: those of the sweep, or for a grid without any the whole grid."""
+    if config.sampler == "grid" and not config.points:
+        return grid_points(config.space or {})
+    return [dict(point) for point in config.points]
 
 
 def grid_points(space: SearchSpace) -> list[dict[str, Any]]:
@@ -170,10 +177,8 @@ class StudySearch(OptunaSearch):
                 trial.set_constraint(constraint.key, constraint.violation(value))
             self._ot_study.tell(trial, values)
         elif (result or {}).get("finished"):
-            trial.set_user_attr(
-                "reason",
-                f"not finite: {dict(zip(self._metrics, values, strict=True)) | {each.key: value for each, value in bounded.items()}}",
-            )
+            judged = dict(zip(self._metrics, values, strict=True)) | {each.key: value for each, value in bounded.items()}
+            trial.set_user_attr("reason", f"not finite: {judged}")
             self._ot_study.tell(trial, state=TrialState.FAIL)
         else:
             trial.set_user_attr("epochs", (result or {}).get("epoch", 0))

@@ -37,9 +37,10 @@ BUDGET_FIELDS = {
     "baselines",
     "num_test_examples",
     "repeats",
+    "remarks",
 }
 # Fields that came later: at their defaults they are not part of a sweep's key, so that earlier sweeps keep theirs.
-LATER_FIELDS = {"recipes", "constraints", "measure"}
+LATER_FIELDS = {"recipes", "constraints", "measure", "points", "prior"}
 
 
 @dataclass
@@ -77,9 +78,8 @@ class SweepOutcome:
 
 def sweep_key(config: SweepConfig) -> str:
     """Return the name of a sweep's folder: its name and a hash of what it searches. Budgets are not part of it."""
-    unused = {
-        name for name in LATER_FIELDS if getattr(config, name) == type(config).model_fields[name].get_default(call_default_factory=True)
-    }
+    fields = type(config).model_fields
+    unused = {name for name in LATER_FIELDS if getattr(config, name) == fields[name].get_default(call_default_factory=True)}
     bases = [experiment.scientific() for experiment in config.base_experiments()]
     definition = config.model_dump(mode="json", exclude=BUDGET_FIELDS | unused) | {"base": bases if config.recipes else bases[0]}
     digest = hashlib.blake2b(json.dumps(definition, sort_keys=True).encode(), digest_size=4).hexdigest()
@@ -116,10 +116,10 @@ def run_sweep(config: SweepConfig, home: Home, data_root: Path | None, *, addres
     tracker.set_tags(parent, {"rayndom.recipe": ", ".join(config.all_recipes)} | _flat_environment())
     tracker.log_json(parent, config.model_dump(mode="json"), "sweep.json")
     done, wanted = spent(study), target(config)
-    console.say(
-        f"sweep {config.name}: {wanted} trials of {', '.join(config.all_recipes)}, {at_once} at a time"
-        + (f", {done} already over" if done else "")
-    )
+    over = f", {done} already over" if done else ""
+    console.say(f"sweep {config.name}: {wanted} trials of {', '.join(config.all_recipes)}, {at_once} at a time{over}")
+    for remark in config.remarks:
+        console.say(remark)
     console.say(f"study {folder / 'study.db'}; MLflow {tracker.link(parent)}")
     if done < wanted:
         listener = SweepListener(config, tracker, parent, key, done, wanted)

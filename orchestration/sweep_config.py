@@ -14,7 +14,7 @@ from orchestration import recipes
 from orchestration.catalogue import defence as defence_record
 from orchestration.experiment import ExperimentConfig
 from orchestration.joint_space import RECIPE, chosen_fields, flatten_by_recipe, joint_space, scoped, split
-from orchestration.search_space import Dimension, is_active, ordered
+from orchestration.search_space import Dimension, is_active, label, ordered
 from orchestration.sweep_goals import (
     Constraint,
     MeasureConfig,
@@ -24,6 +24,7 @@ from orchestration.sweep_goals import (
     epoch_metrics,
     final_metrics,
 )
+from orchestration.theory_prior import PriorConfig, inform
 
 FOLDER = Path(__file__).parent / "sweeps"
 
@@ -43,6 +44,10 @@ class SweepConfig(Config):
         description="Dotted field -> dimension; none: the defence's own search space. With `recipes`, recipe -> its dimensions, and fields "
         "that all have.",
     )
+    points: tuple[dict[str, Any], ...] = Field(
+        (), description="Values of dimensions tried first, the others proposed; with the sampler `grid` the only ones that are visited."
+    )
+    prior: PriorConfig | None = Field(None, description="Bounds of the papers' theory that bound the space or seed it.")
     objectives: tuple[SweepObjective, ...] = Field(
         (SweepObjective(metric="validation/robust_accuracy"),),
         min_length=1,
@@ -60,6 +65,7 @@ class SweepConfig(Config):
     repeats: RepeatsConfig | None = Field(None, description="Training the best trials with further seeds; none: one seed decides.")
     suite: str = Field("quick", description="Evaluation suite for the winner and the baselines.")
     baselines: tuple[str, ...] = Field((), description="Recipes trained and evaluated beside the winner, with the same settings.")
+    remarks: tuple[str, ...] = Field((), description="What theory says of the space; written by the tool.")
     num_test_examples: int | None = Field(None, ge=1, description="Test images for the final evaluation; none: the suite's own.")
 
     @model_validator(mode="after")
@@ -155,7 +161,7 @@ def load_sweep(sweep: str, overrides: dict[str, Any] | None = None) -> SweepConf
         config = SweepConfig(**tree)
     except ValidationError as error:
         raise UserError("\n".join(_explain(item, path.name) for item in error.errors())) from None
-    config = config.model_copy(update={"space": _whole_space(config, path.name)})
+    config = _informed(config.model_copy(update={"space": _whole_space(config, path.name)}))
     check_metrics(config)
     for experiment in config.base_experiments():
         load_suite(config.suite, experiment.defence.name)
@@ -176,6 +182,22 @@ def _whole_space(config: SweepConfig, source: str) -> dict[str, Dimension]:
         own = {split(name)[1]: dimension for name, dimension in given.items() if split(name)[0] == recipe}
         spaces[recipe] = own or _catalogue_space(experiment, source)
     return joint_space(spaces, {name: dimension for name, dimension in given.items() if split(name)[0] is None})
+
+
+def _informed(config: SweepConfig) -> SweepConfig:
+    """Return the sweep after the theory it names was asked; the answers are in `remarks`."""
+    if config.prior is None:
+        return config
+    space, points, remarks = dict(config.space or {}), list(config.points), list(config.remarks)
+    for recipe, experiment in zip(config.all_recipes, config.base_experiments(), strict=True):
+        names = [name for name in space if not config.recipes or split(name)[0] == recipe]
+        found = inform(config.prior, experiment, {split(name)[1] if config.recipes else name: space[name] for name in names})
+        prefix = scoped(recipe, "") if config.recipes else ""
+        space |= {prefix + name: dimension for name, dimension in found.space.items()}
+        chosen = {RECIPE: recipe} if config.recipes else {}
+        points += [chosen | {prefix + name: value for name, value in point.items()} for point in found.points]
+        remarks += found.remarks
+    return config.model_copy(update={"space": space, "points": tuple(points), "remarks": tuple(remarks)})
 
 
 def _catalogue_space(experiment: ExperimentConfig, source: str) -> dict[str, Dimension]:
@@ -213,9 +235,12 @@ def check_space(config: SweepConfig) -> None:
     """
     assert config.space is not None
     order = ordered(config.space)
+    for point in config.points:
+        _check_point(config, point)
+    whole = config.sampler == "grid" and config.points  # then no other value is ever tried
     # Where each dimension's own ends are tried, the others stand at values that are valid together with them.
     for name in order:
-        for end in config.space[name].ends():
+        for end in () if whole else config.space[name].ends():
             values = _companions(config, order, name, end)
             try:
                 config.experiment(values)
@@ -231,6 +256,26 @@ def check_space(config: SweepConfig) -> None:
                 close = nearest(field, known)
                 hint = f" Did you mean {close[0]!r}?" if close else ""
                 raise UserError(f"sweep {config.name}: {name!r} is not a field of the experiment.{hint}")
+
+
+def _check_point(config: SweepConfig, point: dict[str, Any]) -> None:
+    """Check that a point lies in the space and, where it is whole, that its experiment is valid."""
+    assert config.space is not None
+    for name, value in point.items():
+        if name not in config.space:
+            raise unknown_name(f"dimension in `points` of sweep {config.name}:", name, config.space)
+        dimension = config.space[name]
+        if dimension.type == "choice":
+            inside = label(value) in [label(choice) for choice in dimension.choices]
+        else:
+            inside = isinstance(value, int | float) and dimension.low <= value <= dimension.high
+        if not inside:
+            raise UserError(f"sweep {config.name}: point {point}: {name} does not take {value!r}")
+    try:
+        config.experiment(point)
+    except UserError as error:
+        if config.sampler == "grid":
+            raise UserError(f"sweep {config.name}: point {point}: {error}") from None
 
 
 def _companions(config: SweepConfig, order: list[str], name: str, end: Any) -> dict[str, Any]:

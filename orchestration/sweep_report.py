@@ -1,4 +1,7 @@
-"""A whole sweep: search, baselines, evaluation of the winner beside them, one table, an exported winner, what to do next."""
+"""A whole sweep: search, repeats over seeds, baselines, evaluation of the winner beside them, one table, an exported winner.
+
+The winner is chosen on validation images and reported on test images.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,13 @@ from orchestration.evaluation_run import EvaluationSettings, Job, prepare, run_j
 from orchestration.experiment import ExperimentConfig
 from orchestration.export import export_target
 from orchestration.home import Home
+from orchestration.repeats import choose_by_mean, log_repeats, run_repeats, show_repeats
 from orchestration.resources import trial_resources
 from orchestration.run_folder import RunFolder
-from orchestration.study import superseded
-from orchestration.sweep import SweepOutcome, run_sweep
+from orchestration.sweep import SweepOutcome, largest, run_sweep
+from orchestration.sweep_analysis import infeasible, top_trials
 from orchestration.sweep_config import SweepConfig
+from orchestration.sweep_summary import conclude_search, show_trials
 from orchestration.targets import Target, resolve_target
 from orchestration.tracking import Tracker
 from trainers.data import load_data
@@ -35,8 +40,9 @@ def run_whole_sweep(
         UserError: a mistake, found before any worker starts.
     """
     started = time.monotonic()
-    base = config.experiment({})
-    load_data(base.data, data_root)  # a missing data set is found here, not in a worker
+    base = largest(config.base_experiments())
+    for experiment in config.base_experiments():
+        load_data(experiment.data, data_root)  # a missing data set is found here, not in a worker
     baselines = [config.baseline_experiment(recipe) for recipe in config.baselines]
     tracker = Tracker(home, base.tracking.experiment)
     outcome: SweepOutcome | None = None
@@ -58,12 +64,22 @@ def run_whole_sweep(
         tracker.finish(outcome.parent_run, "KILLED")
         return summary
     if not outcome.best:
+        reason = _no_winner(config, outcome, tracker)
         tracker.finish(outcome.parent_run, "FAILED")
-        raise RuntimeError("no trial of the sweep reached its end; see the trials' errors above and in MLflow")
+        raise RuntimeError(reason)
     winner = choose_winner(config, outcome)
+    if config.repeats is not None:
+        winner = _repeat(config, outcome, home, data_root, tracker)
     experiment = outcome.experiments[winner]
-    _show_winner(config, outcome, winner)
-    summary |= {"winner": winner, "winner_fingerprint": experiment.fingerprint}
+    show_trials(config, outcome, winner)
+    summary |= conclude_search(config, outcome, winner, tracker)
+    selected_on = experiment.training.validation.select_on
+    summary |= {"winner": winner, "winner_fingerprint": experiment.fingerprint, "selected_on": selected_on}
+    tracker.set_tags(outcome.parent_run, {"rayndom.winner": winner, "rayndom.selected_on": selected_on})
+    if selected_on == "test":
+        console.warn("training.validation.select_on is test: the winner was chosen on test images, so its test accuracy is too good")
+    else:
+        console.say(f"trial {winner} wins on validation images; what follows is on test images")
     train_baselines(baselines, home, data_root, tracker, outcome.parent_run)
     jobs: list[Job] = []
     if evaluate:
@@ -79,6 +95,7 @@ def run_whole_sweep(
     )
     tracker.finish(outcome.parent_run)
     console.say(f"winner exported to {export}")
+    console.say(f"MLflow {tracker.link(outcome.parent_run)}")
     console.say(f"done in {console.duration(time.monotonic() - started)}")
     return summary
 
@@ -96,20 +113,28 @@ def resume_command() -> str:
     return shlex.join(["rayndom", *arguments]) if arguments else "the same call"
 
 
-def _show_winner(config: SweepConfig, outcome: SweepOutcome, winner: int) -> None:
-    rows = []
-    again = superseded(outcome.study)
-    for trial in sorted(outcome.study.trials, key=lambda trial: trial.number):
-        if "values" not in trial.user_attrs or trial.number in again:
-            continue
-        values = trial.user_attrs["values"]
-        shown = [_short(values.get(name)) for name in config.space or {}]
-        ended = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
-        scores = [f"{value:.4g}" for value in (trial.values or [])] if trial.state.name == "COMPLETE" else ["" for _ in config.objectives]
-        mark = "winner" if trial.number == winner else "front" if trial.number in outcome.best else ""
-        rows.append([trial.number, ended, trial.user_attrs.get("epochs", ""), *shown, *scores, mark])
-    dimensions = [name.rpartition(".")[2] for name in config.space or {}]
-    console.table("trials", ["trial", "ended", "epochs", *dimensions, *(objective.metric for objective in config.objectives), ""], rows)
+def _no_winner(config: SweepConfig, outcome: SweepOutcome, tracker: Tracker) -> str:
+    """Return why there is no winner, after showing and keeping what the search found."""
+    violating = infeasible(config, outcome.study)
+    if not violating:
+        return "no trial of the sweep reached its end; see the trials' errors above and in MLflow"
+    show_trials(config, outcome, None)
+    conclude_search(config, outcome, None, tracker)
+    return f"no trial satisfies the constraints {', '.join(each.key for each in config.constraints)}; relax them or widen the space"
+
+
+def _repeat(config: SweepConfig, outcome: SweepOutcome, home: Home, data_root: Path | None, tracker: Tracker) -> int:
+    """Train the best trials with further seeds and return the winner by the mean."""
+    assert config.repeats is not None
+    top = top_trials(config, outcome.study, config.repeats.top)
+    repeated = run_repeats(config, outcome.experiments, top, home, data_root, tracker, outcome.parent_run)
+    winner = choose_by_mean(config, repeated)
+    show_repeats(config, repeated, winner)
+    log_repeats(tracker, outcome.parent_run, repeated, outcome.experiments)
+    if winner is None:
+        tracker.finish(outcome.parent_run, "FAILED")
+        raise RuntimeError("none of the repeated trials satisfies the constraints on the mean over seeds; repeat more of them")
+    return winner
 
 
 def _evaluate(
@@ -138,10 +163,6 @@ def _evaluate(
     for job in jobs:
         console.say(conclusion(job.name, job.result()))
     return jobs
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 __all__ = ["UserError", "choose_winner", "resume_command", "run_whole_sweep"]

@@ -10,7 +10,7 @@ Four ways, all differentiable with respect to the weights by one backward pass:
     finite-size effect that derivatives do not see (and that Eq. 5 of the paper may be said to want).
 `double_backward`: reverse mode, nested; slow. The independent reference of the tests.
 
-Reference: Jin, Yi, Huang, Schewe, Huang, "Randomized Adversarial Training via Taylor Expansion", CVPR 2023, Eq. 6 and Algorithm 1.
+Reference: Jin, Yi, Wu, Mu, Huang, "Randomized Adversarial Training via Taylor Expansion", CVPR 2023, Eq. 6 and Algorithm 1.
 """
 
 from __future__ import annotations

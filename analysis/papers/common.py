@@ -102,6 +102,8 @@ class _Setting:
             Row("red_ctrw", "RED of CTRW members", COMBINED, self.red_of("ctrw")),
             Row("red_rna", "RED of RNA members", COMBINED, self.red_of("rna")),
             Row("red_dcs", "RED of DCS members", COMBINED, self.red_of("dcs")),
+            Row("rna_ctrw", "RNA and CTRW in one network", COMBINED, self.run("rna_ctrw")),
+            Row("rna_dcs", "RNA and DCS in one network", COMBINED, self.run("rna_dcs")),
         )
 
 

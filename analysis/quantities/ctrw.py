@@ -28,6 +28,7 @@ from models.randomness import random_sites, resample
 PAPER = "Ma et al., CTRW, NeurIPS 2023"
 ALPHA, BETA, EPSILON_Y = -1e-3, 1e-2, 1.0
 EPSILONS = (0.0, 0.01, 0.05)
+TABLE_6_PAIRS = 10_000
 
 Site = RandomFeatureWeight | RandomFilterConv2d
 
@@ -102,7 +103,7 @@ def _probability(subject: Subject) -> Finding:
 def _cosines(subject: Subject) -> Finding:
     rows = []
     for name, site in _sites(subject):
-        found = cosine_statistic(site.mu, site.sigma, num_pairs=subject.draws(10_000), seed=subject.seed)
+        found = cosine_statistic(site.mu, site.sigma, num_pairs=max(TABLE_6_PAIRS, subject.draws(0)), seed=subject.seed)
         rows.append(
             {
                 "site": name,
@@ -121,9 +122,7 @@ def _cosines(subject: Subject) -> Finding:
 
 def _upper_bound(subject: Subject) -> Finding:
     x_BCHW, y_B = subject.images(128)
-    found = estimate_upper_bound(
-        subject.model, x_BCHW, y_B, epsilon_y=EPSILON_Y, beta=BETA, num_draws=subject.draws(64), seed=subject.seed
-    )
+    found = estimate_upper_bound(subject.model, x_BCHW, y_B, epsilon_y=EPSILON_Y, beta=BETA, num_draws=subject.draws(64), seed=subject.seed)
     (site,) = random_weights(subject.model)
     row = {
         "B, estimate": found.value,
@@ -164,7 +163,9 @@ def _is_one_trained_weight(model: object) -> bool:
     return len(sites) == 1 and bool((sites[0].sigma != 0).any())
 
 
-ONE_RANDOM_WEIGHT = Requirement("exactly one trainable random weight with sigma above 0 (ctrw, variants in, out, filter)", _is_one_trained_weight)
+ONE_RANDOM_WEIGHT = Requirement(
+    "exactly one trainable random weight with sigma above 0 (ctrw, variants in, out, filter)", _is_one_trained_weight
+)
 
 QUANTITIES = (
     Quantity(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from analysis.quantity import STOCHASTIC_CONVOLUTIONS, Finding, Quantity, Requirement, Subject
+from analysis.quantity import Finding, Quantity, Requirement, Subject
 from analysis.theory.dcs_bounds import (
     feasibility,
     paper_gap_bounds,
@@ -68,10 +68,12 @@ def _points(subject: Subject) -> Finding:
                 row["p_u Eq. 16, 24"] = _range((paper_unhit_lower_bound(k, n, s), paper_unhit_upper_bound(k, n, s)))
                 row["p_g Eq. 28"] = _range(paper_gap_bounds(k, n, s))
             rows.append(row)
-    notes = (
-        "p_s = n / k^2, as in the paper's appendix. Eq. 24 presumes that a mask fills the largest classes first: masks can lie above it.",
-    )
-    return Finding(rows, notes, {"p_s": rows[0]["p_s"], "p_g": rows[0]["p_g"], "p_u": rows[0]["p_u"]})
+    notes = [
+        "p_s = n / k^2, as in the paper's appendix. Eq. 24 presumes that a mask fills the largest classes first: masks can lie above it."
+    ]
+    if any(layer.space.sampling != "uniform" for _, layer in _layers(subject.model)):
+        notes.append("The probabilities are those of uniform masks; this model draws stratified ones.")
+    return Finding(rows, tuple(notes), {"p_s": rows[0]["p_s"], "p_g": rows[0]["p_g"], "p_u": rows[0]["p_u"]})
 
 
 def _range(bounds: tuple[float, float]) -> str:
@@ -101,7 +103,7 @@ def _input_sizes(model: nn.Module) -> dict[str, int]:
 
 def _bounds(subject: Subject) -> Finding:
     sizes = _input_sizes(subject.model)
-    rows, notes = [], []
+    rows, notes, needed = [], [], 0.0
     for name, layer in _layers(subject.model):
         if name not in sizes:
             raise UserError(f"layer {name} took no part in a forward pass, so the size of its input is not known")
@@ -123,13 +125,14 @@ def _bounds(subject: Subject) -> Finding:
                     }
                 )
         assert found is not None
+        impossible = ", which no cosine can make binding: this n has no guarantee" if found.needed_epsilon_c >= 1 else ""
         notes.append(
-            f"{name}: n={n} satisfies Eq. 20 from epsilon_c >= {found.needed_epsilon_c:.4g}, a cosine that cannot be exceeded being 1, and "
-            f"Eq. 11 from epsilon_l >= {found.needed_epsilon_l:.4g} (N = {size} points)."
+            f"{name}: n={n} satisfies Eq. 20 only for epsilon_c >= {found.needed_epsilon_c:.4g}{impossible}; it satisfies Eq. 11 for "
+            f"epsilon_l >= {found.needed_epsilon_l:.4g} (N = {size} points)."
         )
-    notes.append("Eq. 8 is looser than Eq. 20: necessary, not sufficient. No row is left out because it is infeasible.")
-    first = found.needed_epsilon_c if found is not None else float("nan")
-    return Finding(rows, tuple(notes), {"needed_epsilon_c": first, "feasible_rows": sum(row["feasible"] for row in rows)})
+        needed = max(needed, found.needed_epsilon_c)
+    notes.append("Eq. 8 is looser than Eq. 20: necessary, not sufficient.")
+    return Finding(rows, tuple(notes), {"needed_epsilon_c": needed, "feasible_rows": sum(row["feasible"] for row in rows)})
 
 
 def _layer_cosines(subject: Subject) -> Finding:
@@ -180,9 +183,11 @@ def _designed(subject: Subject, count: int) -> Iterator[tuple[str, list[DrawPair
     layers = [layer for _, layer in _layers(subject.model)]
     for kind, label in (("same", "same (C_s)"), ("gap", "gap (C_g): disjoint, same classes"), ("unhit", "unhit (C_u): other classes")):
         try:
-            yield label, designed_pairs(subject.model, kind, count, subject.seed)  # type: ignore[arg-type]
-        except ValueError:
-            subject.progress(f"no pair of kind {kind} exists for these kernels and strides")
+            pairs = designed_pairs(subject.model, kind, count, subject.seed)  # type: ignore[arg-type]
+        except ValueError as error:  # a stride of 1 leaves no point unhit
+            subject.progress(str(error))
+            continue
+        yield label, pairs
     for overlap in range(min(layer.num_taps for layer in layers) + 1):
         if all(2 * layer.num_taps - overlap <= layer.kernel_size**2 for layer in layers):
             yield f"{overlap} shared taps", pairs_with_overlap(subject.model, overlap, count, subject.seed)
@@ -223,5 +228,3 @@ QUANTITIES = (
         cheap=False,
     ),
 )
-
-__all__ = ["QUANTITIES", "STOCHASTIC_CONVOLUTIONS"]

@@ -1,6 +1,6 @@
 """Randomized adversarial training via Taylor expansion and its relatives: plain networks, each trained by an objective of its own.
 
-Reference: Jin, Yi, Huang, Schewe, Huang, "Randomized Adversarial Training via Taylor Expansion", CVPR 2023. The noise on the weights
+Reference: Jin, Yi, Wu, Mu, Huang, "Randomized Adversarial Training via Taylor Expansion", CVPR 2023. The noise on the weights
 exists during training only; the trained network is deterministic.
 """
 

@@ -6,7 +6,7 @@ from orchestration.catalogue import Defence, Paper
 from orchestration.search_space import Dimension
 
 RAT = Paper(
-    title="Randomized Adversarial Training via Taylor Expansion", authors="Jin, Yi, Huang, Schewe, Huang", venue="CVPR 2023"
+    title="Randomized Adversarial Training via Taylor Expansion", authors="Jin, Yi, Wu, Mu, Huang", venue="CVPR 2023"
 )
 BETA = {"training.objective.beta": Dimension(type="float", low=1, high=12, log=True)}
 GAMMA = {"training.objective.weight_perturbation.gamma": Dimension(type="float", low=0.001, high=0.02, log=True)}

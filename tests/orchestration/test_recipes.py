@@ -116,6 +116,11 @@ def test_a_recipe_file_may_extend_a_shipped_one(tmp_path):
     assert experiment.name == "mine"
 
 
+def test_off_is_a_word_and_not_a_boolean():
+    assert load_recipe("dcs_digits", ["--defence.gsat", "off"]).experiment.defence.parameters.gsat == "off"
+    assert load_recipe("dcs_digits", ["--training.attack.random_start", "false"]).experiment.training.attack.random_start is False
+
+
 def test_presets_stand_for_parameters_and_flags_override_them():
     paper = load_recipe("ctrw_digits", ["--defence.preset", "paper"]).experiment.defence.parameters
     assert (paper.constraint, paper.lower_bound, paper.upper_bound) == ("project", 1000.0, 2400.0)

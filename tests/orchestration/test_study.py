@@ -147,7 +147,7 @@ def test_asha_remembers_trials_of_earlier_starts(config, tmp_path):
     scheduler = RememberingAsha(
         time_attr="epoch", metric="validation/robust_accuracy", mode="max", max_t=10, grace_period=2, reduction_factor=2
     )
-    scheduler.remember(open_study(config, tmp_path))
+    scheduler.remember(config, open_study(config, tmp_path))
     from types import SimpleNamespace
 
     trial = SimpleNamespace(trial_id="new")

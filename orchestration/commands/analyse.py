@@ -1,0 +1,103 @@
+"""`rayndom analyse TARGET`: what the theory of a defence says of a trained model, measured."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from models.errors import UserError
+from orchestration import console
+from orchestration.commands.command import Command, add_data_root
+from orchestration.frames import add_format, begin, show_frame
+
+LIST = "list"
+
+
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", nargs="?", help="exported folder, run (16 digits), MLflow run id (32 digits), or models:/NAME@ALIAS")
+    parser.add_argument(
+        "--what",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="quantities; `list` shows them, `all` computes all that apply (default: the cheap ones that apply)",
+    )
+    parser.add_argument("--samples", type=int, help="test images (default: each quantity's own number)")
+    parser.add_argument("--draws", type=int, help="draws, or pairs of draws (default: each quantity's own number)")
+    parser.add_argument("--seed", type=int, default=0, help="root of all seeds (default 0)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (default cpu)")
+    add_format(parser)
+    add_data_root(parser)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if LIST in arguments.what:
+        return _list(arguments)
+    if arguments.target is None:
+        raise UserError("analyse needs a model; `rayndom analyse --what list` shows what can be computed")
+    from analysis.quantity_report import record_to_markdown, shown_rows
+    from orchestration.analysis_run import AnalysisSettings, analyse, track
+    from orchestration.home import Home
+    from orchestration.targets import resolve_target
+
+    chosen = begin(arguments)
+    home = Home.locate(arguments.home)
+    settings = AnalysisSettings(tuple(arguments.what), arguments.samples, arguments.draws, arguments.seed, arguments.device)
+    target = resolve_target(arguments.target, home)
+    records, path = analyse(target, settings, home, Path(arguments.data_root).absolute() if arguments.data_root else None)
+    run_id = track(target, records, path, home)
+    for record in records:
+        if chosen == "markdown":
+            console.text(record_to_markdown(record))
+            continue
+        if "error" in record:
+            console.warn(f"{record['name']} could not be computed: {record['error']}")
+            continue
+        rows = shown_rows(record) if chosen == "table" else record["rows"]
+        show_frame(f"{record['title']} ({record['name']})", rows, chosen)
+        console.say(f"{record['meaning']} ({record['reference']})")
+        for note in record["notes"]:
+            console.say(f"  {note}")
+        console.say()
+    if chosen == "json":
+        console.result({"records": str(path), "mlflow_run": run_id, "quantities": records})
+    console.say(f"records {path}" + (f"; MLflow run {run_id}" if run_id else ""))
+    asked = any("error" in record and record["name"] in arguments.what for record in records)
+    return 1 if asked else 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from analysis.quantity_report import describe_all, list_rows
+
+    chosen = begin(arguments)
+    if chosen == "markdown":
+        console.text(describe_all())
+        return 0
+    model = None
+    if arguments.target is not None:
+        from models.weights import load_pretrained
+        from orchestration.home import Home
+        from orchestration.targets import resolve_target
+
+        model = load_pretrained(resolve_target(arguments.target, Home.locate(arguments.home)).folder, resample_on_forward=False)
+    rows = list_rows(model)
+    if chosen == "json":
+        console.result(rows)
+    else:
+        words = [{name: ("yes" if value else "no") if isinstance(value, bool) else value for name, value in row.items()} for row in rows]
+        show_frame("quantities", words, chosen)
+    return 0
+
+
+ANALYSE = Command(
+    "analyse",
+    "compute what the theory of a defence says of a trained model: bounds, probabilities, gradient cosines, transfer, flatness, cost",
+    (
+        "rayndom analyse 5a632dea00def935",
+        "rayndom analyse rayndom_home/exports/ctrw_bounds_digits --what ctrw_lemma1 ctrw_cosines",
+        "rayndom analyse RUN_ID --what all --samples 100 --json",
+        "rayndom analyse --what list                 everything that can be computed",
+    ),
+    _add,
+    _run,
+)

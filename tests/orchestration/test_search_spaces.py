@@ -1,0 +1,130 @@
+"""Sweeps over several recipes, explicit points, theory as a prior: driven by hand without a cluster."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from models.errors import UserError
+from orchestration.joint_space import chosen_fields
+from orchestration.study import StudySearch, open_study, planned_points, target
+from orchestration.sweep_config import list_sweeps, load_sweep
+from orchestration.theory_prior import CtrwPrior, ctrw_lower_bound
+
+JOINT = {
+    "description": "two recipes",
+    "recipes": ["ctrw_digits", "rna_digits"],
+    "space": {
+        "ctrw_digits": {
+            "defence.lower_bound": {"type": "float", "low": 200, "high": 2000, "log": True},
+            "defence.upper_bound": {"type": "float", "low": 800, "high": 4000, "above": "defence.lower_bound"},
+        },
+        "rna_digits": {"defence.choice": {"type": "choice", "choices": ["per_layer", "per_network"]}},
+        "training.optimizer.learning_rate": {"type": "float", "low": 0.01, "high": 0.2, "log": True},
+    },
+    "num_trials": 12,
+}
+
+
+def joint(folder, **changes):
+    path = folder / "both.yaml"
+    path.write_text(yaml.safe_dump(JOINT | changes))
+    return load_sweep(str(path))
+
+
+def test_a_joint_sweep_chooses_the_recipe_first_and_then_only_its_dimensions(tmp_path):
+    config = joint(tmp_path)
+    study = open_study(config, tmp_path)
+    search = StudySearch(config, study)
+    seen = set()
+    for index in range(12):
+        values = search.suggest(f"t{index}")["values"]
+        recipe = values["recipe"]
+        seen.add(recipe)
+        experiment = config.experiment(values)
+        assert experiment.name == recipe
+        assert experiment.training.optimizer.learning_rate == values["training.optimizer.learning_rate"]
+        others = {"ctrw_digits", "rna_digits"} - {recipe}
+        assert not any(name.startswith(f"{other}/") for other in others for name in values)
+        if recipe == "ctrw_digits":
+            assert values["ctrw_digits/defence.upper_bound"] >= values["ctrw_digits/defence.lower_bound"]
+            assert experiment.defence.parameters.lower_bound == values["ctrw_digits/defence.lower_bound"]
+        assert study.trials[-1].user_attrs["fingerprint"] == experiment.fingerprint
+        search.on_trial_complete(f"t{index}", {"epoch": 12, "finished": True, "validation/robust_accuracy": 0.5})
+    assert seen == {"ctrw_digits", "rna_digits"}
+
+
+def test_a_trial_of_a_joint_sweep_is_the_run_that_its_recipe_alone_would_be(tmp_path):
+    config = joint(tmp_path)
+    alone = load_sweep("ctrw_bounds_digits")
+    values = {"defence.lower_bound": 300.0, "defence.upper_bound": 900.0}
+    scoped = {"recipe": "ctrw_digits"} | {f"ctrw_digits/{name}": value for name, value in values.items()}
+    assert chosen_fields(scoped) == values
+    assert config.experiment(scoped | {"ctrw_digits/defence.constraint": "project"}).fingerprint == alone.experiment(values).fingerprint
+
+
+def test_the_catalogue_gives_the_space_of_a_recipe_without_one(tmp_path):
+    config = joint(tmp_path, space={"rna_digits": JOINT["space"]["rna_digits"]})
+    assert {"ctrw_digits/defence.lower_bound", "ctrw_digits/defence.upper_bound"} <= set(config.space)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"space": {"rna_digits": {"defence.choise": {"type": "choice", "choices": ["per_layer"]}}}}, ["rna_digits", "choise"]),
+        ({"space": {"rna_digits": {"defence.choice": {"type": "choice", "choices": ["per_moon"]}}}}, ["per_moon", "per_layer"]),
+        ({"space": {"defence.lower_bound": {"type": "float", "low": 5, "high": 10}}}, ["lower_bound"]),
+        ({"recipes": ["ctrw_digits", "rna_digit"]}, ["'rna_digits'"]),
+        ({"recipes": ["ctrw_digits", "ctrw_digits"]}, ["twice"]),
+        ({"points": [{"recipe": "dcs_digits"}]}, ["dcs_digits"]),
+    ],
+)
+def test_mistakes_in_any_recipe_are_found_before_anything_starts(changes, parts, tmp_path):
+    with pytest.raises(UserError) as caught:
+        joint(tmp_path, **changes)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_explicit_points_come_first_or_are_all_there_is(tmp_path):
+    table = load_sweep("rna_table5")
+    assert target(table) == 8
+    points = planned_points(table)
+    assert {point["training.redraw"] for point in points} == {"attack_then_step", "each_batch"}
+    assert points[-1]["defence.pool"] == ["bgn_size_1", "gn_size_1"]
+    config = load_sweep("ctrw_bounds_digits", {"points": [{"defence.lower_bound": 321.0}]})
+    search = StudySearch(config, open_study(config, tmp_path))
+    assert search.suggest("a")["values"]["defence.lower_bound"] == 321.0
+    assert search.suggest("b")["values"]["defence.lower_bound"] != 321.0
+    with pytest.raises(UserError, match="does not take 5"):
+        load_sweep("ctrw_bounds_digits", {"points": [{"defence.lower_bound": 5}]})
+
+
+def test_lemma_1_bounds_or_seeds_ctrw_and_says_when_it_leaves_nothing():
+    # With mu = 1 and sigma = 1: 1000 / E|1 + delta|, and E|1 + delta| = 1.16663 for a standard normal delta.
+    assert ctrw_lower_bound(CtrwPrior(), 1.0) == pytest.approx(1000 / 1.16663, rel=0.02)
+    seeded = load_sweep("ctrw_theory_digits")
+    assert 840 < seeded.points[0]["defence.lower_bound"] < 875
+    bounded = load_sweep("ctrw_theory_digits", {"prior": {"ctrw": {"use": "bound"}}})
+    assert bounded.space["defence.lower_bound"].low == seeded.points[0]["defence.lower_bound"]
+    with pytest.raises(UserError, match=r"infeasible.*ends at 2000"):
+        load_sweep("ctrw_theory_digits", {"prior": {"ctrw": {"use": "bound", "alpha": -1e-4}}})
+
+
+def test_equation_12_bounds_or_seeds_dcs_and_says_when_it_leaves_nothing():
+    seeded = load_sweep("dcs_theory_digits")
+    assert {(point["defence.kernel_size"], point["defence.num_taps"]) for point in seeded.points} == {(3, 2), (3, 3)}
+    assert any("k=5" in remark and "no searched n" in remark for remark in seeded.remarks)
+    prior = {"epsilon_c": 0.9, "epsilon_l": 40, "num_points": 324, "stride": 2, "use": "bound"}
+    bounded = load_sweep("dcs_theory_digits", {"prior": {"dcs": prior}})
+    assert bounded.space["defence.kernel_size"].choices == (3,)
+    assert bounded.space["defence.num_taps"].choices == (2, 3)
+    with pytest.raises(UserError, match="leaves nothing"):  # the paper's own k=5, n=2, S=1 among them
+        load_sweep("dcs_theory_digits", {"prior": {"dcs": prior | {"stride": 1}}})
+
+
+def test_the_papers_grids_have_their_sizes():
+    sizes = {"ctrw_fig3b": 7, "ctrw_fig3d": 6, "rna_table4": 5, "rna_table5": 8, "dcs_table4": 4, "dcs_table5": 8, "dcs_table9": 3}
+    sizes |= {"rat_table1": 10}
+    assert {name: target(load_sweep(name)) for name in sizes} == sizes
+    assert "joint" in list_sweeps()

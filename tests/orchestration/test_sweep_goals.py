@@ -1,0 +1,200 @@
+"""Objectives, constraints, repeats and what a study says at its end, driven by hand without a cluster."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models.errors import UserError
+from models.registry import build_model
+from orchestration import console
+from orchestration.model_cost import cost_metrics
+from orchestration.repeats import Repeated, choose_by_mean, with_seeds
+from orchestration.study import StudySearch, open_study, proxy_values
+from orchestration.sweep import RememberingAsha, best_trials, sweep_key
+from orchestration.sweep_analysis import importances, infeasible, proxy_correlations, rungs, top_trials
+from orchestration.sweep_config import load_sweep
+from orchestration.sweep_plots import write_plots
+
+ROBUST, CLEAN, SIZE = "validation/robust_accuracy", "validation/clean_accuracy", "model/parameters"
+
+
+def run_by_hand(config, folder, outcomes):
+    """Finish one trial per outcome; each is (robust, clean, parameters, proxy after epochs 4 and 8)."""
+    study = open_study(config, folder)
+    search = StudySearch(config, study)
+    for index, (robust, clean, size, early) in enumerate(outcomes):
+        name = f"t{index}"
+        search.suggest(name)
+        for epoch, value in early.items():
+            search.on_trial_result(name, {"epoch": epoch, ROBUST: value, CLEAN: clean})
+        final = {"epoch": 12, "finished": True, ROBUST: robust, CLEAN: clean, SIZE: size, f"{ROBUST}/T1": robust - 0.1}
+        search.on_trial_complete(name, final)
+    return study
+
+
+OUTCOMES = [
+    (0.50, 0.95, 2e6, {4: 0.40, 8: 0.45}),
+    (0.60, 0.85, 1e6, {4: 0.30, 8: 0.55}),
+    (0.40, 0.97, 1e6, {4: 0.20, 8: 0.35}),
+    (0.70, 0.80, 1e6, {4: 0.10, 8: 0.60}),
+    (0.30, 0.99, 1e6, {4: 0.05, 8: 0.25}),
+]
+
+
+def test_infeasible_trials_never_win(tmp_path):
+    config = load_sweep(
+        "ctrw_bounds_digits",
+        {"num_trials": 5, "constraints": [{"metric": CLEAN, "at_least": 0.9}, {"metric": SIZE, "at_most": 1.5e6}]},
+    )
+    study = run_by_hand(config, tmp_path, OUTCOMES)
+    assert best_trials(config, study) == [2]
+    assert top_trials(config, study, 3) == [2, 4]
+    violated = dict(infeasible(config, study))
+    assert set(violated) == {0, 1, 3}
+    assert "parameters <= 1.5e+06 (it has 2e+06)" in violated[0]
+    assert "clean_accuracy >= 0.9 (it has 0.8)" in violated[3]
+
+
+def test_no_feasible_trial_is_no_winner(tmp_path):
+    config = load_sweep("ctrw_bounds_digits", {"num_trials": 5, "constraints": [{"metric": CLEAN, "at_least": 0.999}]})
+    study = run_by_hand(config, tmp_path, OUTCOMES)
+    assert best_trials(config, study) == []
+    assert top_trials(config, study, 3) == []
+
+
+def test_a_front_of_feasible_trials_and_its_plots(tmp_path):
+    config = load_sweep(
+        "ctrw_bounds_digits",
+        {
+            "num_trials": 5,
+            "objectives": [{"metric": ROBUST}, {"metric": SIZE, "mode": "min"}],
+            "constraints": [{"metric": CLEAN, "at_least": 0.84}],
+        },
+    )
+    study = run_by_hand(config, tmp_path, OUTCOMES)
+    assert best_trials(config, study) == [1]
+    shares = importances(config, study)
+    assert set(shares) == {ROBUST, SIZE}
+    assert shares == importances(config, study), "the same study gives the same importances"
+    files = write_plots(config, study, tmp_path / "plots", 1, shares)
+    assert [file.name for file in files] == ["history.png", "parallel_coordinates.png", "pareto_front.png", "importances.png"]
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
+
+
+def test_the_proxy_is_compared_with_the_final_measure(tmp_path):
+    config = load_sweep("ctrw_bounds_digits", {"num_trials": 5, "objectives": [{"metric": f"{ROBUST}/T1"}]})
+    assert config.needs_protocols
+    study = run_by_hand(config, tmp_path, OUTCOMES)
+    assert study.best_value == pytest.approx(0.6)
+    assert proxy_values(config, study.trials[0]) == {4: 0.40, 8: 0.45}
+    assert rungs(config, 12) == [4, 8, 12]
+    found = {each.epoch: each for each in proxy_correlations(config, study, 12)}
+    assert set(found) == {4, 8}
+    assert found[8].rho == pytest.approx(1.0)
+    # Ranks after epoch 4: 5, 4, 3, 2, 1; at the end 3, 4, 2, 5, 1: sum of squared differences 4 + 0 + 1 + 9 + 0, so 1 - 6*14/120.
+    assert found[4].rho == pytest.approx(0.3)
+    assert found[4].num_trials == 5
+    # What early stopping remembers is the proxy, not the objective.
+    scheduler = RememberingAsha(time_attr="epoch", metric=ROBUST, mode="max", max_t=13, grace_period=4, reduction_factor=2)
+    scheduler.remember(config, study)
+    assert {round(value, 2) for rung in scheduler._brackets[0]._rungs for value in rung[1].values()} <= {
+        0.4,
+        0.3,
+        0.2,
+        0.1,
+        0.05,
+        0.45,
+        0.55,
+        0.35,
+        0.6,
+        0.25,
+    }
+
+
+def test_a_minimized_objective_correlates_with_the_right_sign(tmp_path):
+    config = load_sweep("ctrw_bounds_digits", {"num_trials": 5, "objectives": [{"metric": SIZE, "mode": "min"}]})
+    sizes = [(robust, clean, 1e6 / robust, early) for robust, clean, _, early in OUTCOMES]
+    study = run_by_hand(config, tmp_path, sizes)
+    assert {each.epoch: each.rho for each in proxy_correlations(config, study, 12)}[8] == pytest.approx(1.0)
+
+
+def test_too_few_trials_say_nothing(tmp_path):
+    config = load_sweep("ctrw_bounds_digits", {"num_trials": 3})
+    study = run_by_hand(config, tmp_path, OUTCOMES[:3])
+    assert importances(config, study) is None
+    assert proxy_correlations(config, study, 12) == []
+
+
+def test_the_winner_over_seeds_is_the_best_feasible_mean():
+    config = load_sweep("ctrw_bounds_digits", {"constraints": [{"metric": CLEAN, "at_least": 0.9}], "repeats": {"top": 3, "seeds": [1, 2]}})
+    repeated = [
+        Repeated(0, (0, 1, 2), {ROBUST: (0.9, 0.3, 0.3), CLEAN: (0.95, 0.95, 0.95)}),
+        Repeated(1, (0, 1, 2), {ROBUST: (0.6, 0.6, 0.6), CLEAN: (0.95, 0.95, 0.95)}),
+        Repeated(2, (0, 1, 2), {ROBUST: (0.8, 0.8, 0.8), CLEAN: (0.95, 0.85, 0.85)}),
+    ]
+    assert choose_by_mean(config, repeated) == 1
+    assert repeated[0].mean(ROBUST) == pytest.approx(0.5)
+    assert repeated[0].deviation(ROBUST) == pytest.approx(0.34641, abs=1e-5)
+    assert choose_by_mean(config, repeated[2:]) is None
+    seeds = with_seeds(config.experiment({}), (0, 1, 2))
+    assert [experiment.seed for experiment in seeds] == [0, 1, 2]
+    assert len({experiment.fingerprint for experiment in seeds}) == 3
+
+
+def test_repeats_are_a_budget_and_goals_are_not():
+    key = sweep_key(load_sweep("ctrw_bounds_digits"))
+    assert key == "ctrw_bounds_digits-4f2c0e7f", "a sweep that was begun earlier goes on"
+    assert sweep_key(load_sweep("ctrw_bounds_digits", {"repeats": {"top": 2}})) == key
+    assert sweep_key(load_sweep("ctrw_bounds_digits", {"constraints": [{"metric": CLEAN, "at_least": 0.5}]})) != key
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"constraints": [{"metric": CLEAN}]}, ["at_least", "at_most"]),
+        ({"constraints": [{"metric": "model/parameter", "at_most": 5}]}, ["model/parameters"]),
+        ({"objectives": [{"metric": f"{ROBUST}/T9"}]}, [f"{ROBUST}/T"]),
+        ({"stopping": {"metric": "model/parameters"}}, ["model/parameters", "train/loss"]),
+        ({"recipes": ["rna_digits"]}, ["either `recipe` or `recipes`"]),
+        ({"repeats": {"top": 0}}, ["repeats.top"]),
+    ],
+)
+def test_mistakes_in_goals_are_found_before_anything_starts(change, parts):
+    with pytest.raises(UserError) as caught:
+        load_sweep("ctrw_bounds_digits", change)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_costs_of_a_model_leave_it_as_it_was():
+    model = build_model("ctrw", backbone="resnet8", num_classes=10, image_shape=(1, 8, 8))
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    metrics = cost_metrics(model, (1, 8, 8))
+    assert metrics["model/parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert metrics["model/latency_ms"] > 0
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_summary_of_a_search_is_shown_and_kept(tmp_path, home, capsys, monkeypatch):
+    from orchestration.sweep import SweepOutcome
+    from orchestration.sweep_summary import conclude_search, show_trials
+    from orchestration.tracking import Tracker
+
+    monkeypatch.setattr(console._out, "file", None)
+    config = load_sweep("ctrw_bounds_digits", {"num_trials": 5, "objectives": [{"metric": ROBUST}, {"metric": CLEAN}]})
+    study = run_by_hand(config, tmp_path, OUTCOMES)
+    tracker = Tracker(home, "rayndom")
+    parent = tracker.run("sweep", {"rayndom.sweep": "x"}, "x")
+    outcome = SweepOutcome(True, best_trials(config, study), {}, study, parent, tmp_path, 0)
+    show_trials(config, outcome, 3)
+    found = conclude_search(config, outcome, 3, tracker)
+    out = capsys.readouterr().out
+    assert "Pareto front" in out
+    assert "importance" in out
+    assert "Spearman" in out
+    assert {each["trial"] for each in found["front"]} == {0, 1, 2, 3, 4}
+    names = {item.path for item in tracker.client.list_artifacts(parent, "plots")}
+    assert {"plots/pareto_front.png", "plots/parallel_coordinates.png", "plots/history.png"} <= names
