@@ -10,8 +10,8 @@ PYTHON ?=
 EXTRAS ?=
 ARGS ?=
 CLUSTER ?= ray_cluster.yaml
-# Tests use tiny tensors: more threads than two only cost time.
-TEST_THREADS ?= 2
+# Tests use tiny tensors: several processes of one thread each are faster than threads.
+TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow check bench lock clean cluster-code cluster-up
@@ -31,10 +31,10 @@ demo: $(STAMP) ## Sweep, train, attack and report a defence on real images, in m
 	$(VENV)/bin/rayndom demo $(ARGS)
 
 test: $(STAMP) ## Run the tests, without the long ones and those that need a GPU
-	OMP_NUM_THREADS=$(TEST_THREADS) $(PY) -m pytest -m "not slow and not gpu" $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not slow and not gpu" $(ARGS)
 
 test-slow: $(STAMP) ## Run the long tests, and those that need a GPU where there is one
-	OMP_NUM_THREADS=$(TEST_THREADS) $(PY) -m pytest -m "slow or gpu" $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "slow or gpu" $(ARGS)
 
 check: $(STAMP) ## Check style, formatting and the direction of imports
 	$(VENV)/bin/ruff check .

@@ -20,7 +20,7 @@ from analysis.draws import seeded_draws, set_draw
 from analysis.tasks import class_balanced_order
 from analysis.theory.transferability import Attack, undisturbed
 from models.ensemble import Ensemble
-from models.errors import unknown_name
+from models.errors import UserError, unknown_name
 from models.layers.channel_statistics import Normalization2d
 from models.layers.random_normalization import RandomNormalization2d
 from models.layers.random_weight import RandomFeatureWeight, RandomFilterConv2d
@@ -32,6 +32,12 @@ from trainers.memory_format import channels_last
 
 Row = Mapping[str, Any]
 ATTACK_STEPS = 20
+MOST_IMAGES = 1000
+"""The largest number of images that a quantity takes by itself."""
+
+
+class NotComputable(UserError):
+    """A quantity applies to the model, but not to what it does on these images."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from analysis.quantity import Quantity, Subject, quantities, quantity
+from analysis.quantity import NotComputable, Quantity, Subject, quantities, quantity
 from analysis.tables import to_markdown
 from models.errors import UserError
 
@@ -42,7 +42,10 @@ def choose(model: nn.Module, names: Sequence[str] = ()) -> list[Quantity]:
 def compute(entry: Quantity, subject: Subject) -> Record:
     """Return what was found as JSON types: what it is, `rows`, `notes`, `metrics`, the settings and the seconds it took.
 
-    A `UserError` of the computation (e.g. no image that all members classify rightly) is the record's `error`.
+    What makes it impossible on these images (e.g. none that all members classify rightly) is the record's `error`.
+
+    Raises:
+        UserError: the images are missing.
     """
     started = time.perf_counter()
     record: Record = {
@@ -59,7 +62,7 @@ def compute(entry: Quantity, subject: Subject) -> Record:
     }
     try:
         found = entry.compute(subject)
-    except UserError as error:
+    except NotComputable as error:
         return record | {"error": str(error), "rows": [], "notes": [], "metrics": {}, "seconds": time.perf_counter() - started}
     return record | {
         "rows": [{name: _plain(value) for name, value in row.items()} for row in found.rows],

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from analysis.fingerprints import weights_hash
-from analysis.quantity import Subject
+from analysis.quantity import MOST_IMAGES, Subject
 from analysis.quantity_report import Record, choose, compute, metrics_of
 from models.errors import UserError
 from models.threat_model import ThreatModel
@@ -57,7 +57,7 @@ def subject_of(target: Target, settings: AnalysisSettings, data_root: Path | Non
     def load_images() -> tuple[torch.Tensor, torch.Tensor]:
         if experiment is None:
             raise UserError(f"{target.folder} does not say what data it was trained on, so there are no images to measure on")
-        return test_images(experiment.data, data_root, None)
+        return test_images(experiment.data, data_root, settings.num_samples or MOST_IMAGES)
 
     return Subject(
         model=model,

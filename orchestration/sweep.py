@@ -23,6 +23,7 @@ from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
 from orchestration.joint_space import RECIPE
 from orchestration.resources import concurrency, trial_resources
+from orchestration.run_folder import replace_text
 from orchestration.study import StudySearch, is_feasible, open_study, proxy_values, spent, superseded, target
 from orchestration.sweep_config import SweepConfig
 from orchestration.tracking import FINGERPRINT_TAG, SWEEP_TAG, Tracker
@@ -115,6 +116,7 @@ def run_sweep(config: SweepConfig, home: Home, data_root: Path | None, *, addres
     parent = tracker.run("sweep", {SWEEP_TAG: key}, name=config.name)
     tracker.set_tags(parent, {"rayndom.recipe": ", ".join(config.all_recipes)} | _flat_environment())
     tracker.log_json(parent, config.model_dump(mode="json"), "sweep.json")
+    replace_text(folder / "sweep.json", json.dumps(config.model_dump(mode="json"), indent=2))
     done, wanted = spent(study), target(config)
     over = f", {done} already over" if done else ""
     console.say(f"sweep {config.name}: {wanted} trials of {', '.join(config.all_recipes)}, {at_once} at a time{over}")

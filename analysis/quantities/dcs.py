@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from analysis.quantity import Finding, Quantity, Requirement, Subject
+from analysis.quantity import Finding, NotComputable, Quantity, Requirement, Subject
 from analysis.theory.dcs_bounds import (
     feasibility,
     paper_gap_bounds,
@@ -22,7 +22,6 @@ from analysis.theory.dcs_bounds import (
 )
 from analysis.theory.dcs_gradients import designed_pairs, input_gradient_cosines, pairs_with_overlap
 from analysis.theory.transferability import DrawPair, gradient_cosines, transfer, undisturbed
-from models.errors import UserError
 from models.layers.stochastic_convolution import StochasticConv2d
 from models.randomness import random_sites
 
@@ -106,7 +105,7 @@ def _bounds(subject: Subject) -> Finding:
     rows, notes, needed = [], [], 0.0
     for name, layer in _layers(subject.model):
         if name not in sizes:
-            raise UserError(f"layer {name} took no part in a forward pass, so the size of its input is not known")
+            raise NotComputable(f"layer {name} took no part in a forward pass, so the size of its input is not known")
         k, n, s, size = layer.kernel_size, layer.num_taps, layer.stride[0], sizes[name]
         found = None
         for epsilon_c in EPSILONS_C:

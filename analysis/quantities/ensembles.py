@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from analysis.quantity import ATTACK_STEPS, ENSEMBLE, Finding, Quantity, Requirement, Subject
+from analysis.quantity import ATTACK_STEPS, ENSEMBLE, MOST_IMAGES, Finding, NotComputable, Quantity, Requirement, Subject
 from analysis.theory.ensemble_gradients import gradient_similarity, lipschitz_estimates
 from analysis.theory.ensembles import (
     MemberAttack,
@@ -19,6 +19,7 @@ from analysis.theory.ensembles import (
     transfer_matrix,
 )
 from models.ensemble import Ensemble, ensemble_in
+from models.errors import UserError
 
 RED = "RED, section 3"
 BATCH = 128
@@ -60,12 +61,15 @@ def _accuracy_matrix(subject: Subject) -> Finding:
 
 
 def _transfer_matrix(subject: Subject) -> Finding:
-    x_BCHW, y_B = subject.images(1000)
+    x_BCHW, y_B = subject.images(MOST_IMAGES)
     attack = MemberAttack(seed=subject.seed)
     count = ensemble_in(subject.model).num_members
     subject.progress(f"PGD-{attack.num_steps} with {attack.num_restarts} restarts on each of {count} members, {len(x_BCHW)} images")
-    with subject.one_draw():
-        found = transfer_matrix(subject.model, x_BCHW, y_B, attack, BATCH)
+    try:
+        with subject.one_draw():
+            found = transfer_matrix(subject.model, x_BCHW, y_B, attack, BATCH)
+    except UserError as error:
+        raise NotComputable(str(error)) from error
     rows = [
         {"attacked": i}
         | {f"fools {j}": found.success_NN[i, j].item() for j in range(count)}

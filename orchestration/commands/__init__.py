@@ -1,13 +1,16 @@
 """The commands of the command line, one file each (or one per family). A command imports what is heavy only when it runs."""
 
+from orchestration.commands.analyse import ANALYSE
 from orchestration.commands.command import Command
+from orchestration.commands.compare import COMPARE
 from orchestration.commands.demo import DEMO
 from orchestration.commands.doctor import DOCTOR
 from orchestration.commands.evaluate import EVALUATE
 from orchestration.commands.export import EXPORT
 from orchestration.commands.looking_up import LIST, SHOW
+from orchestration.commands.status import STATUS, WATCH
 from orchestration.commands.sweep import SWEEP
 from orchestration.commands.train import TRAIN
 from orchestration.commands.ui import UI
 
-COMMANDS: tuple[Command, ...] = (DEMO, TRAIN, SWEEP, EVALUATE, EXPORT, LIST, SHOW, UI, DOCTOR)
+COMMANDS: tuple[Command, ...] = (DEMO, TRAIN, SWEEP, STATUS, WATCH, EVALUATE, EXPORT, LIST, SHOW, UI, DOCTOR, ANALYSE, COMPARE)

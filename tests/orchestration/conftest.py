@@ -9,6 +9,7 @@ import pytest
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")  # or other tests on the same cores would starve the workers
 
 
 @pytest.fixture(scope="session")

@@ -68,10 +68,9 @@ def assert_no_duplicates(home: Home, trials: int) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(600)
 def test_a_sweep_ends_with_a_winner_and_is_not_run_twice(home, ray_cluster, tmp_path):
     config = load_sweep(str(write_sweep(tmp_path, trials=3, epochs=2)))
-    from orchestration.tracking import Tracker  # noqa: F401  (the store is ready)
-
     summary = run_whole_sweep(config, home, None, evaluate=False)
     assert summary["complete"]
     assert_no_duplicates(home, 3)
@@ -87,6 +86,7 @@ def test_a_sweep_ends_with_a_winner_and_is_not_run_twice(home, ray_cluster, tmp_
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_kill_minus_nine_in_the_middle_and_the_same_command_again(home, tmp_path):
     path = write_sweep(tmp_path, trials=4, epochs=6, train=320)
     command = [sys.executable, "-m", "orchestration.cli", "sweep", str(path), "--no-evaluation", "--home", str(home.root)]

@@ -91,6 +91,7 @@ def test_fields_counted_in_epochs_shrink_with_the_schedule():
     assert experiment(awp.recipe, ()).training.objective.weight_perturbation.warmup_epochs == 10
 
 
+@pytest.mark.slow
 def test_every_network_of_the_smoke_scale_can_be_built():
     info = DATASETS["digits"]
     built = set()

@@ -1,0 +1,90 @@
+"""`rayndom status` and `rayndom watch`: what sweeps are doing, from another terminal."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+
+from orchestration import console
+from orchestration.commands.command import Command
+
+
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sweep", nargs="?", help="name or key of a sweep that was started in this home folder (default: all of them)")
+
+
+def _add_watch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sweep", nargs="?", help="name or key of a sweep (default: the one that changed last)")
+    parser.add_argument("--interval", type=float, default=5, help="seconds between two looks (default 5)")
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from orchestration.home import Home
+    from orchestration.sweep_status import find_sweep, list_sweep_keys, sweep_status
+
+    home = Home.locate(arguments.home)
+    keys = [find_sweep(home, arguments.sweep)] if arguments.sweep else list_sweep_keys(home)
+    found = [sweep_status(home, key) for key in keys]
+    console.result(
+        [
+            {
+                "sweep": each.key,
+                "done": each.done,
+                "wanted": each.wanted,
+                "best": each.best,
+                "mlflow": each.link,
+                "trials": [dataclasses.asdict(trial) for trial in each.trials],
+            }
+            for each in found
+        ]
+    )
+    if not found:
+        console.say(f"no sweep was started in {home.root}")
+    if arguments.sweep:
+        console.table(found[0].key, found[0].columns, found[0].rows)
+    for each in found:
+        console.say(each.summary)
+    return 0
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from models.errors import UserError
+    from orchestration.home import Home
+    from orchestration.sweep_status import find_sweep, list_sweep_keys, sweep_status
+
+    home = Home.locate(arguments.home)
+    if arguments.interval <= 0:
+        raise UserError(f"--interval is {arguments.interval:g}; it must be above 0")
+    keys = list_sweep_keys(home)
+    key = find_sweep(home, arguments.sweep or (keys[-1] if keys else ""))
+    status = sweep_status(home, key)
+    said = ""
+    with console.Board(key, status.columns) as board:
+        while True:
+            # Without a terminal a line when something changed, not one per look.
+            event = "; ".join([status.summary, *(f"trial {each.number} {each.state} {each.epoch}" for each in status.trials[-4:])])
+            board.show(status.rows, status.summary, event if event != said or console.is_terminal() else None)
+            said = event
+            if status.done >= status.wanted:
+                break
+            time.sleep(arguments.interval)
+            status = sweep_status(home, key)
+    console.say(f"{key} has all its trials")
+    return 0
+
+
+STATUS = Command(
+    "status",
+    "show what the sweeps of the home folder are doing, once",
+    ("rayndom status", "rayndom status ctrw_bounds_digits", "rayndom status --json"),
+    _add,
+    _status,
+)
+WATCH = Command(
+    "watch",
+    "follow a running sweep from another terminal: a live table of its trials, until it has all of them",
+    ("rayndom watch", "rayndom watch ctrw_bounds_digits --interval 2"),
+    _add_watch,
+    _watch,
+)

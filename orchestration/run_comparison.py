@@ -1,0 +1,269 @@
+"""What two or more trained models differ in: their parameters, their metrics, and whether their robustness can be told apart."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis.comparison import compare
+from analysis.fingerprints import weights_hash
+from analysis.records import Record, read_records
+from analysis.result import EvaluationResult
+from analysis.statistics import Estimate
+from analysis.suites import list_suites
+from models.errors import UserError
+from models.threat_model import ThreatModel
+from models.weights import load_pretrained
+from orchestration.evaluation_report import suite_name
+from orchestration.evaluation_run import EvaluationSettings, prepare
+from orchestration.experiment import flatten
+from orchestration.home import Home
+from orchestration.recipes import list_recipes, load_recipe
+from orchestration.run_folder import RunFolder
+from orchestration.targets import Target, resolve_target
+
+PROTOCOLS = ("T0", "T1", "T2")
+_RESULT = "result-"
+_UNTOLD = ("name", "description")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A finished run with what is known of it.
+
+    Attributes:
+        label: how tables name it, different for each. target: the model. evaluations: stored results by suite.
+        records_folder: of its evaluations in this home.
+    """
+
+    label: str
+    target: Target
+    evaluations: dict[str, dict[str, Any]]
+    records_folder: Path
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All fields of the experiment by dotted name; of a model that was saved by hand, how its network is built."""
+        if self.target.experiment is None:
+            return flatten({"model": self.target.config["model"]})
+        return {name: value for name, value in self.target.experiment.flatten().items() if name not in _UNTOLD}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Metrics of the selected epoch, that epoch, and the number of epochs."""
+        details = self.target.config["details"].get("training", {})
+        return {key: value for key, value in details.items() if key != "metrics"} | details.get("metrics", {})
+
+
+def find_runs(names: Sequence[str], home: Home) -> list[StoredRun]:
+    """Return the runs that `names` name: fingerprints, MLflow run ids, exported folders, or recipes with one finished run.
+
+    Raises:
+        UserError: fewer than two, one named twice, none of that name, or a recipe with several finished runs.
+    """
+    if len(names) < 2:
+        raise UserError("compare needs at least two runs")
+    targets = [resolve_target(_model_name(name, home), home) for name in names]
+    hashes = [weights_hash(load_pretrained(target.folder, resample_on_forward=False)) for target in targets]
+    for (i, first), (j, second) in itertools.combinations(enumerate(hashes), 2):
+        if first == second:
+            raise UserError(f"{names[i]} and {names[j]} are the same model")
+    titles = [target.experiment.name if target.experiment else Path(name).name for name, target in zip(names, targets, strict=True)]
+    runs = []
+    for name, target, title, checkpoint in zip(names, targets, titles, hashes, strict=True):
+        if titles.count(title) > 1 or not title:
+            title = f"{title} {target.experiment.fingerprint[:6] if target.experiment else name}".strip()
+        folder = home.evaluation(checkpoint[:16])
+        runs.append(StoredRun(title, target, _stored_evaluations(folder, target), folder))
+    return runs
+
+
+def _model_name(name: str, home: Home) -> str:
+    """Return what `resolve_target` understands: for a recipe, the fingerprint of its finished run."""
+    if name not in list_recipes() and not name.endswith((".yaml", ".yml")):
+        return name
+    fingerprint = load_recipe(name).experiment.fingerprint
+    if RunFolder(home.run(fingerprint)).result() is not None:
+        return fingerprint
+    stem = Path(name).stem
+    finished = [folder for folder in map(RunFolder, sorted((home.root / "runs").glob("*"))) if folder.result() is not None]
+    found = [folder.path.name for folder in finished if folder.read_config().name == stem]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"recipe {stem} has {len(found)} finished runs, none with its own values: name one of {', '.join(found)}")
+    raise UserError(f"recipe {stem} has no finished run in {home.root / 'runs'}; `rayndom train {name}` trains it")
+
+
+def _stored_evaluations(folder: Path, target: Target) -> dict[str, dict[str, Any]]:
+    found = {path.stem.removeprefix(_RESULT): json.loads(path.read_text()) for path in sorted(folder.glob(f"{_RESULT}*.json"))}
+    kept = target.config["details"].get("evaluation")
+    if kept is not None:
+        found.setdefault(suite_name(kept["suite"]), kept)
+    return found
+
+
+def parameter_rows(runs: Sequence[StoredRun], *, everything: bool) -> list[Row]:
+    """Return one row per parameter with its value in each run; only those that differ unless `everything` is asked for."""
+    known = [run.parameters for run in runs]
+    rows = []
+    for name in dict.fromkeys(itertools.chain(*known)):
+        values = [parameters.get(name) for parameters in known]
+        if everything or any(value != values[0] for value in values):
+            rows.append({"parameter": name} | {run.label: value for run, value in zip(runs, values, strict=True)})
+    return rows
+
+
+def metric_rows(runs: Sequence[StoredRun], *, everything: bool) -> list[Row]:
+    """Return one row per metric: on validation images at the selected epoch, then on test images per suite with 95 % intervals.
+
+    Test accuracies are `Estimate`s, on clean images and under the worst attack of the suite for each protocol; `everything` adds the
+    other metrics of the selected epoch and each attack for itself.
+    """
+    rows = []
+    names = ["selected_epoch", "validation/clean_accuracy", "validation/robust_accuracy"]
+    if everything:
+        names = list(dict.fromkeys([*names, *itertools.chain(*(run.training for run in runs))]))
+    for name in names:
+        rows.append({"metric": name} | {run.label: run.training.get(name) for run in runs})
+    for suite in dict.fromkeys(itertools.chain(*(run.evaluations for run in runs))):
+        accuracies = [_accuracies(run.evaluations.get(suite), everything=everything) for run in runs]
+        for name in dict.fromkeys(itertools.chain(*accuracies)):
+            values = [known.get(name) for known in accuracies]
+            rows.append({"metric": f"test/{suite}/{name}"} | {run.label: value for run, value in zip(runs, values, strict=True)})
+    return rows
+
+
+def marks(runs: Sequence[StoredRun]) -> list[str]:
+    """Return a sentence for each stored evaluation that must not be believed or is not finished."""
+    said = []
+    for run in runs:
+        for suite, summary in run.evaluations.items():
+            failed = [f"{verdict['id']} ({verdict['title']})" for verdict in summary["verdicts"] if verdict["verdict"] == "fail"]
+            if summary["marked"]:
+                said.append(f"{run.label}, suite {suite}: do not quote these numbers, {', '.join(failed)} failed")
+            if not summary["finished"]:
+                said.append(f"{run.label}, suite {suite}: not finished")
+    return said
+
+
+def _accuracies(summary: dict[str, Any] | None, *, everything: bool) -> dict[str, Estimate]:
+    if summary is None:
+        return {}
+    rows = summary["rows"]
+    found: dict[str, Estimate] = {}
+    clean = [row for row in rows if row["attack"] == "clean" and _stands_for(row, "T1")]
+    if clean:
+        found["clean"] = _estimate(clean[0])
+    for protocol in PROTOCOLS:
+        attacked = [row for row in rows if row["attack"] != "clean" and row["in_threat_model"] and _stands_for(row, protocol)]
+        if attacked:
+            found[f"worst attack {protocol}"] = _estimate(min(attacked, key=lambda row: row["accuracy"]))
+    headline = summary["headline"]
+    if headline is not None:
+        found["worst attack per sample T1"] = _estimate(headline)
+    if everything:
+        found |= {f"{row['attack']} {row['protocol']}": _estimate(row) for row in rows if row["attack"] != "clean"}
+    return found
+
+
+def _stands_for(row: dict[str, Any], protocol: str) -> bool:
+    return protocol in row["protocol"].split(" = ")
+
+
+def _estimate(row: dict[str, Any]) -> Estimate:
+    return Estimate(
+        value=row["accuracy"],
+        low=row["low"],
+        high=row["high"],
+        standard_error=row.get("standard_error", float("nan")),
+        num_samples=row["num_samples"],
+        num_draws=row["num_draws"],
+        exact=row.get("exact", False),
+        method=row.get("interval", ""),
+    )
+
+
+def paired_rows(runs: Sequence[StoredRun], home: Home, data_root: Path | None) -> tuple[list[Row], list[str]]:
+    """Compare the runs pair by pair on the samples that their stored evaluations share, suite by suite.
+
+    Runs that differ in nothing but the seed are one method with several training seeds.
+
+    Returns:
+        One row per pair and suite, and sentences on what could not be compared.
+    """
+    rows: list[Row] = []
+    notes: list[str] = []
+    suites = [suite for suite in runs[0].evaluations if all(suite in run.evaluations for run in runs)]
+    if not suites:
+        without = [run.label for run in runs if not run.evaluations]
+        which = f" ({', '.join(without)}: none at all)" if without else ""
+        return [], [f"no suite has been run on all of them{which}: `rayndom evaluate RUN --suite quick` does"]
+    for suite in suites:
+        try:
+            results = {run.label: _result(run, suite, home, data_root) for run in runs}
+            rows += [{"suite": suite} | pair.row() for pair in compare(_by_method(runs, results))]
+        except UserError as error:
+            notes.append(f"suite {suite}: no paired comparison: {error}")
+    return rows, notes
+
+
+def _by_method(runs: Sequence[StoredRun], results: dict[str, EvaluationResult]) -> dict[str, list[EvaluationResult]]:
+    methods: dict[str, list[StoredRun]] = {}
+    for run in runs:
+        experiment = run.target.experiment
+        seedless = {} if experiment is None else {name: value for name, value in experiment.scientific().items() if name != "seed"}
+        methods.setdefault(json.dumps(seedless, sort_keys=True) if seedless else run.label, []).append(run)
+    if len(methods) == 1:  # seeds of one method: there is nothing but checkpoints to compare
+        return {label: [result] for label, result in results.items()}
+    return {" + ".join(run.label for run in group): [results[run.label] for run in group] for group in methods.values()}
+
+
+def _result(run: StoredRun, suite: str, home: Home, data_root: Path | None) -> EvaluationResult:
+    """Return the stored evaluation of a suite from its records, found by planning it again as it was asked for.
+
+    Raises:
+        UserError: its records are not in this home, or the data set is missing.
+    """
+    if suite not in list_suites():
+        raise UserError(f"suite {suite} was given by a file; only suites of `rayndom list suites` can be planned again")
+    known = read_records(run.records_folder / "records.jsonl")
+    summary = run.evaluations[suite]
+    num_samples = max((row["num_samples"] for row in summary["rows"]), default=0)
+    for conditions in _conditions(known):
+        for samples, draws in itertools.product((None, num_samples), (None, conditions["num_draws"])):
+            settings = EvaluationSettings(suite, ThreatModel(**conditions["threat_model"]), samples, draws, seed=conditions["seed"])
+            job = prepare(run.label, run.target, settings, home, data_root)
+            if job.pending:
+                continue
+            result = job.result()
+            if _is_stored(result, summary):
+                return result
+    raise UserError(f"the records of {run.label} are not all in {run.records_folder}; `rayndom evaluate` makes them")
+
+
+def _conditions(records: dict[str, Record]) -> list[dict[str, Any]]:
+    """Return the seeds, threat models and numbers of draws that occur in records."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in records.values():
+        header = record["header"]
+        conditions = {
+            "seed": header["seed"],
+            "threat_model": header["threat_model"],
+            "num_draws": header["scoring"]["num_evaluation_draws"],
+        }
+        found.setdefault(json.dumps(conditions, sort_keys=True), conditions)
+    return list(found.values())
+
+
+def _is_stored(result: EvaluationResult, summary: dict[str, Any]) -> bool:
+    """Return whether a result is the one that was stored."""
+    if result.headline is None or summary["headline"] is None:
+        return result.headline is None and summary["headline"] is None
+    return result.headline.value == summary["headline"]["accuracy"] and result.headline.num_samples == summary["headline"]["num_samples"]

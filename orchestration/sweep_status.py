@@ -1,0 +1,205 @@
+"""What a sweep is doing, seen from another terminal: its study says which trials there are, its run folders who trains, MLflow how far."""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from models.errors import UserError, unknown_name
+from orchestration.home import Home
+from orchestration.run_folder import RunFolder
+from orchestration.study import is_feasible, spent, storage_url, superseded, target
+from orchestration.sweep import best_trials, dimension_cells, dimension_titles
+from orchestration.sweep_config import SweepConfig
+from orchestration.tracking import FINGERPRINT_TAG, PARENT_TAG, SWEEP_TAG, Tracker
+
+CONFIG_FILE = "sweep.json"
+CLEAN, ROBUST = "validation/clean_accuracy", "validation/robust_accuracy"
+
+
+@dataclass(frozen=True)
+class TrialStatus:
+    """One trial.
+
+    Attributes:
+        state: `running`, `interrupted` (its process is gone), `waiting`, `finished`, `stopped early`, `failed`, `infeasible`.
+        epoch: last epoch that is known, 0: none. values: of the objectives, once finished.
+        seconds: since it was proposed, or until it ended.
+    """
+
+    number: int
+    state: str
+    epoch: int
+    cells: tuple[str, ...]
+    clean: float | None
+    robust: float | None
+    values: tuple[float, ...]
+    seconds: float | None
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class SweepStatus:
+    """One sweep.
+
+    Attributes:
+        key: name of its folder. done, wanted: trials. best: numbers of the best trials so far.
+        link: where MLflow shows it, None: no run there yet.
+    """
+
+    key: str
+    config: SweepConfig
+    epochs: int
+    done: int
+    wanted: int
+    best: tuple[int, ...]
+    trials: tuple[TrialStatus, ...]
+    link: str | None
+
+    @property
+    def columns(self) -> list[str]:
+        """Heads of the table of trials."""
+        goals = [objective.metric for objective in self.config.objectives]
+        return ["trial", "state", "epoch", *dimension_titles(self.config), "clean %", "robust %", *goals, "minutes"]
+
+    @property
+    def rows(self) -> list[list[Any]]:
+        """Cells of the table of trials, the best marked with a star."""
+        return [
+            [
+                f"{each.number}{'*' if each.number in self.best else ''}",
+                each.state,
+                f"{each.epoch}/{self.epochs}",
+                *each.cells,
+                *("" if value is None else f"{100 * value:.1f}" for value in (each.clean, each.robust)),
+                *([f"{value:.4g}" for value in each.values] or [""] * len(self.config.objectives)),
+                "" if each.seconds is None else f"{each.seconds / 60:.1f}",
+            ]
+            for each in self.trials
+        ]
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        running = sum(each.state == "running" for each in self.trials)
+        return f"{self.key}: {self.done}/{self.wanted} trials over, {running} running" + (f"; MLflow {self.link}" if self.link else "")
+
+
+def list_sweep_keys(home: Home) -> list[str]:
+    """Return the sweeps of a home folder, the one that changed last at the end."""
+    studies = [path for path in home.root.glob("sweeps/*/study.db") if (path.parent / CONFIG_FILE).is_file()]
+    return [path.parent.name for path in sorted(studies, key=lambda path: path.stat().st_mtime)]
+
+
+def find_sweep(home: Home, name: str) -> str:
+    """Return the key of a sweep named by its key, or by the name of the sweep: then the one that changed last.
+
+    Raises:
+        UserError: there is none.
+    """
+    keys = list_sweep_keys(home)
+    if not keys:
+        raise UserError(f"no sweep was started in {home.root}; --home names another folder")
+    if name in keys:
+        return name
+    matching = [key for key in keys if key.rpartition("-")[0] == name]
+    if not matching:
+        raise unknown_name("sweep in this home folder", name, keys)
+    return matching[-1]
+
+
+def sweep_status(home: Home, key: str) -> SweepStatus:
+    """Read a sweep's state; nothing is written.
+
+    Raises:
+        UserError: the study cannot be read.
+    """
+    folder = home.sweep(key)
+    config = SweepConfig(**json.loads((folder / CONFIG_FILE).read_text()))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        study = optuna.load_study(study_name=config.name, storage=storage_url(folder))
+    except Exception as error:
+        raise UserError(f"the study of {key} cannot be read: {error}") from None
+    bases = config.base_experiments()
+    tracked, link = _tracked(Tracker(home, bases[0].tracking.experiment), key)
+    again = superseded(study)
+    trials = tuple(
+        _trial(config, home, trial, tracked.get(str(trial.user_attrs.get("fingerprint")), {}))
+        for trial in study.trials
+        if trial.number not in again
+    )
+    epochs = max(experiment.training.epochs for experiment in bases)
+    return SweepStatus(key, config, epochs, spent(study), target(config), tuple(best_trials(config, study)), trials, link)
+
+
+def _tracked(tracker: Tracker, key: str) -> tuple[dict[str, dict[str, float]], str | None]:
+    """Return fingerprint -> last metrics of a sweep's children (`epoch` among them), and the link to the sweep."""
+    parents = tracker.client.search_runs([tracker.experiment_id], f"tags.`{SWEEP_TAG}` = '{key}' and tags.`rayndom.kind` = 'sweep'")
+    if not parents:
+        return {}, None
+    parent = parents[0].info.run_id
+    children = tracker.client.search_runs([tracker.experiment_id], f"tags.`{PARENT_TAG}` = '{parent}'", max_results=5000)
+    found = {}
+    for child in children:
+        metrics = dict(child.data.metrics)
+        if child.info.status == "RUNNING" and "train/loss" in metrics:
+            metrics["epoch"] = max(metric.step for metric in tracker.client.get_metric_history(child.info.run_id, "train/loss"))
+        found[child.data.tags.get(FINGERPRINT_TAG, "")] = metrics
+    return found, tracker.link(parent)
+
+
+def _trial(config: SweepConfig, home: Home, trial: FrozenTrial, metrics: dict[str, float]) -> TrialStatus:
+    fingerprint = str(trial.user_attrs.get("fingerprint", ""))
+    epoch = trial.user_attrs.get("epochs") or int(metrics.get("epoch", 0)) or max(trial.intermediate_values, default=0)
+    started, ended = trial.datetime_start, trial.datetime_complete
+    seconds = ((ended or datetime.datetime.now()) - started).total_seconds() if started else None
+    return TrialStatus(
+        number=trial.number,
+        state=_state(home, trial, fingerprint),
+        epoch=epoch,
+        cells=tuple(dimension_cells(config, trial.user_attrs.get("values", {}))),
+        clean=_first(metrics, (f"selected/{CLEAN}", CLEAN)),
+        robust=_first(metrics, (f"selected/{ROBUST}", ROBUST)),
+        values=tuple(trial.values or ()) if trial.state == TrialState.COMPLETE else (),
+        seconds=seconds,
+        fingerprint=fingerprint,
+    )
+
+
+def _state(home: Home, trial: FrozenTrial, fingerprint: str) -> str:
+    if trial.state == TrialState.COMPLETE:
+        return "finished" if is_feasible(trial) else "infeasible"
+    if trial.state == TrialState.RUNNING:
+        folder = RunFolder(home.run(fingerprint))
+        if folder.result() is not None:
+            return "running"  # trained; being measured, or about to be told
+        if not folder.path.is_dir():
+            return "starting"
+        return "running" if is_held(folder.path / "lock") else "interrupted"
+    return {TrialState.PRUNED: "stopped early", TrialState.FAIL: "failed", TrialState.WAITING: "waiting"}[trial.state]
+
+
+def is_held(lock: Path) -> bool:
+    """Return whether a process trains the run that this lock belongs to."""
+    if not lock.is_file():
+        return False
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        fcntl.flock(file, fcntl.LOCK_UN)
+        return False
+
+
+def _first(metrics: dict[str, float], names: Iterable[str]) -> float | None:
+    return next((metrics[name] for name in names if name in metrics), None)
