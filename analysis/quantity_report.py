@@ -87,13 +87,18 @@ def shown_rows(record: Record) -> list[dict[str, Any]]:
 
 def record_to_markdown(record: Record) -> str:
     """Return a record as a section of Markdown."""
-    parts = [f"### {record['title']} (`{record['name']}`)\n", f"{record['meaning']} ({record['reference']})\n"]
+    parts = [f"### {record['title']} (`{record['name']}`)\n", f"{sentence(record['meaning'])} ({record['reference']})\n"]
     if "error" in record:
         parts.append(f"Not computed: {record['error']}\n")
     else:
         parts.append(to_markdown(shown_rows(record)))
     parts += [f"{note}\n" for note in record["notes"]]
     return "\n".join(parts)
+
+
+def sentence(text: str) -> str:
+    """Return a line as a sentence: a capital first, a full stop last."""
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def list_rows(model: nn.Module | None = None) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from analysis.attack_unit_test import run_unit_test
 from analysis.attacked_model import AttackedModel, Predictor
 from analysis.attacks.registry import AttackOutput, AttackProblem, attack_entry, parse_attack_parameters
 from analysis.calibration import calibrate
-from analysis.draws import ONLY_DRAW, Draw, FixedDraws, FreshDraws, seeded_draws
+from analysis.draws import ONLY_DRAW, Draw, FreshDraws, seeded_draws
 from analysis.protocols import BlockOutcome, BlockSetting, run_protocol, score_clean, score_draws
 from analysis.studies import StudyPoint, doublings
 from models.threat_model import ThreatModel
@@ -111,11 +111,10 @@ def _random_search(study: Study) -> Outcome:
     """Search uniformly in the ball around images that survive the attack; a flip is a majority of draws that errs."""
     settings, setting = study.point.settings, study.setting
     outcome = run_protocol("T1", setting, study.attack(settings.steps))
-    survives_S = outcome.correct["selection"].double().mean(1) > 0.5
     clean, _ = score_draws(Predictor(setting.model), setting.x, setting.y, setting.scoring_draws()[0]["selection"])
-    rows = (survives_S & (clean.double().mean(1) > 0.5)).nonzero().squeeze(1)[: settings.num_searched]
-    num_searched = len(rows)
-    flipped = torch.zeros(num_searched, dtype=torch.bool, device=rows.device)
+    survives_S = _clearly_above_half(outcome.correct["selection"], outcome.exact) & _clearly_above_half(clean, outcome.exact)
+    rows = survives_S.nonzero().squeeze(1)[: settings.num_searched]
+    flipped = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     generator = torch.Generator().manual_seed(setting.seed_for("random search"))
     for point in range(settings.num_random_points):
         open_now = (~flipped).nonzero().squeeze(1)
@@ -125,31 +124,48 @@ def _random_search(study: Study) -> Outcome:
         points = ball_around(setting.x[chosen], study.threat_model.epsilon, study.threat_model.norm).random_start(generator)
         flipped[open_now] = _majority_errs(study, points, setting.y[chosen], point)
     return outcome, {
-        "num_searched": num_searched,
+        "num_searched": len(rows),
         "num_flipped": int(flipped.sum()),
         "num_points": settings.num_random_points,
-        "num_votes": settings.num_votes if setting.randomized else 1,
+        "num_votes": len(_voting_draws(study, 0, 0)),
     }
 
 
 def _majority_errs(study: Study, points: Tensor, y: Tensor, number: int) -> Tensor:
-    """Return which points most draws misclassify; a point on which fewer than half of the first draws err is not looked at further."""
+    """Return which points most draws misclassify.
+
+    A quarter of the draws sorts out most points. Among a thousand points chance alone would find an unlucky vote, so a flip must be
+    confirmed, clearly, by draws that did not take part in finding it.
+    """
     setting = study.setting
-    draws: tuple[Draw, ...] = (ONLY_DRAW,)
-    if setting.randomized:
-        draws = seeded_draws(study.point.settings.num_votes, setting.seed_for("random search votes"), number)
     predictor = Predictor(setting.model)
-    wrong_S = torch.zeros(len(points), device=points.device)
-    first = max(1, len(draws) // 4)
-    for draw in draws[:first]:
-        wrong_S += predictor.logits(points, draw).argmax(1) != y
-    undecided = (wrong_S >= first / 2).nonzero().squeeze(1)
-    if undecided.numel():
-        for draw in draws[first:]:
-            wrong_S[undecided] += (predictor.logits(points[undecided], draw).argmax(1) != y[undecided]).float()
+    draws = _voting_draws(study, number, 0)
+    first, _ = score_draws(predictor, points, y, draws[: max(1, len(draws) // 4)])
+    candidates = (first.double().mean(1) <= 0.5).nonzero().squeeze(1)
     errs = torch.zeros(len(points), dtype=torch.bool, device=points.device)
-    errs[undecided] = wrong_S[undecided] > len(draws) / 2
+    is_sampled = draws != setting.configurations
+    for attempt in range(2 if is_sampled else 1):
+        if candidates.numel() == 0:
+            return errs
+        correct, _ = score_draws(predictor, points[candidates], y[candidates], _voting_draws(study, number, attempt))
+        clear = _clearly_above_half(~correct, not is_sampled or attempt == 0)
+        candidates = candidates[clear]
+    errs[candidates] = True
     return errs
+
+
+def _voting_draws(study: Study, number: int, attempt: int) -> tuple[Draw, ...]:
+    """Return the draws that vote on a random point: all configurations if they are few, else sampled ones."""
+    setting, votes = study.setting, study.point.settings.num_votes
+    if setting.configurations is not None and len(setting.configurations) <= votes:
+        return setting.configurations
+    return seeded_draws(votes, setting.seed_for("random search votes"), number, attempt)
+
+
+def _clearly_above_half(votes_SR: Tensor, exact: bool) -> Tensor:
+    """Return which rows hold more than one half, and, of sampled draws, two standard errors more."""
+    noise = 0.0 if exact else 1 / math.sqrt(votes_SR.shape[1])
+    return votes_SR.double().mean(1) > 0.5 + noise
 
 
 def _gradient_resolution(study: Study) -> Outcome:
@@ -251,4 +267,4 @@ def _clean(setting: BlockSetting) -> BlockOutcome:
     return score_clean(replace(setting, scoring=few))
 
 
-__all__ = ["FixedDraws", "Study", "TracedModel", "run_study"]
+__all__ = ["Study", "TracedModel", "run_study"]

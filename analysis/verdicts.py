@@ -131,8 +131,8 @@ def _iterative_beats_one_step(evidence: Evidence) -> Finding:
             if iterative.one_step or not iterative.in_threat_model or iterative.protocol != one_step.protocol:
                 continue
             entry = attack_entry(iterative.attack or "")
-            if entry.is_transfer or not entry.uses_gradients:
-                continue  # not the same gradients; C9 and C10 compare them
+            if entry.is_transfer or not (entry.uses_gradients and entry.climbs_a_loss):
+                continue  # not more of the same step; C9 and C10 compare some of them
             num_compared += 1
             excess, error = difference(iterative, one_step)
             if excess > 2 * error + 1e-12:

@@ -135,7 +135,7 @@ def attacks(deterministic: Case, random: Case) -> dict[str, tuple[Case, Attack]]
     """Return all variants by name."""
     epsilon, model = deterministic.epsilon, deterministic.model
     step = {"eps": epsilon, "alpha": epsilon / 4, "steps": STEPS}
-    redrawn = ResampleOnForward(random.model, seed=0)
+    redrawn = ResampleOnForward(random.model, seed=0).eval()  # else torchattacks leaves its model in train mode
     to_the_end, until_success = {"steps": STEPS}, {"steps": STEPS, "stop_at_success": True}
 
     def proxy() -> Tensor:

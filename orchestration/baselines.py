@@ -112,6 +112,10 @@ class _Listener(tune.Callback):
         self.rows: dict[str, list[str]] = {}
         self.runs: dict[str, str] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune keeps a copy for its own way of restoring, which is never taken, and a terminal cannot be copied."""
+        return {}
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Open the MLflow run."""
         experiment = self.experiments[trial.config["fingerprint"]]

@@ -33,8 +33,8 @@ def show_frame(title: str, rows: Sequence[Mapping[str, Any]], chosen: Format) ->
         columns = columns_of(rows)
         console.table(title, columns, [[row.get(name) for name in columns] for row in rows])
     elif chosen == "markdown":
-        console.text(f"### {title}\n\n{to_markdown(rows)}")
+        console.text(f"### {title}\n\n{to_markdown(rows)}\n")
     elif chosen == "latex":
-        console.text(to_latex(rows, caption=title))
+        console.text(to_latex(rows, caption=title) + "\n")
     else:
-        console.text(f"# {title}\n{to_csv(rows)}")
+        console.text(f"# {title}\n{to_csv(rows)}\n")

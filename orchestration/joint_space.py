@@ -6,7 +6,7 @@ recipe is a field that all of them have.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from orchestration.search_space import Dimension, SearchSpace
@@ -39,10 +39,16 @@ def chosen_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     return {split(name)[1]: value for name, value in values.items() if name != RECIPE}
 
 
-def flatten_by_recipe(tree: Mapping[str, Any], recipes: Sequence[str]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Return (recipe -> its own dimensions, dimensions of all) of the `space` of a file, which is keyed by recipe or by field."""
-    own = {recipe: dict(tree[recipe] or {}) for recipe in recipes if recipe in tree}
-    return own, {name: dimension for name, dimension in tree.items() if name not in own}
+def flatten_by_recipe(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `space` of a file, whose sections are recipes and fields, with the dimensions of recipes named `RECIPE/dotted.field`."""
+    flat: dict[str, Any] = {}
+    for name, item in tree.items():
+        # A dimension has a type; a section of a recipe holds dimensions.
+        if isinstance(item, dict) and "type" not in item:
+            flat |= {scoped(name, field): dimension for field, dimension in item.items()}
+        else:
+            flat[name] = item
+    return flat
 
 
 def _in(recipe: str, dimension: Dimension, own: SearchSpace) -> Dimension:

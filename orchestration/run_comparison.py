@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from analysis.records import Record, read_records
 from analysis.result import EvaluationResult
 from analysis.statistics import Estimate
 from analysis.suites import list_suites
-from models.errors import UserError
+from models.errors import UserError, nearest
 from models.threat_model import ThreatModel
 from models.weights import load_pretrained
 from orchestration.evaluation_report import suite_name
@@ -29,6 +30,7 @@ from orchestration.targets import Target, resolve_target
 PROTOCOLS = ("T0", "T1", "T2")
 _RESULT = "result-"
 _UNTOLD = ("name", "description")
+_IDENTIFIER = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}")
 
 Row = dict[str, Any]
 
@@ -87,6 +89,11 @@ def find_runs(names: Sequence[str], home: Home) -> list[StoredRun]:
 def _model_name(name: str, home: Home) -> str:
     """Return what `resolve_target` understands: for a recipe, the fingerprint of its finished run."""
     if name not in list_recipes() and not name.endswith((".yaml", ".yml")):
+        close = nearest(name, list_recipes())
+        if close and not Path(name).exists() and not name.startswith("models:/") and not _IDENTIFIER.fullmatch(name):
+            raise UserError(
+                f"no run {name!r}. Did you mean the recipe {close[0]!r}? Else name a fingerprint, an MLflow run id or a folder."
+            )
         return name
     fingerprint = load_recipe(name).experiment.fingerprint
     if RunFolder(home.run(fingerprint)).result() is not None:

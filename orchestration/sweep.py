@@ -18,6 +18,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 
 from orchestration import cluster, console
+from orchestration.background_writer import BackgroundWriter
 from orchestration.environment import collect_environment
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
@@ -106,7 +107,7 @@ def run_sweep(config: SweepConfig, home: Home, data_root: Path | None, *, addres
         UserError: the resources do not suffice for one trial, the study is locked, or a name is wrong.
         KeyboardInterrupt: Ctrl-C; everything finished is kept.
     """
-    base = largest(config.base_experiments())
+    base = config.experiment({})
     need = trial_resources(base.resources)
     available = cluster.connect(address, dashboard=need.workers > 1 and config.stopping is not None)
     at_once = concurrency(need, available, config.max_concurrent_trials)
@@ -125,8 +126,11 @@ def run_sweep(config: SweepConfig, home: Home, data_root: Path | None, *, addres
     console.say(f"study {folder / 'study.db'}; MLflow {tracker.link(parent)}")
     if done < wanted:
         listener = SweepListener(config, tracker, parent, key, done, wanted)
-        with listener.board:
-            _tune(config, base, home, data_root, study, at_once, wanted - done, listener, folder, key)
+        try:
+            with listener.board:
+                _tune(config, base, home, data_root, study, at_once, wanted - done, listener, folder, key)
+        finally:
+            listener.writer.close()
     study = open_study_readonly(config, folder, study)
     complete = spent(study) >= wanted
     return SweepOutcome(
@@ -226,6 +230,7 @@ class SweepListener(tune.Callback):
     def __init__(self, config: SweepConfig, tracker: Tracker, parent: str, key: str, done: int, wanted: int) -> None:
         self.config, self.tracker, self.parent, self.key = config, tracker, parent, key
         self.done, self.wanted = done, wanted
+        self.writer = BackgroundWriter()
         self.started = time.monotonic()
         self.done_at_start = done
         self.rows: dict[str, TrialRow] = {}
@@ -234,6 +239,10 @@ class SweepListener(tune.Callback):
         dimensions = dimension_titles(config)
         self.board = console.Board(f"sweep {config.name}", ["trial", "state", "epoch", *dimensions, "clean %", "robust %"])
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune keeps a copy for its own way of restoring, which a sweep never takes, and a thread cannot be copied."""
+        return {}
+
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Open the trial's MLflow run and its line."""
         if trial.trial_id in self.rows:
@@ -241,14 +250,10 @@ class SweepListener(tune.Callback):
         suggestion = trial.config
         experiment = self.config.experiment(suggestion["values"])
         row = TrialRow(suggestion["number"], suggestion["values"], "running", fingerprint=experiment.fingerprint)
-        row.run_id = self.tracker.run(
-            "trial",
-            {SWEEP_TAG: self.key, FINGERPRINT_TAG: experiment.fingerprint},
-            name=f"trial {suggestion['number']}",
-            parent=self.parent,
-        )
-        self.tracker.log_params(row.run_id, experiment.flatten())
-        self.tracker.log_json(row.run_id, experiment.model_dump(mode="json"), "config.json")
+        identity = {SWEEP_TAG: self.key, FINGERPRINT_TAG: experiment.fingerprint}
+        row.run_id = self.writer.now(self.tracker.run, "trial", identity, f"trial {suggestion['number']}", self.parent)
+        self.writer.later(self.tracker.log_params, row.run_id, experiment.flatten())
+        self.writer.later(self.tracker.log_json, row.run_id, experiment.model_dump(mode="json"), "config.json")
         self.rows[trial.trial_id] = row
         self._show(f"trial {row.number}: started, {_settings(row.values)}")
 
@@ -258,11 +263,11 @@ class SweepListener(tune.Callback):
         numbers = {name: value for name, value in result.items() if _is_metric(name) and isinstance(value, int | float)}
         if result.get("finished"):
             row.metrics = numbers
-            self.tracker.log_metrics(row.run_id, {f"selected/{name}": value for name, value in numbers.items()})
+            self.writer.later(self.tracker.log_metrics, row.run_id, {f"selected/{name}": value for name, value in numbers.items()})
             return
         row.epoch = result["epoch"]
         row.metrics = {**row.metrics, **numbers}
-        self.tracker.log_epoch(row.run_id, row.epoch, numbers)
+        self.writer.later(self.tracker.log_epoch, row.run_id, row.epoch, numbers)
         self._show(
             f"trial {row.number}: epoch {row.epoch}/{self.epochs}, loss {numbers.get('train/loss', float('nan')):.3f}"
             f"{_accuracies(row.metrics)}; {self._summary()}"
@@ -274,8 +279,8 @@ class SweepListener(tune.Callback):
         finished = bool((trial.last_result or {}).get("finished"))
         row.state = "finished" if finished else f"stopped at {row.epoch}"
         self.done += 1
-        self.tracker.set_tags(row.run_id, {"rayndom.state": "finished" if finished else "stopped early by ASHA"})
-        self.tracker.finish(row.run_id)
+        self.writer.later(self.tracker.set_tags, row.run_id, {"rayndom.state": "finished" if finished else "stopped early by ASHA"})
+        self.writer.later(self.tracker.finish, row.run_id)
         self._show(f"trial {row.number}: {row.state}{_accuracies(row.metrics)}; {self._summary()}")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -286,8 +291,8 @@ class SweepListener(tune.Callback):
         row.state = "failed"
         self.done += 1
         reason = _reason(trial)
-        self.tracker.set_tags(row.run_id, {"rayndom.state": "failed", "rayndom.error": reason})
-        self.tracker.finish(row.run_id, "FAILED")
+        self.writer.later(self.tracker.set_tags, row.run_id, {"rayndom.state": "failed", "rayndom.error": reason})
+        self.writer.later(self.tracker.finish, row.run_id, "FAILED")
         console.warn(f"trial {row.number} failed: {reason}")
         self._show(f"trial {row.number}: failed; {self._summary()}")
 
@@ -349,16 +354,6 @@ def dimension_cells(config: SweepConfig, values: Mapping[str, Any]) -> list[str]
     if config.recipes:
         return [str(values.get(RECIPE, "")), _settings({name: value for name, value in values.items() if name != RECIPE})]
     return [_short(values.get(name)) for name in config.space or {}]
-
-
-def largest(experiments: list[ExperimentConfig]) -> ExperimentConfig:
-    """Return the experiment that needs most: trials of a sweep over several recipes all get as much."""
-
-    def need(experiment: ExperimentConfig) -> tuple[float, float]:
-        resources = trial_resources(experiment.resources)
-        return resources.gpus, resources.cpus
-
-    return max(experiments, key=need)
 
 
 def _settings(values: Mapping[str, Any]) -> str:

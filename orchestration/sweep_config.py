@@ -153,10 +153,8 @@ def load_sweep(sweep: str, overrides: dict[str, Any] | None = None) -> SweepConf
         else:
             recipes.set_dotted(tree, key, value)
     tree["name"] = path.stem
-    names = tree.get("recipes")
-    if isinstance(names, list) and isinstance(tree.get("space"), dict):
-        own, shared = flatten_by_recipe(tree["space"], names)
-        tree["space"] = shared | {scoped(recipe, field): item for recipe, items in own.items() for field, item in items.items()}
+    if tree.get("recipes") and isinstance(tree.get("space"), dict):
+        tree["space"] = flatten_by_recipe(tree["space"])
     try:
         config = SweepConfig(**tree)
     except ValidationError as error:
@@ -174,11 +172,17 @@ def _whole_space(config: SweepConfig, source: str) -> dict[str, Dimension]:
     given = config.space or {}
     if not config.recipes:
         return given or _catalogue_space(config.experiment({}), source)
+    bases = config.base_experiments()
     unknown = sorted({recipe for recipe, _ in map(split, given) if recipe is not None} - set(config.recipes))
     if unknown:
         raise unknown_name("recipe in `space`", unknown[0], config.recipes)
+    if len({experiment.resources for experiment in bases}) > 1:
+        needs = ", ".join(f"{experiment.name}: {experiment.resources}" for experiment in bases)
+        raise UserError(
+            f"{source}: the recipes ask for different resources ({needs}); name one under `settings`, as `resources.workers: 1`"
+        )
     spaces = {}
-    for recipe, experiment in zip(config.recipes, config.base_experiments(), strict=True):
+    for recipe, experiment in zip(config.recipes, bases, strict=True):
         own = {split(name)[1]: dimension for name, dimension in given.items() if split(name)[0] == recipe}
         spaces[recipe] = own or _catalogue_space(experiment, source)
     return joint_space(spaces, {name: dimension for name, dimension in given.items() if split(name)[0] is None})

@@ -22,7 +22,7 @@ from orchestration.home import Home
 from orchestration.repeats import choose_by_mean, log_repeats, run_repeats, show_repeats
 from orchestration.resources import trial_resources
 from orchestration.run_folder import RunFolder
-from orchestration.sweep import SweepOutcome, largest, run_sweep
+from orchestration.sweep import SweepOutcome, run_sweep
 from orchestration.sweep_analysis import infeasible, top_trials
 from orchestration.sweep_config import SweepConfig
 from orchestration.sweep_summary import conclude_search, show_trials
@@ -40,7 +40,7 @@ def run_whole_sweep(
         UserError: a mistake, found before any worker starts.
     """
     started = time.monotonic()
-    base = largest(config.base_experiments())
+    base = config.experiment({})
     for experiment in config.base_experiments():
         load_data(experiment.data, data_root)  # a missing data set is found here, not in a worker
     baselines = [config.baseline_experiment(recipe) for recipe in config.baselines]

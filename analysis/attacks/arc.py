@@ -27,6 +27,7 @@ from models.threat_model import Norm
 from trainers.attacks import Ball, ball_around, margin
 
 _OVERSHOOT = 1.05
+_FURTHER = 0.25  # of the local radius
 _SMALLEST = 1e-12
 
 
@@ -102,7 +103,8 @@ def _walk(
         # Long enough to cross also after the sum is brought back into the local set, if the boundary is within reach.
         reachable_B = distance_B < radius
         length_B = torch.where(reachable_B, distance_B * radius / (radius - distance_B).clamp_min(_SMALLEST), radius)
-        length_B = (_OVERSHOOT * length_B + _SMALLEST).clamp(max=2 * radius)
+        # A member that errs already is pushed further, so that it still errs when others are crossed, and on draws not seen here.
+        length_B = torch.where(distance_B > 0, _OVERSHOOT * length_B, _FURTHER * radius).clamp(max=2 * radius)
         local = _into_local_set(step + length_B.view(shape) * direction, radius, norm)
         candidate = ball.project_(centre + local)
         candidate_loss_B, candidate_wrong_B = ensemble.score(candidate, y, margin)
@@ -173,4 +175,6 @@ def _cost(parameters: ArcParameters, num_draws: int, num_classes: int, fixed_dra
     return Cost(forward, walks * num_draws * boundaries)
 
 
-ATTACKS = (AttackEntry("arc", "ARC: boundaries of the members one by one", ArcParameters, ("linf", "l2"), _run, _cost),)
+ATTACKS = (
+    AttackEntry("arc", "ARC: boundaries of the members one by one", ArcParameters, ("linf", "l2"), _run, _cost, climbs_a_loss=False),
+)

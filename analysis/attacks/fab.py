@@ -183,4 +183,14 @@ def _cost(parameters: FabParameters, num_draws: int, num_classes: int, fixed_dra
     return Cost(num_draws * (1 + runs * (2 * parameters.steps + 1)), num_draws * runs * parameters.steps)
 
 
-ATTACKS = (AttackEntry("fab_targeted", "targeted FAB: nearest misclassified point", FabParameters, ("linf", "l2"), _run, _cost),)
+ATTACKS = (
+    AttackEntry(
+        "fab_targeted",
+        "targeted FAB: nearest misclassified point",
+        FabParameters,
+        ("linf", "l2"),
+        _run,
+        _cost,
+        climbs_a_loss=False,
+    ),
+)

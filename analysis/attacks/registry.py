@@ -66,6 +66,7 @@ class AttackEntry:
         bounded: it respects the threat model's radius. Unbounded attacks (minimum norm, few pixels) never enter the headline.
         requires: importable package it needs, or None.
         is_transfer: points are made on another function. uses_gradients: of the attacked function; the others are black boxes.
+        climbs_a_loss: step by step, so that it cannot be weaker than one such step; False for attacks that look for boundaries.
     """
 
     name: str
@@ -79,6 +80,7 @@ class AttackEntry:
     requires: str | None = None
     is_transfer: bool = False
     uses_gradients: bool = True
+    climbs_a_loss: bool = True
     check_arguments: Callable[[Any, int], None] | None = field(default=None, compare=False)
     free_parameters: bool = False
 

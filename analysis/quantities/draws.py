@@ -150,7 +150,7 @@ QUANTITIES = (
     Quantity(
         "draw_transfer",
         "Accuracy on one draw under attack on another, over their distance",
-        "what not knowing the draw costs an attacker who attacks a single one; the averaging one (T1) pays less",
+        "what not knowing the draw costs an attacker of a single draw (T0); one who averages over draws (T1) loses less",
         REFERENCE,
         RANDOMIZED,
         _draw_transfer,

@@ -7,10 +7,29 @@ from orchestration.commands.demo import DEMO
 from orchestration.commands.doctor import DOCTOR
 from orchestration.commands.evaluate import EVALUATE
 from orchestration.commands.export import EXPORT
+from orchestration.commands.jobs import LOGS, RESUME, STOP, SUBMIT
 from orchestration.commands.looking_up import LIST, SHOW
 from orchestration.commands.status import STATUS, WATCH
 from orchestration.commands.sweep import SWEEP
 from orchestration.commands.train import TRAIN
 from orchestration.commands.ui import UI
 
-COMMANDS: tuple[Command, ...] = (DEMO, TRAIN, SWEEP, STATUS, WATCH, EVALUATE, EXPORT, LIST, SHOW, UI, DOCTOR, ANALYSE, COMPARE)
+COMMANDS: tuple[Command, ...] = (
+    DEMO,
+    TRAIN,
+    SWEEP,
+    STATUS,
+    WATCH,
+    SUBMIT,
+    LOGS,
+    STOP,
+    RESUME,
+    EVALUATE,
+    EXPORT,
+    LIST,
+    SHOW,
+    UI,
+    DOCTOR,
+    ANALYSE,
+    COMPARE,
+)

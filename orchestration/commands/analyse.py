@@ -35,7 +35,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return _list(arguments)
     if arguments.target is None:
         raise UserError("analyse needs a model; `rayndom analyse --what list` shows what can be computed")
-    from analysis.quantity_report import record_to_markdown, shown_rows
+    from analysis.quantity_report import record_to_markdown, sentence, shown_rows
     from orchestration.analysis_run import AnalysisSettings, analyse, track
     from orchestration.home import Home
     from orchestration.targets import resolve_target
@@ -48,14 +48,14 @@ def _run(arguments: argparse.Namespace) -> int:
     run_id = track(target, records, path, home)
     for record in records:
         if chosen == "markdown":
-            console.text(record_to_markdown(record))
+            console.text(record_to_markdown(record) + "\n")
             continue
         if "error" in record:
             console.warn(f"{record['name']} could not be computed: {record['error']}")
             continue
         rows = shown_rows(record) if chosen == "table" else record["rows"]
         show_frame(f"{record['title']} ({record['name']})", rows, chosen)
-        console.say(f"{record['meaning']} ({record['reference']})")
+        console.say(f"{sentence(record['meaning'])} ({record['reference']})")
         for note in record["notes"]:
             console.say(f"  {note}")
         console.say()

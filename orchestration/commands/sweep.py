@@ -58,6 +58,10 @@ def _dry_run(config: object, home: object, data_root: Path | None) -> int:
         (name, d.type, d.low, d.high, ", ".join(map(str, d.choices)), "log" if d.log else "") for name, d in (config.space or {}).items()
     ]
     console.table("search space", ["field", "type", "low", "high", "choices", "scale"], rows)
+    for remark in config.remarks:
+        console.say(remark)
+    if config.points:
+        console.say(f"points tried first: {'; '.join(map(str, config.points))}")
     return 0
 
 

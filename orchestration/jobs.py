@@ -1,0 +1,145 @@
+"""Sweeps as Ray jobs: the driver runs on the cluster's head, so that the computer that submits may go away.
+
+What identifies a job's sweep is its command; the same command again goes on with it, because the sweep's state is in the home folder there.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from models.errors import UserError
+
+ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+SWEEP_KEY = "rayndom.sweep"
+RESUMES_KEY = "rayndom.resumes"
+OVER = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
+SUBMITTED_FOLDER = "submitted"  # in the job's working folder
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that runs a sweep."""
+
+    id: str
+    sweep: str
+    status: str
+    command: str
+    started_ms: int
+    resumes: str | None
+
+
+class SweepJobs:
+    """The jobs of a cluster that run sweeps.
+
+    Args:
+        address: of the cluster's dashboard, e.g. `http://127.0.0.1:8265`; None: RAY_API_SERVER_ADDRESS, else that.
+
+    Raises:
+        UserError: nothing answers there.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self.address = address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
+        try:
+            self.client = JobSubmissionClient(self.address)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise UserError(
+                f"no Ray cluster takes jobs at {self.address}: {reason}. `--address` is the dashboard's, e.g. {DEFAULT_ADDRESS} "
+                "on the head or through `ray dashboard ray_cluster.yaml`."
+            ) from None
+
+    def submit(
+        self, sweep: str, flags: Sequence[str], program: Sequence[str] = ("rayndom",), environment: dict[str, str] | None = None
+    ) -> str:
+        """Start a sweep as a job and return the job's id. A YAML file travels with the job.
+
+        Args:
+            sweep: name of a shipped sweep, or a YAML file on this computer.
+            flags: of `rayndom sweep`.
+            program: the command line on the cluster.
+            environment: variables of the driver there.
+        """
+        runtime: dict[str, Any] = {"env_vars": environment} if environment else {}
+        name, where = sweep, sweep
+        with tempfile.TemporaryDirectory() as folder:
+            if Path(sweep).suffix in (".yaml", ".yml"):
+                name, where = Path(sweep).stem, f"{SUBMITTED_FOLDER}/{Path(sweep).name}"
+                (Path(folder) / SUBMITTED_FOLDER).mkdir()
+                shutil.copy(sweep, Path(folder) / where)
+                runtime["working_dir"] = folder  # uploaded before this returns
+            command = shlex.join([*program, "sweep", where, *flags])
+            return self.client.submit_job(entrypoint=command, runtime_env=runtime, metadata={SWEEP_KEY: name})
+
+    def resume(self, job_id: str) -> str:
+        """Start a job's command again, with the files that it had, and return the new job's id.
+
+        Raises:
+            UserError: no such job, or it is still running.
+        """
+        job = self.find(job_id)
+        if job.status not in {status.value for status in OVER}:
+            raise UserError(f"job {job.id} is {job.status}: nothing to resume. `rayndom stop {job.id}` ends it.")
+        details = self.client.get_job_info(job.id)
+        return self.client.submit_job(
+            entrypoint=details.entrypoint, runtime_env=details.runtime_env or {}, metadata={SWEEP_KEY: job.sweep, RESUMES_KEY: job.id}
+        )
+
+    def stop(self, job_id: str) -> None:
+        """Ask a job to end. What is finished is kept.
+
+        Raises:
+            UserError: no such job.
+        """
+        self.client.stop_job(self.find(job_id).id)
+
+    def logs(self, job_id: str) -> str:
+        """Return what a job has printed so far."""
+        return self.client.get_job_logs(self.find(job_id).id)
+
+    def follow(self, job_id: str) -> AsyncIterator[str]:
+        """Return a job's output as it comes, until the job is over."""
+        return self.client.tail_job_logs(self.find(job_id).id)
+
+    def status(self, job_id: str) -> str:
+        """Return PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
+        return self.find(job_id).status
+
+    def list(self) -> list[Job]:
+        """Return the jobs that run sweeps, the newest last."""
+        jobs = [
+            Job(
+                str(details.submission_id),
+                details.metadata[SWEEP_KEY],
+                details.status.value,
+                details.entrypoint,
+                details.start_time or 0,
+                details.metadata.get(RESUMES_KEY),
+            )
+            for details in self.client.list_jobs()
+            if details.submission_id and SWEEP_KEY in (details.metadata or {})
+        ]
+        return sorted(jobs, key=lambda job: job.started_ms)
+
+    def find(self, name: str) -> Job:
+        """Return a job by its id, or the newest one of a sweep by the sweep's name.
+
+        Raises:
+            UserError: there is none.
+        """
+        jobs = self.list()
+        matching = [job for job in jobs if name in (job.id, job.sweep)]
+        if not matching:
+            known = ", ".join(f"{job.id} ({job.sweep})" for job in jobs[-5:]) or "none"
+            raise UserError(f"no job {name!r} at {self.address}; the latest are: {known}")
+        return matching[-1]

@@ -1,0 +1,179 @@
+"""`rayndom compare`: two tiny trained and evaluated models, as a user sees them beside one another."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+
+import pytest
+
+from analysis.comparison import compare
+from analysis.statistics import Estimate
+from orchestration.cli import main
+from orchestration.evaluation_run import EvaluationSettings, prepare
+from orchestration.experiment import flatten
+from orchestration.home import Home
+from orchestration.run_comparison import find_runs, metric_rows, paired_rows, parameter_rows
+from orchestration.run_folder import RunFolder
+from orchestration.targets import resolve_target
+
+TINY = [
+    "--data.image_size", "8", "--data.limit_train", "64", "--data.validation_size", "32", "--data.limit_test", "40",
+    "--training.epochs", "1", "--training.batch_size", "32", "--training.attack.steps", "1", "--training.validation.steps", "1",
+    "--training.precision", "fp32", "--resources.cpus_per_worker", "1",
+]  # fmt: skip
+EVALUATION = ["--samples", "20", "--draws", "6", "--seed", "3"]
+
+
+@pytest.fixture(scope="module")
+def compared_home(tmp_path_factory, migrated_store):
+    """A home with evaluated runs of two recipes, and one more of the second that was not evaluated."""
+    located = Home.locate(tmp_path_factory.mktemp("compare") / "home")
+    shutil.copy(migrated_store, located.root / "mlflow.db")
+    where = ["--home", str(located.root)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        for recipe in ("ctrw_digits", "at_digits"):
+            assert main(["train", recipe, *TINY, *where]) == 0
+        for folder in sorted((located.root / "runs").iterdir()):
+            assert main(["evaluate", folder.name, *EVALUATION, *where]) == 0
+        assert main(["train", "natural_digits", *TINY, *where]) == 0
+        yield located
+
+
+@pytest.fixture
+def fingerprints(compared_home):
+    """Fingerprint by recipe."""
+    return {RunFolder(folder).read_config().name: folder.name for folder in (compared_home.root / "runs").iterdir()}
+
+
+def run(capsys, home, *arguments):
+    """Return (exit code, output, errors)."""
+    capsys.readouterr()
+    code = main(["compare", *arguments, "--home", str(home.root)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_parameters_that_differ_and_all(compared_home, fingerprints, capsys):
+    code, out, _ = run(capsys, compared_home, "ctrw_digits", "at_digits", "--json")
+    assert code == 0
+    differing = {row["parameter"]: (row.get("ctrw_digits"), row.get("at_digits")) for row in json.loads(out)["parameters"]}
+    assert differing["defence.name"] == ("ctrw", "at")
+    assert differing["defence.lower_bound"] == (2048.0, None)
+    assert "training.epochs" not in differing
+
+    code, out, _ = run(capsys, compared_home, fingerprints["ctrw_digits"], fingerprints["at_digits"], "--all", "--json")
+    everything = {row["parameter"] for row in json.loads(out)["parameters"]}
+    config = RunFolder(compared_home.run(fingerprints["ctrw_digits"])).read_config()
+    assert everything >= set(flatten(config.model_dump(mode="json"))) - {"name", "description"}
+    metrics = {row["metric"] for row in json.loads(out)["metrics"]}
+    assert "train/loss" in metrics
+    assert "test/quick/pgd_20 T2" in metrics
+
+
+def test_metrics_are_those_that_were_stored(compared_home, fingerprints, capsys):
+    _, out, _ = run(capsys, compared_home, "ctrw_digits", "at_digits", "--json")
+    metrics = {row["metric"]: row for row in json.loads(out)["metrics"]}
+    for recipe in ("ctrw_digits", "at_digits"):
+        target = resolve_target(fingerprints[recipe], compared_home)
+        stored = target.config["details"]
+        assert metrics["validation/robust_accuracy"][recipe] == stored["training"]["metrics"]["validation/robust_accuracy"]
+        headline = metrics["test/quick/worst attack per sample T1"][recipe]
+        assert {name: headline[name] for name in ("accuracy", "low", "high")} == {
+            name: stored["evaluation"]["headline"][name] for name in ("accuracy", "low", "high")
+        }
+        rows = stored["evaluation"]["rows"]
+        known = [row["accuracy"] for row in rows if "T2" in row["protocol"].split(" = ") and row["attack"] != "clean"]
+        assert metrics["test/quick/worst attack T2"][recipe]["accuracy"] == min(known)
+
+
+def test_the_paired_comparison_is_that_of_the_stored_records(compared_home, fingerprints):
+    runs = find_runs([fingerprints["ctrw_digits"], "at_digits"], compared_home)
+    rows, notes = paired_rows(runs, compared_home, None)
+    assert not notes
+    settings = EvaluationSettings("quick", None, 20, 6, seed=3)
+    jobs = [prepare(run.label, run.target, settings, compared_home, None) for run in runs]
+    assert not any(job.pending for job in jobs)
+    (expected,) = compare({job.name: job.result() for job in jobs})
+    assert rows == [{"suite": "quick"} | expected.row()]
+    assert rows[0]["answer"] in ("first is better", "second is better", "not separable", "not comparable")
+
+
+def test_one_that_was_not_evaluated_is_said_and_the_rest_is_shown(compared_home, capsys):
+    code, out, _ = run(capsys, compared_home, "at_digits", "natural_digits")
+    assert code == 0
+    assert "training.objective.name" in out
+    assert "natural_digits: none at all" in out
+    assert "rayndom evaluate" in out
+
+
+def test_evaluations_under_other_conditions_are_not_paired(compared_home, fingerprints):
+    runs = find_runs(["ctrw_digits", "natural_digits"], compared_home)
+    where = ["--home", str(compared_home.root)]
+    assert main(["evaluate", fingerprints["natural_digits"], "--samples", "20", "--draws", "6", "--seed", "4", *where]) == 0
+    try:
+        runs = find_runs(["ctrw_digits", "natural_digits"], compared_home)
+        rows, notes = paired_rows(runs, compared_home, None)
+        assert rows == []
+        assert "seed" in notes[0]
+        shutil.rmtree(runs[1].records_folder)
+        runs = find_runs(["ctrw_digits", "natural_digits"], compared_home)  # the model's own folder still knows the result
+        rows, notes = paired_rows(runs, compared_home, None)
+        assert rows == []
+        assert "natural_digits are not all in" in notes[0]
+        assert any(isinstance(row["natural_digits"], Estimate) for row in metric_rows(runs, everything=False))
+    finally:
+        folder = RunFolder(compared_home.run(fingerprints["natural_digits"])).model
+        config = json.loads((folder / "config.json").read_text())
+        config["details"].pop("evaluation")
+        (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("chosen", ["table", "markdown", "latex", "csv"])
+def test_formats(chosen, compared_home, capsys):
+    code, out, err = run(capsys, compared_home, "ctrw_digits", "at_digits", "--format", chosen)
+    assert code == 0
+    assert "defence.name" in out.replace("\\_", "_")
+    assert "not separable" in out or "better" in out or "not comparable" in out
+    if chosen == "latex":
+        assert out.count(r"\toprule") == 3
+    if chosen == "csv":
+        lines = out.split("# metrics")[1].split("#")[0].splitlines()[1:]
+        table = {row["metric"]: row for row in csv.DictReader(io.StringIO("\n".join(lines)))}
+        low, value, high = (float(table[f"test/quick/worst attack T1{part}"]["ctrw_digits"]) for part in (" low", "", " high"))
+        assert low <= value <= high
+
+
+def test_equal_names_are_told_apart(compared_home, fingerprints, capsys):
+    assert main(["train", "at_digits", *TINY, "--seed", "1", "--home", str(compared_home.root)]) == 0
+    folder = next(f for f in (compared_home.root / "runs").iterdir() if f.name not in fingerprints.values())
+    try:
+        runs = find_runs([fingerprints["at_digits"], folder.name], compared_home)
+        assert [run.label for run in runs] == [f"at_digits {fingerprints['at_digits'][:6]}", f"at_digits {folder.name[:6]}"]
+        assert [row["parameter"] for row in parameter_rows(runs, everything=False)] == ["seed"]
+        code, _, err = run(capsys, compared_home, "at_digits", "ctrw_digits")
+        assert code == 2
+        assert folder.name in err, "two finished runs of a recipe: which one?"
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["at_digits"], ["at least two"]),
+        (["at_digits", "at_digits"], ["the same model"]),
+        (["at_digits", "ctrw_digit"], ["'ctrw_digit'", "'ctrw_digits'"]),
+        (["at_digits", "rna_digits"], ["rna_digits has no finished run", "rayndom train rna_digits"]),
+        (["at_digits", "0123456789abcdef"], ["0123456789abcdef"]),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(arguments, parts, compared_home, capsys):
+    code, _, err = run(capsys, compared_home, *arguments)
+    assert code == 2
+    assert err.startswith("error: ")
+    for part in parts:
+        assert part in err

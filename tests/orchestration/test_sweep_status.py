@@ -1,0 +1,88 @@
+"""`rayndom status` and `rayndom watch`: a sweep seen from another terminal."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from models.errors import UserError
+from orchestration.cli import main
+from orchestration.run_folder import RunFolder, replace_text
+from orchestration.study import StudySearch, open_study
+from orchestration.sweep import sweep_key
+from orchestration.sweep_config import load_sweep
+from orchestration.sweep_status import find_sweep, is_held, list_sweep_keys, sweep_status
+from orchestration.tracking import FINGERPRINT_TAG, SWEEP_TAG, Tracker
+
+ROBUST, CLEAN = "validation/robust_accuracy", "validation/clean_accuracy"
+
+
+@pytest.fixture
+def begun(home):
+    """A sweep with one finished, one running and one interrupted trial, and the lock that the running one holds."""
+    config = load_sweep("ctrw_bounds_digits", {"num_trials": 4})
+    key = sweep_key(config)
+    folder = home.sweep(key)
+    search = StudySearch(config, open_study(config, folder))
+    replace_text(folder / "sweep.json", json.dumps(config.model_dump(mode="json")))
+    tracker = Tracker(home, "rayndom")
+    parent = tracker.run("sweep", {SWEEP_TAG: key}, config.name)
+    fingerprints = []
+    for name in "abc":
+        fingerprints.append(config.experiment(search.suggest(name)["values"]).fingerprint)
+        run = tracker.run("trial", {SWEEP_TAG: key, FINGERPRINT_TAG: fingerprints[-1]}, name, parent)
+        for epoch in (1, 2, 3):
+            tracker.log_epoch(run, epoch, {"train/loss": 1.0, CLEAN: 0.9, ROBUST: 0.1 * epoch})
+            search.on_trial_result(name, {"epoch": epoch, ROBUST: 0.1 * epoch})
+    search.on_trial_complete("a", {"epoch": 12, "finished": True, ROBUST: 0.5})
+    for fingerprint in fingerprints[1:]:
+        RunFolder(home.run(fingerprint)).path.mkdir(parents=True)
+    with RunFolder(home.run(fingerprints[1])).locked():
+        yield key
+
+
+def test_the_state_of_every_trial_is_known(home, begun):
+    status = sweep_status(home, find_sweep(home, "ctrw_bounds_digits"))
+    assert status.key == begun
+    assert (status.done, status.wanted) == (1, 4)
+    assert [trial.state for trial in status.trials] == ["finished", "running", "interrupted"]
+    assert [trial.epoch for trial in status.trials] == [12, 3, 3]
+    assert status.trials[1].robust == pytest.approx(0.3)
+    assert status.best == (0,)
+    assert status.trials[0].values == (0.5,)
+    assert all(len(row) == len(status.columns) for row in status.rows)
+    assert "1/4 trials over, 1 running" in status.summary
+
+
+def test_looking_changes_nothing(home, begun):
+    before = sweep_status(home, begun)
+    assert [trial.state for trial in sweep_status(home, begun).trials] == [trial.state for trial in before.trials]
+    assert is_held(home.run(before.trials[1].fingerprint) / "lock"), "looking does not take the lock away"
+
+
+def test_the_commands(home, begun, capsys):
+    assert main(["status", "--json", "--home", str(home.root)]) == 0
+    (shown,) = json.loads(capsys.readouterr().out)
+    assert shown["sweep"] == begun
+    assert shown["trials"][1]["state"] == "running"
+    assert main(["status", "nothing", "--home", str(home.root)]) == 2
+    assert begun in capsys.readouterr().err
+    assert main(["watch", "--interval", "0", "--home", str(home.root)]) == 2
+
+
+def test_watching_ends_when_the_sweep_has_all_its_trials(home, capsys):
+    config = load_sweep("ctrw_bounds_digits", {"num_trials": 1})
+    folder = home.sweep(sweep_key(config))
+    search = StudySearch(config, open_study(config, folder))
+    replace_text(folder / "sweep.json", json.dumps(config.model_dump(mode="json")))
+    search.suggest("a")
+    search.on_trial_complete("a", {"epoch": 12, "finished": True, ROBUST: 0.5})
+    assert main(["watch", "--interval", "0.1", "--home", str(home.root)]) == 0
+
+
+def test_a_home_without_sweeps(home, capsys):
+    assert list_sweep_keys(home) == []
+    assert main(["status", "--home", str(home.root)]) == 0
+    with pytest.raises(UserError, match="no sweep was started"):
+        find_sweep(home, "x")
