@@ -234,7 +234,9 @@ def _study_items(
                 num_draws=settings.num_draws,
                 epsilon=level,
             )
-            found.append((item, StudyPoint(name=name, level=level, settings=settings), counts.get(name, settings.num_samples)))
+            # A study's record serves other suites, whichever studies they ask for besides.
+            point = StudyPoint(name=name, level=level, settings=settings.model_copy(update={"names": (name,)}))
+            found.append((item, point, counts.get(name, settings.num_samples)))
     return found
 
 

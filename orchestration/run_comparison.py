@@ -92,7 +92,7 @@ def _model_name(name: str, home: Home) -> str:
         close = nearest(name, list_recipes())
         if close and not Path(name).exists() and not name.startswith("models:/") and not _IDENTIFIER.fullmatch(name):
             raise UserError(
-                f"no run {name!r}. Did you mean the recipe {close[0]!r}? Else name a fingerprint, an MLflow run id or a folder."
+                f"no run {name!r}. Did you mean the recipe {close[0]!r}? A run is also a fingerprint, an MLflow run id, a folder."
             )
         return name
     fingerprint = load_recipe(name).experiment.fingerprint

@@ -122,6 +122,7 @@ def test_records_of_several_evaluations_become_one_frame(evaluated, masked, tmp_
         runs.frame_of_records([tmp_path / "absent.jsonl"])
 
 
+@pytest.mark.slow  # a new database takes seconds
 def test_mlflow_runs_become_a_frame(tmp_path):
     mlflow = pytest.importorskip("mlflow")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"

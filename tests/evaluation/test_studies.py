@@ -22,16 +22,16 @@ from models.threat_model import ThreatModel
 
 THREAT = ThreatModel(epsilon=0.15)
 STUDIES = StudySettings(
-    num_samples=60, steps=40, num_draws=6, max_steps=160, max_draws=24, num_searched=20, num_random_points=30, num_votes=6, num_tested=24
+    num_samples=40, steps=40, num_draws=6, max_steps=80, max_draws=12, num_searched=15, num_random_points=20, num_votes=6, num_tested=24
 )
 SUITE = Suite(
     name="mine",
-    scoring={"num_selection_draws": 6, "num_evaluation_draws": 30, "num_known_draws": 2},
+    scoring={"num_selection_draws": 6, "num_evaluation_draws": 20, "num_known_draws": 2},
     studies=STUDIES,
     attacks=(
         AttackItem(attack="fgsm", num_draws=6),
         AttackItem(attack="apgd_ce", parameters={"steps": 20}, num_draws=6, protocols=("T1", "T2")),
-        AttackItem(attack="square", parameters={"num_queries": 150}, num_draws=3, num_samples=40),
+        AttackItem(attack="square", parameters={"num_queries": 150}, num_draws=3, num_samples=20),
         AttackItem(attack="transfer_frozen_draws", parameters={"steps": 20}, num_draws=5, models="randomized"),
         AttackItem(attack="transfer_static", parameters={"steps": 20}, models="randomized"),
         AttackItem(attack="arc", parameters={"rounds": 3, "num_boundaries": 2}, num_draws=6, models="randomized", num_samples=20),
@@ -39,14 +39,18 @@ SUITE = Suite(
 )
 
 
-def toys(name, num_images=60):
+def toys(name, num_images=40):
     x, y = calibration.calibration_images()
     return calibration.calibration_toys()[name], x[:num_images], y[:num_images]
 
 
 @pytest.fixture(scope="module")
 def results():
-    return {name: evaluate(*toys(name), SUITE, threat_model=THREAT) for name in ("adversarially_trained", "masked", "noisy")}
+    # One calibration is enough: it is the same for every model.
+    cheaper = STUDIES.model_copy(update={"names": tuple(name for name in STUDIES.names if name != "calibration")})
+    without = SUITE.model_copy(update={"studies": cheaper})
+    suites = {"adversarially_trained": SUITE, "masked": without, "noisy": without}
+    return {name: evaluate(*toys(name), suite, threat_model=THREAT) for name, suite in suites.items()}
 
 
 def verdict(result, name):
@@ -63,7 +67,7 @@ def test_a_sound_evaluation_of_a_deterministic_model_passes_every_check(results)
 def test_a_sound_evaluation_of_a_noisy_model_fails_no_check(results):
     result = results["noisy"]
     assert not result.marked, result.to_markdown()
-    for name in ("C6", "C9", "C10", "C11", "C13", "C15", "C19"):
+    for name in ("C6", "C9", "C10", "C11", "C13", "C15"):
         assert verdict(result, name).status == "PASS", verdict(result, name)
 
 
@@ -113,8 +117,8 @@ def test_steps_are_doubled_until_accuracy_stays(results):
 
 
 def test_an_attack_that_needs_more_steps_is_called_an_upper_bound():
-    model, x, y = toys("adversarially_trained")
-    few = StudySettings(names=("steps",), attack="pgd", steps=2, max_steps=4, num_samples=60)
+    model, x, y = toys("adversarially_trained", 200)
+    few = StudySettings(names=("steps",), attack="pgd", steps=2, max_steps=4, num_samples=200)
     suite = Suite(name="mine", studies=few, attacks=(AttackItem(attack="fgsm"),))
     result = evaluate(model, x, y, suite, threat_model=THREAT)
     assert verdict(result, "C7").status == "WARN"
@@ -123,13 +127,13 @@ def test_an_attack_that_needs_more_steps_is_called_an_upper_bound():
 
 def test_an_attack_that_returns_a_point_which_is_right_again_is_flagged():
     model, x, y = toys("adversarially_trained")
-    settings = StudySettings(names=("progress",), num_samples=60, steps=20)
+    settings = StudySettings(names=("progress",), num_samples=40, steps=20)
     suite = Suite(name="mine", studies=settings, attacks=(AttackItem(attack="apgd_ce"),))
-    plan = [task for task in plan_blocks(model, x, y, suite, threat_model=THREAT, batch_size=60) if task.kind == "study"]
+    plan = [task for task in plan_blocks(model, x, y, suite, threat_model=THREAT, batch_size=40) if task.kind == "study"]
     record = run_block(model, x, y, plan[0])
     assert record["block"]["study"]["num_silent"] == 0
     record["block"]["study"]["num_silent"] = 2
-    clean = run_block(model, x, y, plan_blocks(model, x, y, suite, threat_model=THREAT, batch_size=60)[0])
+    clean = run_block(model, x, y, plan_blocks(model, x, y, suite, threat_model=THREAT, batch_size=40)[0])
     finding = next(each for each in run_checks(measurements([clean, record])) if each.id == "C14")
     assert finding.status == "FAIL"
     assert Evidence(measurements([clean, record])).facts("progress")

@@ -119,10 +119,9 @@ def test_every_quantity_leaves_the_model_as_it_was(defence, subjects):
     model = subject.model
     before = weights_hash(model), {name: module.training for name, module in model.named_modules()}
     draws = randomness_state(model)
-    skipped = {"hessian"} if defence != "rna" else set()  # the same code for every model, and slow
     for entry in choose(model, ["all"]):
-        if entry.name in skipped:
-            continue
+        if entry.name == "hessian" and defence != "dcs":
+            continue  # slow, and the same for every model
         record = compute(entry, subject)
         assert record["rows"] or "error" in record
         json.dumps(record, allow_nan=False)
@@ -355,15 +354,14 @@ def test_a_mistake_is_one_message_and_exit_code_2(arguments, parts, shared_home,
 
 
 def test_list_and_formats(shared_home, fingerprints, capsys):
+    where = ["--home", str(shared_home.root)]
     code, out, _ = run(capsys, "analyse", "--what", "list", "--json")
     assert code == 0
     assert [row["quantity"] for row in json.loads(out)] == list(quantities())
-    code, out, _ = run(capsys, "analyse", fingerprints["dcs"], "--what", "list", "--format", "csv", "--home", str(shared_home.root))
+    code, out, _ = run(capsys, "analyse", fingerprints["dcs"], "--what", "list", "--format", "csv", *where)
     assert code == 0
     assert "applies" in out.splitlines()[1]
-    code, out, _ = run(
-        capsys, "analyse", fingerprints["dcs"], "--what", "dcs_points", "--format", "markdown", "--home", str(shared_home.root)
-    )
+    code, out, _ = run(capsys, "analyse", fingerprints["dcs"], "--what", "dcs_points", "--format", "markdown", *where)
     assert code == 0
     assert out.startswith("### Points that")
 

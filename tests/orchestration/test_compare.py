@@ -134,7 +134,7 @@ def test_evaluations_under_other_conditions_are_not_paired(compared_home, finger
 
 @pytest.mark.parametrize("chosen", ["table", "markdown", "latex", "csv"])
 def test_formats(chosen, compared_home, capsys):
-    code, out, err = run(capsys, compared_home, "ctrw_digits", "at_digits", "--format", chosen)
+    code, out, _ = run(capsys, compared_home, "ctrw_digits", "at_digits", "--format", chosen)
     assert code == 0
     assert "defence.name" in out.replace("\\_", "_")
     assert "not separable" in out or "better" in out or "not comparable" in out

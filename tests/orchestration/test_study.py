@@ -169,7 +169,7 @@ def test_concurrency_counts_everything_a_trial_takes(need, available, expected):
 
 
 def test_what_does_not_fit_is_said_before_anything_starts():
-    with pytest.raises(UserError, match=r"needs 4 CPUs.*resources.workers 1"):
+    with pytest.raises(UserError, match=r"needs 4 CPUs.*resources.workers 2"):
         concurrency(TrialResources(4, 0, 4), {"CPU": 2})
     with pytest.raises(UserError, match=r"gpus_per_worker 0 \(train on CPUs\)"):
         concurrency(TrialResources(1, 1, 1), {"CPU": 2})
