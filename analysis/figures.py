@@ -71,6 +71,7 @@ def plot_epsilon(result: EvaluationResult, title: str = "") -> Figure | None:
     axes.set_xscale("symlog", linthresh=max(min((level for level in levels if level > 0), default=1.0), 1e-6))
     _label(axes, "radius (linf, of 255)" if linf else "radius (l2)", "accuracy in %", result.marked)
     axes.set_ylim(0, 102)
+    axes.set_xlim(left=0)
     return figure
 
 
@@ -83,6 +84,8 @@ def plot_convergence(result: EvaluationResult, name: str, title: str = "") -> Fi
     axes.plot([level for level, _ in curve], [100 * accuracy for _, accuracy in curve], marker="o", markersize=4)
     axes.set_xscale("log", base=2)
     axes.set_xticks([level for level, _ in curve], [str(level) for level, _ in curve])
+    lowest, highest = 100 * min(accuracy for _, accuracy in curve), 100 * max(accuracy for _, accuracy in curve)
+    axes.set_ylim(max(lowest - 5, -2), min(highest + 5, 102))  # so that a change of a point does not look like a cliff
     _label(axes, "steps of the attack" if name == "steps" else "draws averaged per gradient", "accuracy in %", result.marked)
     return figure
 
@@ -94,6 +97,7 @@ def plot_loss(result: EvaluationResult, title: str = "") -> Figure | None:
         return None
     figure, axes = _axes(title)
     axes.plot(range(len(curve)), curve)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     _label(axes, "points looked at", "best mean loss", result.marked)
     return figure
 

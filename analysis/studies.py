@@ -82,6 +82,11 @@ def doublings(start: int, cap: int) -> list[int]:
     return levels
 
 
+def halves(start: int) -> list[int]:
+    """Return start / 4 and start / 2, as far as they are at least 1: the left part of a curve of convergence."""
+    return sorted({level for level in (start // 4, start // 2) if level >= 1})
+
+
 def applies(name: StudyName, *, randomized: bool, num_configurations: int | None, num_draws: int) -> bool:
     """Return whether a study says anything about a model: draws of a gradient matter only where they are sampled."""
     if name not in ("draws", "gradient_resolution"):
@@ -99,7 +104,7 @@ def study_passes(point: StudyPoint, attack_passes: float, num_draws: int, scorin
     settings = point.settings
     once = attack_passes + scoring_draws
     if point.name in ("steps", "draws"):
-        return num_ids * 3 * once  # usually the first doubling decides
+        return num_ids * 3.75 * once  # usually the first doubling decides
     if point.name == "random_search":
         votes = min(settings.num_votes, num_draws)
         return num_ids * once + min(settings.num_searched, num_ids) * settings.num_random_points * max(1, votes / 4)

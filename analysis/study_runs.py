@@ -19,7 +19,7 @@ from analysis.attacks.registry import AttackOutput, AttackProblem, attack_entry,
 from analysis.calibration import calibrate
 from analysis.draws import ONLY_DRAW, Draw, FreshDraws, seeded_draws
 from analysis.protocols import BlockOutcome, BlockSetting, run_protocol, score_clean, score_draws
-from analysis.studies import StudyPoint, doublings
+from analysis.studies import StudyPoint, doublings, halves
 from models.threat_model import ThreatModel
 from trainers.attacks import AttackLoss, ball_around, cross_entropy
 
@@ -73,7 +73,8 @@ def _epsilon(study: Study) -> Outcome:
 
 def _steps(study: Study) -> Outcome:
     settings = study.point.settings
-    return _until_converged(doublings(settings.steps, settings.max_steps), lambda level: (study.setting, study.attack(level)))
+    levels = doublings(settings.steps, settings.max_steps)
+    return _until_converged(halves(settings.steps), levels, lambda level: (study.setting, study.attack(level)))
 
 
 def _draws(study: Study) -> Outcome:
@@ -83,13 +84,22 @@ def _draws(study: Study) -> Outcome:
     if study.setting.configurations is not None:
         # Beyond the number of configurations the gradient is exact.
         total = len(study.setting.configurations)
-        levels = [level for level in levels if level < total] + [total]
-    return _until_converged(levels, lambda level: (replace(study.setting, num_draws=level), attack))
+        levels = [level for level in levels if level < total]
+        if total <= settings.max_draws or len(levels) < 2:
+            levels.append(total)
+    return _until_converged(halves(settings.num_draws), levels, lambda level: (replace(study.setting, num_draws=level), attack))
 
 
-def _until_converged(levels: list[int], at: Callable[[int], tuple[BlockSetting, Callable[[AttackedModel, int], AttackOutput]]]) -> Outcome:
-    """Attack at rising levels until accuracy falls by less than a point or two standard errors; keep the last two."""
-    accuracies: list[float] = []
+def _until_converged(
+    below: list[int], levels: list[int], at: Callable[[int], tuple[BlockSetting, Callable[[AttackedModel, int], AttackOutput]]]
+) -> Outcome:
+    """Attack at rising levels until accuracy falls by less than a point or two standard errors; keep the last two.
+
+    Args:
+        below: levels that are only for the curve. levels: those that decide; the first is the suite's.
+        at: the setting and the attack at a level.
+    """
+    accuracies = [run_protocol("T1", *at(level)).correct["evaluation"].double().mean().item() for level in below]
     previous: BlockOutcome | None = None
     for level in levels:
         outcome = run_protocol("T1", *at(level))
@@ -102,7 +112,7 @@ def _until_converged(levels: list[int], at: Callable[[int], tuple[BlockSetting, 
             if gain_S.mean().item() < max(_SMALL_CHANGE, 2 * error):
                 break
         previous = outcome
-    reached = levels[: len(accuracies)]
+    reached = [*below, *levels][: len(accuracies)]
     return outcome, {"levels": reached, "accuracies": accuracies, "at_cap": reached[-1] == levels[-1]}
 
 

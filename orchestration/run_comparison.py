@@ -23,7 +23,7 @@ from orchestration.evaluation_report import suite_name
 from orchestration.evaluation_run import EvaluationSettings, prepare
 from orchestration.experiment import flatten
 from orchestration.home import Home
-from orchestration.recipes import list_recipes, load_recipe
+from orchestration.recipes import FOLDER, list_recipes, load_recipe
 from orchestration.run_folder import RunFolder
 from orchestration.targets import Target, resolve_target
 
@@ -88,11 +88,12 @@ def find_runs(names: Sequence[str], home: Home) -> list[StoredRun]:
 
 def _model_name(name: str, home: Home) -> str:
     """Return what `resolve_target` understands: for a recipe, the fingerprint of its finished run."""
-    if name not in list_recipes() and not name.endswith((".yaml", ".yml")):
-        close = nearest(name, list_recipes())
-        if close and not Path(name).exists() and not name.startswith("models:/") and not _IDENTIFIER.fullmatch(name):
+    if not (FOLDER / f"{name}.yaml").is_file() and not name.endswith((".yaml", ".yml")):
+        named = Path(name).exists() or name.startswith("models:/") or _IDENTIFIER.fullmatch(name)
+        close = [] if named else nearest(name, list_recipes())
+        if close:
             raise UserError(
-                f"no run {name!r}. Did you mean the recipe {close[0]!r}? A run is also a fingerprint, an MLflow run id, a folder."
+                f"no run {name!r}. Did you mean recipe {close[0]!r}? A run is also a fingerprint, an MLflow run id or a folder."
             )
         return name
     fingerprint = load_recipe(name).experiment.fingerprint

@@ -49,10 +49,12 @@ def open_study(config: SweepConfig, folder: Path) -> optuna.Study:
             storage=optuna.storages.RDBStorage(storage_url(folder), engine_kwargs={"connect_args": {"timeout": 30}}),
             study_name=config.name,
             directions=directions,
-            sampler=_sampler(config),
+            sampler=_sampler(config, config.seed),
             load_if_exists=True,
         )
         fresh = not study.trials
+        if not fresh:  # with the seed of the first start it would propose that start's first points again
+            study.sampler = _sampler(config, config.seed + len(study.trials))
         if fresh:
             for point in planned_points(config):
                 study.enqueue_trial({name: label(value) for name, value in point.items()})
@@ -210,11 +212,11 @@ def is_feasible(trial: optuna.trial.FrozenTrial) -> bool:
     return all(violation <= 0 for violation in trial.constraints.values())
 
 
-def _sampler(config: SweepConfig) -> optuna.samplers.BaseSampler:
+def _sampler(config: SweepConfig, seed: int) -> optuna.samplers.BaseSampler:
     if config.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=config.seed)
+        return optuna.samplers.RandomSampler(seed=seed)
     startup = max(4, (config.num_trials or 0) // 4)
-    return optuna.samplers.TPESampler(seed=config.seed, n_startup_trials=startup)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
 
 
 def _axis(name: str, dimension: Dimension) -> list[Any]:

@@ -274,6 +274,7 @@ def _entry(facts: _LibraryAttack) -> AttackEntry:
         one_step=facts.one_step,
         bounded=facts.radius is not None,
         requires="torchattacks",
+        uses_gradients=facts.backward != 0,
         check_arguments=lambda parameters, num_classes: _check_arguments(facts, parameters.arguments, num_classes),
         free_parameters=True,
     )

@@ -24,7 +24,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from orchestration.evaluation_report import keep, show
+    from orchestration.evaluation_report import keep, show, suite_name
     from orchestration.evaluation_run import EvaluationSettings, prepare, run_jobs
     from orchestration.home import Home
     from orchestration.targets import resolve_target
@@ -49,8 +49,15 @@ def _run(arguments: argparse.Namespace) -> int:
     if tracker is not None and run_id is None:
         run_id = tracker.find_run(target.experiment.fingerprint)
     summary = keep(job, result, tracker, run_id, arguments.suite)
+    from analysis.report import write_report
+
+    pages = job.records_path.with_name(f"report-{suite_name(arguments.suite)}")
+    write_report(job.name, result, pages)
+    if tracker is not None and run_id is not None:
+        tracker.log_folder(run_id, pages, f"evaluation/{suite_name(arguments.suite)}")
     console.result(summary)
     console.say(f"records {job.records_path}")
+    console.say(f"report {pages / 'report.html'}")
     return 0
 
 

@@ -49,8 +49,8 @@ def test_curves_come_from_the_studies(evaluated):
     assert curve[0] == (0.0, result.clean)
     assert curve[-1][0] == 1.0
     assert curve[-1][1].value < 0.2
-    assert [level for level, _ in figures.convergence_curve(result, "steps")][:2] == [10, 20]
-    assert [level for level, _ in figures.convergence_curve(result, "draws")][:2] == [2, 4]
+    assert [level for level, _ in figures.convergence_curve(result, "steps")][:4] == [2, 5, 10, 20]
+    assert [level for level, _ in figures.convergence_curve(result, "draws")][:3] == [1, 2, 4]
     assert len(figures.loss_curve(result)) == 11
     assert (np.diff(figures.loss_curve(result)) >= 0).all()
 

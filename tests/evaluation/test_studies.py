@@ -111,7 +111,7 @@ def test_steps_are_doubled_until_accuracy_stays(results):
         if study is None or study["name"] != "steps":
             continue
         facts = record["block"]["study"]
-        assert facts["levels"][:2] == [40, 80]
+        assert facts["levels"][:4] == [10, 20, 40, 80]
         assert facts["accuracies"][-2] - facts["accuracies"][-1] < 0.05
         assert record["block"]["num_draws"]["previous"] == record["block"]["num_draws"]["evaluation"]
 

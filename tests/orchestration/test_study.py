@@ -59,6 +59,13 @@ def test_trials_that_a_killed_process_left_are_run_again_with_their_parameters(c
     assert resumed["values"] != finished["values"]
 
 
+def test_a_later_start_does_not_propose_the_first_points_again(config, tmp_path):
+    first = StudySearch(config, open_study(config, tmp_path)).suggest("a")["values"]
+    search = StudySearch(config, open_study(config, tmp_path))
+    assert search.suggest("b")["values"] == first, "it was interrupted, so it is run again"
+    assert search.suggest("c")["values"] != first
+
+
 def test_ends_are_told_truly(config, tmp_path):
     study = open_study(config, tmp_path)
     search = StudySearch(config, study)

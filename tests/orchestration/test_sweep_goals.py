@@ -7,7 +7,6 @@ import torch
 
 from models.errors import UserError
 from models.registry import build_model
-from orchestration import console
 from orchestration.model_cost import cost_metrics
 from orchestration.repeats import Repeated, choose_by_mean, with_seeds
 from orchestration.study import StudySearch, open_study, proxy_values
@@ -173,7 +172,6 @@ def test_the_summary_of_a_search_is_shown_and_kept(tmp_path, home, capsys, monke
     from orchestration.sweep_summary import conclude_search, show_trials
     from orchestration.tracking import Tracker
 
-    monkeypatch.setattr(console._out, "file", None)
     config = load_sweep("ctrw_bounds_digits", {"num_trials": 5, "objectives": [{"metric": ROBUST}, {"metric": CLEAN}]})
     study = run_by_hand(config, tmp_path, OUTCOMES)
     tracker = Tracker(home, "rayndom")
