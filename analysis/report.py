@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 
 from analysis import tables
+from analysis.conclusion import conclusion
 from analysis.figures import figure_as_png, figures_of, save_figure
 from analysis.protocols import PROTOCOL_TITLES
 from analysis.result import EvaluationResult, Row
@@ -25,24 +26,6 @@ _CAPTIONS = {
     "loss": "Best mean loss of the images that survive, along the attack (C14).",
     "examples": "Images, perturbed images, and the change stretched to the full range.",
 }
-
-
-def conclusion(name: str, result: EvaluationResult) -> str:
-    """Return one sentence that says what may be believed."""
-    if not result.finished:
-        return f"{name}: the evaluation is not finished; start the same command again."
-    if result.headline is None:
-        return f"{name}: no bounded attack ran against an unknown draw, so there is no headline."
-    if result.marked:
-        failed = ", ".join(f"{verdict.id} ({verdict.title})" for verdict in result.failed)
-        return f"{name}: evaluation invalid. Do not quote these numbers: {failed} failed."
-    shown = tables.format_estimate(result.headline)
-    if result.header["num_configurations"] == 1:
-        return f"{name}: {shown} against an attacker who knows the model; no check failed."
-    sentence = f"{name}: {shown} against an attacker who knows that the model is random"
-    if result.paper is not None and result.paper.low > result.headline.high:
-        sentence += f", {100 * (result.paper.value - result.headline.value):.1f} points below the paper's protocol (T0)"
-    return f"{sentence}; no check failed."
 
 
 def render_html(name: str, result: EvaluationResult) -> str:

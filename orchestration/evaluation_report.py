@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from analysis import tables
+from analysis.conclusion import conclusion
 from analysis.result import EvaluationResult
 from orchestration import console
 from orchestration.evaluation_run import Job
@@ -37,22 +38,6 @@ def show(job: Job) -> EvaluationResult:
     )
     console.say(conclusion(job.name, result))
     return result
-
-
-def conclusion(name: str, result: EvaluationResult) -> str:
-    """Return one sentence that says what may be believed."""
-    if not result.finished:
-        return f"{name}: the evaluation is not finished; start the same command again."
-    if result.headline is None:
-        return f"{name}: no bounded attack ran against an unknown draw, so there is no headline."
-    if result.marked:
-        failed = ", ".join(f"{verdict.id} ({verdict.title})" for verdict in result.failed)
-        return f"{name}: evaluation invalid. Do not quote these numbers: {failed} failed."
-    shown = tables.format_estimate(result.headline)
-    if result.paper is not None and result.header.get("num_configurations") != 1 and result.paper.low > result.headline.high:
-        gap = 100 * (result.paper.value - result.headline.value)
-        return f"{name}: {shown} against an attacker who knows that the model is random, {gap:.1f} points below the paper's protocol (T0)."
-    return f"{name}: {shown} against an attacker who knows the model; no check failed."
 
 
 def keep(job: Job, result: EvaluationResult, tracker: Tracker | None, run_id: str | None, suite: str) -> dict[str, Any]:

@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from analysis.conclusion import conclusion
 from models.errors import UserError
 from orchestration import console
 from orchestration.baselines import train_baselines
-from orchestration.evaluation_report import compare, conclusion, keep
+from orchestration.evaluation_report import compare, keep
 from orchestration.evaluation_run import EvaluationSettings, Job, prepare, run_jobs
 from orchestration.experiment import ExperimentConfig
 from orchestration.export import export_target

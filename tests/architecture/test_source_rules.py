@@ -145,7 +145,7 @@ def test_files_are_short() -> None:
 
 @pytest.mark.parametrize("forbidden", [MACHINE_PATHS, REGISTRY_HOSTS], ids=["machine paths", "registry hosts"])
 def test_no_file_names_a_machine_or_a_registry(forbidden: list[str]) -> None:
-    # A path begins where the text before it cannot be part of one: `trainers/work/` is no machine's folder.
+    # A path begins where the text before it cannot be part of one: a folder of the project may share a machine folder's name.
     pattern = re.compile("|".join(rf"(?<![\w.$~}}-]){re.escape(item)}" for item in forbidden))
     found = []
     for file in project_files():

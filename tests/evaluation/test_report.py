@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from analysis import calibration, figures, runs
+from analysis.conclusion import conclusion
 from analysis.evaluate import evaluate
 from analysis.images import decode_png, encode_png
-from analysis.report import conclusion, render_html, write_report
+from analysis.report import render_html, write_report
 from analysis.studies import StudySettings
 from analysis.suites import AttackItem, Suite
 from models.errors import UserError

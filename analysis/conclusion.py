@@ -1,0 +1,24 @@
+"""What an evaluation says in one sentence: the last line that a person reads."""
+
+from __future__ import annotations
+
+from analysis import tables
+from analysis.result import EvaluationResult
+
+
+def conclusion(name: str, result: EvaluationResult) -> str:
+    """Return one sentence that says what may be believed."""
+    if not result.finished:
+        return f"{name}: the evaluation is not finished; start the same command again."
+    if result.headline is None:
+        return f"{name}: no bounded attack ran against an unknown draw, so there is no headline."
+    if result.marked:
+        failed = ", ".join(f"{verdict.id} ({verdict.title})" for verdict in result.failed)
+        return f"{name}: evaluation invalid. Do not quote these numbers: {failed} failed."
+    shown = tables.format_estimate(result.headline)
+    if result.header["num_configurations"] == 1:
+        return f"{name}: {shown} against an attacker who knows the model; no check failed."
+    sentence = f"{name}: {shown} against an attacker who knows that the model is random"
+    if result.paper is not None and result.paper.low > result.headline.high:
+        sentence += f", {100 * (result.paper.value - result.headline.value):.1f} points below the paper's protocol (T0)"
+    return f"{sentence}; no check failed."
