@@ -31,15 +31,15 @@ from typing import Any
 import yaml
 
 from benchmarks.timing import describe_hardware, hardware
-from orchestration.background_writer import BackgroundWriter
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
-from orchestration.run_folder import RunFolder
-from orchestration.sweep import run_sweep
-from orchestration.sweep_config import SweepConfig, load_sweep
-from orchestration.tracking import Tracker
-from orchestration.training_run import train_here
-from orchestration.trial import with_own_cores
+from orchestration.sweeping.config import SweepConfig, load_sweep
+from orchestration.sweeping.sweep import run_sweep
+from orchestration.tracking.background_writer import BackgroundWriter
+from orchestration.tracking.tracker import Tracker
+from orchestration.training.run_folder import RunFolder
+from orchestration.training.training_run import train_here
+from orchestration.training.trial import with_own_cores
 
 MAX_OVERHEAD = 0.03
 MAX_BLOCKED_MS = 20.0
@@ -70,7 +70,7 @@ def bare(experiment: ExperimentConfig, folder: Path) -> list[float]:
 def under_tune(config: SweepConfig, home: Home) -> list[float]:
     """Train as a trial of a sweep and return the time at which the driver hears of the end of each epoch, in seconds."""
     ends: list[float] = []
-    from orchestration.sweep import SweepListener
+    from orchestration.sweeping.sweep import SweepListener
 
     heard = SweepListener.on_trial_result
 

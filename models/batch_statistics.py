@@ -21,9 +21,7 @@ def mode(model: nn.Module, name: AttackMode) -> Iterator[None]:
             A module takes part if it has the attribute `track_running_stats`, as PyTorch's normalizations do.
     """
     training = [(module, module.training) for module in model.modules()]
-    tracking = [
-        (module, module.track_running_stats) for module in model.modules() if hasattr(module, "track_running_stats")
-    ]
+    tracking = [(module, module.track_running_stats) for module in model.modules() if hasattr(module, "track_running_stats")]
     try:
         model.train(name != "eval")
         if name == "train_without_update":

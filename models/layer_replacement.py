@@ -82,10 +82,7 @@ def replace_modules(root: nn.Module, predicate: ModulePredicate, factory: Module
     """
     matches = list(_matches(root, predicate, prefix="", visited={id(root)}))
     if not matches:
-        raise UserError(
-            f"no layer to replace in {type(root).__name__}: looked for {_describe(predicate)}; "
-            f"it holds {_inventory(root)}."
-        )
+        raise UserError(f"no layer to replace in {type(root).__name__}: looked for {_describe(predicate)}; it holds {_inventory(root)}.")
     _replace(root, matches, factory)
     return [name for name, _ in matches]
 
@@ -107,16 +104,12 @@ def replace_named(root: nn.Module, names: Iterable[str], factory: ModuleFactory)
             raise UserError(f"layer {name!r} is named {count} times; name each layer to replace once.")
         inside = next((other for other in chosen if name.startswith(f"{other}.")), None)
         if inside is not None:
-            raise UserError(
-                f"layer {name!r} lies inside {inside!r}, which is to be replaced as well; name one of the two."
-            )
+            raise UserError(f"layer {name!r} lies inside {inside!r}, which is to be replaced as well; name one of the two.")
     _replace(root, [(name, get_module(root, name)) for name in chosen], factory)
     return chosen
 
 
-def _matches(
-    parent: nn.Module, predicate: ModulePredicate, prefix: str, visited: set[int]
-) -> Iterator[tuple[str, nn.Module]]:
+def _matches(parent: nn.Module, predicate: ModulePredicate, prefix: str, visited: set[int]) -> Iterator[tuple[str, nn.Module]]:
     for child_name, child in parent._modules.items():
         if child is None:
             continue

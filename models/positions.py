@@ -15,9 +15,7 @@ def check_position(backbone: Backbone, position: int) -> str:
     key = str(position)
     if key not in backbone.taps:
         positions = ", ".join(backbone.taps)
-        raise UserError(
-            f"position {position} does not exist in {type(backbone).__name__}; it has positions {positions}"
-        )
+        raise UserError(f"position {position} does not exist in {type(backbone).__name__}; it has positions {positions}")
     return key
 
 
@@ -32,10 +30,7 @@ def convolution_after(backbone: Backbone, position: int, image_shape: tuple[int,
     convolutions = set(backbone.main_path_convolutions())
     watched = {f"taps.{name}": tap for name, tap in backbone.taps.items()}
     watched |= {name: get_module(backbone, name) for name in convolutions}
-    handles = [
-        module.register_forward_pre_hook(lambda _module, _inputs, name=name: order.append(name))
-        for name, module in watched.items()
-    ]
+    handles = [module.register_forward_pre_hook(lambda _module, _inputs, name=name: order.append(name)) for name, module in watched.items()]
     _probe(backbone, image_shape)
     for handle in handles:
         handle.remove()
@@ -48,9 +43,7 @@ def convolution_after(backbone: Backbone, position: int, image_shape: tuple[int,
 def output_shape(backbone: Backbone, name: str, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
     """Return (C, H, W) of what the module called `name` puts out for one image of `image_shape`."""
     shapes: list[torch.Size] = []
-    handle = get_module(backbone, name).register_forward_hook(
-        lambda _module, _inputs, output: shapes.append(output.shape[1:])
-    )
+    handle = get_module(backbone, name).register_forward_hook(lambda _module, _inputs, output: shapes.append(output.shape[1:]))
     _probe(backbone, image_shape)
     handle.remove()
     channels, height, width = shapes[0]

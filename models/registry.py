@@ -45,9 +45,7 @@ class BuildRequest:
             member: members of an ensemble have different initial weights.
         """
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "initialization", member))
-        backbone = build_backbone(
-            self.backbone, self.num_classes, self.image_shape, generator=generator, **self.backbone_options
-        )
+        backbone = build_backbone(self.backbone, self.num_classes, self.image_shape, generator=generator, **self.backbone_options)
         if transform is not None:
             transform(backbone)
         return Classifier(InputNormalization(self.mean, self.std), backbone)
@@ -119,9 +117,7 @@ def parse_defence_parameters(name: str, parameters: Mapping[str, Any]) -> Config
         if key not in entry.config.model_fields:
             close = nearest(key, entry.config.model_fields)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise UserError(
-                f"defence {name!r} has no parameter {key!r}.{hint} It has: {', '.join(entry.config.model_fields) or 'none'}."
-            )
+            raise UserError(f"defence {name!r} has no parameter {key!r}.{hint} It has: {', '.join(entry.config.model_fields) or 'none'}.")
     try:
         return entry.config(**parameters)
     except ValidationError as error:

@@ -35,18 +35,14 @@ def format_pixel_fraction(value: float) -> str | float:
     return f"{numerator}/255" if numerator > 0 and numerator / 255 == value else value
 
 
-PixelFraction = Annotated[
-    float, BeforeValidator(parse_pixel_fraction), PlainSerializer(format_pixel_fraction, return_type=Any)
-]
+PixelFraction = Annotated[float, BeforeValidator(parse_pixel_fraction), PlainSerializer(format_pixel_fraction, return_type=Any)]
 
 
 class ThreatModel(Config):
     """The set of perturbations an attacker may use: a ball around each image, in pixels of [0,1], cut at the pixel range."""
 
     norm: Norm = Field("linf", description="Norm of the ball: `linf` or `l2`.")
-    epsilon: PixelFraction = Field(
-        8 / 255, ge=0, description="Radius in pixels of [0,1], e.g. 8/255; l2: Euclidean length, e.g. 128/255."
-    )
+    epsilon: PixelFraction = Field(8 / 255, ge=0, description="Radius in pixels of [0,1], e.g. 8/255; l2: Euclidean length, e.g. 128/255.")
 
     @model_validator(mode="after")
     def _radius_fits_the_pixel_range(self) -> ThreatModel:

@@ -23,9 +23,7 @@ CARD_FILE = "README.md"
 FORMAT_VERSION = 1
 
 
-def save_pretrained(
-    model: nn.Module, folder: str | Path, *, card: str | None = None, details: dict[str, Any] | None = None
-) -> Path:
+def save_pretrained(model: nn.Module, folder: str | Path, *, card: str | None = None, details: dict[str, Any] | None = None) -> Path:
     """Write `model` to `folder` (created if missing; files of an earlier save are replaced one by one, atomically).
 
     Args:
@@ -100,9 +98,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     if config.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{path} has format_version {config.get('format_version')!r}; this version reads {FORMAT_VERSION}"
-        )
+        raise UserError(f"{path} has format_version {config.get('format_version')!r}; this version reads {FORMAT_VERSION}")
     return config
 
 

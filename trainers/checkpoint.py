@@ -55,6 +55,4 @@ def read_state(folder: Path) -> dict[str, Any]:
             raise EOFError("it is not whole")
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"cannot read the checkpoint {path}: {error}. Delete the folder to train from the beginning."
-        ) from error
+        raise UserError(f"cannot read the checkpoint {path}: {error}. Delete the folder to train from the beginning.") from error

@@ -36,9 +36,7 @@ class OptimizerConfig(Config):
     nesterov: bool = Field(False, description="Nesterov momentum.")
     weight_decay: float = Field(5e-4, ge=0, description="L2 penalty coefficient on all parameters.")
     adam_epsilon: float = Field(1e-8, gt=0, description="Epsilon of Adam.")
-    gradient_clip_norm: float | None = Field(
-        None, gt=0, description="Clip the global gradient norm; none: no clipping."
-    )
+    gradient_clip_norm: float | None = Field(None, gt=0, description="Clip the global gradient norm; none: no clipping.")
     gradients_when_unused: Literal["none", "zero"] = Field(
         "none",
         description="`zero` fills the gradients of unused parameters with zeros, so weight decay and momentum still move them (what the "
@@ -53,9 +51,7 @@ class ScheduleConfig(Config):
         "multistep",
         description="`multistep` (papers on CIFAR), `cosine` (ImageNet), `one_cycle` (short budgets), `constant`.",
     )
-    milestones: tuple[float, ...] = Field(
-        (100, 150), description="Epochs at whose end the rate is multiplied by `factor`."
-    )
+    milestones: tuple[float, ...] = Field((100, 150), description="Epochs at whose end the rate is multiplied by `factor`.")
     factor: float = Field(0.1, gt=0, lt=1, description="Factor at each milestone.")
     warmup_fraction: float = Field(0.3, gt=0, lt=1, description="one_cycle: share of training until the peak.")
 
@@ -72,19 +68,13 @@ class ValidationConfig(Config):
     every: int = Field(1, ge=1, description="Epochs between two validations; the last epoch always has one.")
     num_examples: int | None = Field(None, ge=1, description="Use this many validation images; none: all.")
     steps: int = Field(10, ge=1, description="Steps of the validation attack.")
-    num_draws: int = Field(
-        4, ge=1, description="Draws averaged per attack gradient (EOT) and at scoring, for randomized models."
-    )
+    num_draws: int = Field(4, ge=1, description="Draws averaged per attack gradient (EOT) and at scoring, for randomized models.")
     select_on: Literal["validation", "test"] = Field(
         "validation",
         description="`test` reproduces the papers' selection of the best checkpoint on test images, and marks the result as such.",
     )
-    select: Literal["best", "last"] = Field(
-        "best", description="Keep the best checkpoint by robust accuracy, or the last."
-    )
-    patience: int | None = Field(
-        None, ge=1, description="Stop after this many validations without a better robust accuracy; none: never."
-    )
+    select: Literal["best", "last"] = Field("best", description="Keep the best checkpoint by robust accuracy, or the last.")
+    patience: int | None = Field(None, ge=1, description="Stop after this many validations without a better robust accuracy; none: never.")
 
 
 class TrainingConfig(Config):

@@ -33,9 +33,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         return
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     used = torch.tensor([parameter.grad is not None for parameter in trained], dtype=trained[0].dtype)
-    pieces = [
-        (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).reshape(-1) for parameter in trained
-    ]
+    pieces = [(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).reshape(-1) for parameter in trained]
     flat = torch.cat([*pieces, used.to(pieces[0].device)])
     dist.all_reduce(flat)
     gradients, counts = flat[: -len(trained)] / size, flat[-len(trained) :]
@@ -57,11 +55,7 @@ def average_batch_statistics(model: nn.Module) -> None:
         return
     draws = set(draw_buffer_names(model))
     persistent = model.state_dict().keys()
-    buffers = [
-        buffer
-        for name, buffer in model.named_buffers()
-        if name in persistent and name not in draws and buffer.is_floating_point()
-    ]
+    buffers = [buffer for name, buffer in model.named_buffers() if name in persistent and name not in draws and buffer.is_floating_point()]
     if not buffers:
         return
     flat = torch.cat([buffer.reshape(-1) for buffer in buffers])

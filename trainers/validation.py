@@ -17,9 +17,7 @@ from trainers.distributed import sum_over_workers, world
 
 def attack_name(config: ValidationConfig, *, randomized: bool) -> str:
     """Return the field's name of the validation attack, e.g. `pgd_10` or `eot_pgd_10x4` (steps x draws)."""
-    return (
-        f"eot_pgd_{config.steps}x{config.num_draws}" if randomized and config.num_draws > 1 else f"pgd_{config.steps}"
-    )
+    return f"eot_pgd_{config.steps}x{config.num_draws}" if randomized and config.num_draws > 1 else f"pgd_{config.steps}"
 
 
 def validate(

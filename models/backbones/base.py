@@ -58,9 +58,7 @@ class Backbone(nn.Module, abc.ABC):
         """
         named = [(name, module) for name, module in self.named_modules() if not name.startswith("taps.")]
         self._convolutions = tuple(
-            name
-            for name, module in named
-            if isinstance(module, nn.Conv2d) and SIDE_BRANCHES.isdisjoint(name.split("."))
+            name for name, module in named if isinstance(module, nn.Conv2d) and SIDE_BRANCHES.isdisjoint(name.split("."))
         )
         self._normalizations = tuple(name for name, module in named if isinstance(module, nn.BatchNorm2d))
 

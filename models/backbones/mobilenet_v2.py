@@ -85,9 +85,7 @@ class MobileNetV2(Backbone):
         return x_BCHW.mean(dim=(2, 3))
 
 
-def _convolution(
-    in_channels: int, channels: int, *, kernel_size: int, stride: int = 1, groups: int = 1
-) -> nn.Sequential:
+def _convolution(in_channels: int, channels: int, *, kernel_size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_channels, channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False),
         nn.BatchNorm2d(channels),

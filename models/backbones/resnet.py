@@ -155,7 +155,5 @@ BACKBONES = {
     "resnet8": BackboneEntry(build_resnet8, "ResNet-8, widths 16-32-64, one block per stage: small enough for a CPU"),
     "resnet18": BackboneEntry(build_resnet18, "ResNet-18; 3x3 stem up to 64 pixels, ImageNet stem above"),
     "resnet20": BackboneEntry(build_resnet20, "ResNet-20 for CIFAR, widths 16-32-64, three blocks per stage"),
-    "resnet50": BackboneEntry(
-        build_resnet50, "ResNet-50 of bottlenecks; 3x3 stem up to 64 pixels, ImageNet stem above"
-    ),
+    "resnet50": BackboneEntry(build_resnet50, "ResNet-50 of bottlenecks; 3x3 stem up to 64 pixels, ImageNet stem above"),
 }

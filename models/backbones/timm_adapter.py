@@ -212,9 +212,7 @@ def _make_differentiable(model: nn.Module, fused_attention: bool) -> None:
 
 
 def _separate_activation(name: str, fused: nn.Module) -> nn.Sequential:
-    normalization = nn.BatchNorm2d(
-        fused.num_features, fused.eps, fused.momentum, fused.affine, fused.track_running_stats
-    )
+    normalization = nn.BatchNorm2d(fused.num_features, fused.eps, fused.momentum, fused.affine, fused.track_running_stats)
     state = fused.state_dict()  # that of a parametric activation included
     normalization.load_state_dict({key: state[key] for key in normalization.state_dict()})
     return nn.Sequential(OrderedDict(normalization=normalization, drop=fused.drop, activation=fused.act))
@@ -256,9 +254,7 @@ def build_timm(
     if configuration is not None and configuration.fixed_input_size:
         model_options = {"img_size": image_shape[1:], **model_options}
     try:
-        model = timm.create_model(
-            variant, pretrained=False, num_classes=num_classes, in_chans=image_shape[0], **model_options
-        )
+        model = timm.create_model(variant, pretrained=False, num_classes=num_classes, in_chans=image_shape[0], **model_options)
         return TimmBackbone(model, image_shape, fused_attention=fused_attention)
     except UserError:
         raise

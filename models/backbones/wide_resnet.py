@@ -52,10 +52,7 @@ class WideGroup(nn.Module):
     def __init__(self, num_blocks: int, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
         self.layer = nn.Sequential(
-            *(
-                WideBlock(in_channels if index == 0 else channels, channels, stride if index == 0 else 1)
-                for index in range(num_blocks)
-            )
+            *(WideBlock(in_channels if index == 0 else channels, channels, stride if index == 0 else 1) for index in range(num_blocks))
         )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -108,7 +105,5 @@ def build_wrn34_10(num_classes: int, image_shape: ImageShape) -> WideResNet:
 
 BACKBONES = {
     "wrn16_4": BackboneEntry(build_wrn16_4, "WRN-16-4, a small wide residual network"),
-    "wrn34_10": BackboneEntry(
-        build_wrn34_10, "WRN-34-10, the large network of the robustness papers", aliases=("wrn32",)
-    ),
+    "wrn34_10": BackboneEntry(build_wrn34_10, "WRN-34-10, the large network of the robustness papers", aliases=("wrn32",)),
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from models.errors import UserError
 from orchestration import console
 from orchestration.commands.command import Command, add_data_root
-from orchestration.frames import add_format, begin, show_frame
+from orchestration.commands.frames import add_format, begin, show_frame
 
 LIST = "list"
 
@@ -36,9 +36,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.target is None:
         raise UserError("analyse needs a model; `rayndom analyse --what list` shows what can be computed")
     from analysis.quantity_report import record_to_markdown, sentence, shown_rows
-    from orchestration.analysis_run import AnalysisSettings, analyse, track
+    from orchestration.evaluating.analysis_run import AnalysisSettings, analyse, track
+    from orchestration.exporting.targets import resolve_target
     from orchestration.home import Home
-    from orchestration.targets import resolve_target
 
     chosen = begin(arguments)
     home = Home.locate(arguments.home)
@@ -76,8 +76,8 @@ def _list(arguments: argparse.Namespace) -> int:
     model = None
     if arguments.target is not None:
         from models.weights import load_pretrained
+        from orchestration.exporting.targets import resolve_target
         from orchestration.home import Home
-        from orchestration.targets import resolve_target
 
         model = load_pretrained(resolve_target(arguments.target, Home.locate(arguments.home)).folder, resample_on_forward=False)
     rows = list_rows(model)

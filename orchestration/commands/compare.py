@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestration import console
 from orchestration.commands.command import Command, add_data_root
-from orchestration.frames import Format, add_format, begin, show_frame
+from orchestration.commands.frames import Format, add_format, begin, show_frame
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
@@ -20,8 +20,8 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from orchestration.evaluating.run_comparison import find_runs, marks, metric_rows, paired_rows, parameter_rows
     from orchestration.home import Home
-    from orchestration.run_comparison import find_runs, marks, metric_rows, paired_rows, parameter_rows
 
     chosen = begin(arguments)
     home = Home.locate(arguments.home)

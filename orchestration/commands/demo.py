@@ -20,8 +20,8 @@ def _run(arguments: argparse.Namespace) -> int:
         "then attack the winner, adversarial training and natural training under three protocols.\n"
     )
     from orchestration.home import Home
-    from orchestration.sweep_config import load_sweep
-    from orchestration.sweep_report import run_whole_sweep
+    from orchestration.sweeping.config import load_sweep
+    from orchestration.sweeping.whole_sweep import run_whole_sweep
 
     home = Home.locate(arguments.home)
     summary = run_whole_sweep(load_sweep(SWEEP), home, None)

@@ -24,11 +24,11 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from orchestration.evaluation_report import keep, show, suite_name
-    from orchestration.evaluation_run import EvaluationSettings, prepare, run_jobs
+    from orchestration.evaluating.evaluation_report import keep, show, suite_name
+    from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare, run_jobs
+    from orchestration.exporting.targets import resolve_target
     from orchestration.home import Home
-    from orchestration.targets import resolve_target
-    from orchestration.tracking import Tracker
+    from orchestration.tracking.tracker import Tracker
 
     home = Home.locate(arguments.home)
     target = resolve_target(arguments.target, home)

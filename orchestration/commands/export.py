@@ -16,16 +16,16 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from orchestration.export import export_target
+    from orchestration.exporting.export import export_target
+    from orchestration.exporting.targets import resolve_target
     from orchestration.home import Home
-    from orchestration.targets import resolve_target
 
     home = Home.locate(arguments.home)
     target = resolve_target(arguments.target, home)
     folder = export_target(target, Path(arguments.to))
     registered = None
     if arguments.register:
-        from orchestration.registration import register_model
+        from orchestration.tracking.registration import register_model
 
         registered = register_model(home, target, folder, arguments.register)
         console.say(f"registered as {registered}")

@@ -40,9 +40,9 @@ def _submit(arguments: argparse.Namespace) -> int:
         return 0
     if not arguments.sweep:
         raise UserError("submit needs the name of a sweep; `rayndom list sweeps` names them")
-    from orchestration.jobs import SweepJobs
     from orchestration.recipes import parse_overrides
-    from orchestration.sweep_config import load_sweep
+    from orchestration.sweeping.config import load_sweep
+    from orchestration.sweeping.jobs import SweepJobs
 
     load_sweep(arguments.sweep, parse_overrides(arguments.fields))  # a mistake is found here, not on the cluster
     flags = list(arguments.fields)
@@ -98,7 +98,7 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 
 def _find(arguments: argparse.Namespace) -> tuple[object, str]:
-    from orchestration.jobs import SweepJobs
+    from orchestration.sweeping.jobs import SweepJobs
 
     jobs = SweepJobs(arguments.address)
     if arguments.job:

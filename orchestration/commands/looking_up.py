@@ -34,7 +34,7 @@ def _rows(kind: str) -> Iterable[tuple[str, str]]:
 
         return list_recipes().items()
     if kind == "sweeps":
-        from orchestration.sweep_config import list_sweeps
+        from orchestration.sweeping.config import list_sweeps
 
         return list_sweeps().items()
     from analysis.suites import PAPER, list_suites, load_suite

@@ -21,7 +21,7 @@ def _add_watch(parser: argparse.ArgumentParser) -> None:
 
 def _status(arguments: argparse.Namespace) -> int:
     from orchestration.home import Home
-    from orchestration.sweep_status import find_sweep, list_sweep_keys, sweep_status
+    from orchestration.sweeping.status import find_sweep, list_sweep_keys, sweep_status
 
     home = Home.locate(arguments.home)
     keys = [find_sweep(home, arguments.sweep)] if arguments.sweep else list_sweep_keys(home)
@@ -51,7 +51,7 @@ def _status(arguments: argparse.Namespace) -> int:
 def _watch(arguments: argparse.Namespace) -> int:
     from models.errors import UserError
     from orchestration.home import Home
-    from orchestration.sweep_status import find_sweep, list_sweep_keys, sweep_status
+    from orchestration.sweeping.status import find_sweep, list_sweep_keys, sweep_status
 
     home = Home.locate(arguments.home)
     if arguments.interval <= 0:

@@ -20,7 +20,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from orchestration.recipes import parse_overrides
-    from orchestration.sweep_config import SweepConfig, load_sweep
+    from orchestration.sweeping.config import SweepConfig, load_sweep
 
     if arguments.help:
         arguments.parser.print_help()
@@ -37,7 +37,7 @@ def _run(arguments: argparse.Namespace) -> int:
     data_root = Path(arguments.data_root).absolute() if arguments.data_root else None
     if arguments.dry_run:
         return _dry_run(config, home, data_root)
-    from orchestration.sweep_report import run_whole_sweep
+    from orchestration.sweeping.whole_sweep import run_whole_sweep
 
     outcome = run_whole_sweep(config, home, data_root, address=arguments.address, evaluate=not arguments.no_evaluation)
     console.result(outcome)
@@ -45,9 +45,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _dry_run(config: object, home: object, data_root: Path | None) -> int:
-    from orchestration.dry_run import dry_run
-    from orchestration.study import target
-    from orchestration.sweep import sweep_key
+    from orchestration.sweeping.study import target
+    from orchestration.sweeping.sweep import sweep_key
+    from orchestration.training.dry_run import dry_run
 
     experiment = config.experiment({})
     report = dry_run(experiment, home, data_root)

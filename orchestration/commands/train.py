@@ -40,14 +40,14 @@ def _run(arguments: argparse.Namespace) -> int | None:
     home = Home.locate(arguments.home)
     data_root = Path(arguments.data_root).absolute() if arguments.data_root else None
     if arguments.dry_run:
-        from orchestration.dry_run import dry_run
+        from orchestration.training.dry_run import dry_run
 
         report = dry_run(experiment, home, data_root)
         console.result(report)
         console.table(f"dry run of {experiment.name}", ["what", "value"], list(report.items()))
         return 0
 
-    from orchestration.single_run import run_single
+    from orchestration.training.single_run import run_single
 
     started = time.monotonic()
     result, run_id = run_single(experiment, home, data_root, address=arguments.address, restart=arguments.restart)
@@ -74,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> int | None:
 
 
 def _print_fields(experiment: object) -> None:
-    from orchestration.fields import field_rows
+    from orchestration.commands.fields import field_rows
 
     console.table("fields", ["flag", "value", "what it is"], field_rows(experiment))
 

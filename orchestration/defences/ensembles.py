@@ -35,9 +35,7 @@ DEFENCES = (
         summary="RED whose convolutions come from hypernetworks",
         objective="red",
         paper=RED,
-        search_space=MEMBERS
-        | REGULARIZERS
-        | {"defence.hidden_dim": Dimension(type="choice", choices=(32, 64, 128))},
+        search_space=MEMBERS | REGULARIZERS | {"defence.hidden_dim": Dimension(type="choice", choices=(32, 64, 128))},
         deviations=("structure and width of the hypernetwork are the only reading that gives the stated saving of 90 %",),
     ),
     Defence(

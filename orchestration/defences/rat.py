@@ -5,9 +5,7 @@ from __future__ import annotations
 from orchestration.catalogue import Defence, Paper
 from orchestration.search_space import Dimension
 
-RAT = Paper(
-    title="Randomized Adversarial Training via Taylor Expansion", authors="Jin, Yi, Wu, Mu, Huang", venue="CVPR 2023"
-)
+RAT = Paper(title="Randomized Adversarial Training via Taylor Expansion", authors="Jin, Yi, Wu, Mu, Huang", venue="CVPR 2023")
 BETA = {"training.objective.beta": Dimension(type="float", low=1, high=12, log=True)}
 GAMMA = {"training.objective.weight_perturbation.gamma": Dimension(type="float", low=0.001, high=0.02, log=True)}
 SIGMA = {"training.objective.sigma": Dimension(type="float", low=1e-4, high=0.05, log=True)}
@@ -28,9 +26,7 @@ DEFENCES = (
         name="awp",
         summary="adversarial weight perturbation, on AT or TRADES",
         objective="trades",
-        paper=Paper(
-            title="Adversarial Weight Perturbation Helps Robust Generalization", authors="Wu, Xia, Wang", venue="NeurIPS 2020"
-        ),
+        paper=Paper(title="Adversarial Weight Perturbation Helps Robust Generalization", authors="Wu, Xia, Wang", venue="NeurIPS 2020"),
         search_space=GAMMA,
         deviations=("the perturbation is computed without a proxy model: its learning rate cancels in the normalization",),
     ),

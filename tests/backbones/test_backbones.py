@@ -88,9 +88,7 @@ def test_the_promised_names_exist() -> None:
         ("mobilenet_v2", 2_236_682, 52, 52),
     ],
 )
-def test_sizes_are_those_of_the_published_networks(
-    name: str, parameters: int, normalizations: int, convolutions: int
-) -> None:
+def test_sizes_are_those_of_the_published_networks(name: str, parameters: int, normalizations: int, convolutions: int) -> None:
     model = on_meta(name)
     assert num_parameters(model) == parameters
     assert len(model.normalization_layers()) == normalizations
@@ -274,11 +272,7 @@ def test_double_backward_of_resnet8_agrees_with_differences(training: bool) -> N
         return 1e4 * gradient_BCHW.square().sum()
 
     gradients = torch.autograd.grad(gradient_norm(parameters), list(parameters.values()), allow_unused=True)
-    exact = sum(
-        (gradient * direction[key]).sum()
-        for key, gradient in zip(parameters, gradients, strict=True)
-        if gradient is not None
-    )
+    exact = sum((gradient * direction[key]).sum() for key, gradient in zip(parameters, gradients, strict=True) if gradient is not None)
 
     def shifted(step: float) -> torch.Tensor:
         return gradient_norm({key: value + step * direction[key] for key, value in parameters.items()}).detach()

@@ -89,9 +89,7 @@ def test_replacements_take_over_the_mode() -> None:
 
 
 def test_no_match_says_what_was_looked_for_and_what_is_there() -> None:
-    with pytest.raises(
-        UserError, match=r"in Sequential: looked for modules of type BatchNorm2d; it holds 3 ReLU, 2 Lin"
-    ):
+    with pytest.raises(UserError, match=r"in Sequential: looked for modules of type BatchNorm2d; it holds 3 ReLU, 2 Lin"):
         replace_modules(small_network(), of_type(nn.BatchNorm2d), wrap)
 
     def is_stem(name: str, module: nn.Module) -> bool:

@@ -16,9 +16,9 @@ from models.registry import build_model, list_defences
 IMAGE_SHAPE = (3, 8, 8)
 NUM_CLASSES = 4
 
-SMALLER: dict[str, dict[str, Any]] = {
-    name: {"num_members": 2} for name in ("red", "ps_red", "gal", "adp", "dverge", "trs")
-} | {"dcs": {"kernel_size": 3, "num_taps": 2}}
+SMALLER: dict[str, dict[str, Any]] = {name: {"num_members": 2} for name in ("red", "ps_red", "gal", "adp", "dverge", "trs")} | {
+    "dcs": {"kernel_size": 3, "num_taps": 2}
+}
 
 # Further settings of a defence that its contracts must hold for, beside the defaults.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -39,9 +39,7 @@ def build_case(name: str, *, seed: int = 0, **overrides: Any) -> nn.Module:
     defence = name.partition("-")[0]
     parameters = SMALLER.get(defence, {}) | VARIANTS.get(name, {}) | overrides
     backbone = "resnet18" if defence == "ps_red" else "resnet8"
-    model = build_model(
-        defence, backbone=backbone, num_classes=NUM_CLASSES, image_shape=IMAGE_SHAPE, seed=seed, **parameters
-    )
+    model = build_model(defence, backbone=backbone, num_classes=NUM_CLASSES, image_shape=IMAGE_SHAPE, seed=seed, **parameters)
     sharpen(model)
     return model.eval()
 

@@ -13,7 +13,7 @@ from models.registry import list_defences
 from models.weights import load_pretrained, save_pretrained
 from orchestration.catalogue import catalogue
 from orchestration.experiment import ExperimentConfig
-from orchestration.training_run import build_for
+from orchestration.training.training_run import build_for
 from tests.contracts.cases import SMALLER, sharpen
 from trainers.data import DataConfig, load_data
 from trainers.fit import fit

@@ -73,6 +73,7 @@ def test_forward_never_draws_and_another_draw_gives_another_output(model, name):
 def test_frozen_is_constant_also_through_an_exception(model, name):
     x = images()
     before = model(x)
+
     def inside():
         with frozen(model):
             resample(model)

@@ -55,9 +55,7 @@ def test_a_whole_batch_equals_torchvision_image_by_image(name):
     ours = augmentation.apply(images, draw)
     assert ours.dtype == torch.float32
     assert ours.shape == images.shape
-    for image, (top, left, height, width), flip, result in zip(
-        images, draw.boxes.tolist(), draw.flips, ours, strict=True
-    ):
+    for image, (top, left, height, width), flip, result in zip(images, draw.boxes.tolist(), draw.flips, ours, strict=True):
         expected = v2.functional.crop(v2.functional.pad(image, [4]), top, left, height, width)
         expected = v2.functional.horizontal_flip(expected) if flip else expected
         assert torch.equal(result, unit_interval(expected))

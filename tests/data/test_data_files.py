@@ -60,9 +60,7 @@ def write_cifar10(folder, rng):
     return batches
 
 
-@pytest.mark.parametrize(
-    ("place", "compress"), [("FashionMNIST/raw", False), ("fashion_mnist", True), ("fashion-mnist", True)]
-)
+@pytest.mark.parametrize(("place", "compress"), [("FashionMNIST/raw", False), ("fashion_mnist", True), ("fashion-mnist", True)])
 def test_fashion_mnist_is_read_from_idx_files(tmp_path, rng, place, compress, no_system_folders):
     content = write_fashion_mnist(tmp_path / place, rng, compress)
     splits = load_data(DataConfig(name="fashion_mnist", validation_size=10), tmp_path)

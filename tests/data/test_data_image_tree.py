@@ -51,10 +51,7 @@ def test_an_image_folder_is_read_by_class(tmp_path):
     expected = [content[name].transpose(2, 0, 1) for name in sorted(content) if name.startswith("test/")]
     assert np.array_equal(splits.test.images_NCHW.numpy(), np.stack(expected))
     assert splits.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
-    pictures = [
-        {image.numpy().tobytes() for image in split.images_NCHW}
-        for split in (splits.train, splits.validation, splits.test)
-    ]
+    pictures = [{image.numpy().tobytes() for image in split.images_NCHW} for split in (splits.train, splits.validation, splits.test)]
     assert len(set.union(*pictures)) == 24
 
 
@@ -131,9 +128,7 @@ def test_a_broken_image_is_named(tmp_path):
     whole = path.read_bytes()
     for broken in (b"", b"not an image", whole[:60]):
         path.write_bytes(broken)
-        with pytest.raises(
-            UserError, match=r"cannot decode the image .*train/bee/003\.png: .*Replace the file or remove"
-        ):
+        with pytest.raises(UserError, match=r"cannot decode the image .*train/bee/003\.png: .*Replace the file or remove"):
             load_data(config(), tmp_path)
     assert not (tmp_path / CACHE_FOLDER).exists()
     path.unlink()
@@ -204,9 +199,7 @@ def write_tiny_imagenet(folder, num_classes=200):
     annotations = []
     for label, wnid in enumerate(wnids):
         for number in range(2):
-            write_image(
-                folder / "train" / wnid / "images" / f"{wnid}_{number}.JPEG", np.full((64, 64, 3), label, np.uint8)
-            )
+            write_image(folder / "train" / wnid / "images" / f"{wnid}_{number}.JPEG", np.full((64, 64, 3), label, np.uint8))
         (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text("")
         write_image(folder / "val" / "images" / f"val_{label}.JPEG", np.full((64, 64, 3), label, np.uint8))
         annotations.append(f"val_{label}.JPEG\t{wnid}\t0\t0\t62\t62\n")

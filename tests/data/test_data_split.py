@@ -33,10 +33,7 @@ def test_digits_have_three_splits_of_uint8_pixels_over_the_full_range():
 
 def test_no_digit_is_in_two_splits_and_none_is_lost():
     splits = load_data(DataConfig())
-    pictures = [
-        {image.numpy().tobytes() for image in split.images_NCHW}
-        for split in (splits.train, splits.validation, splits.test)
-    ]
+    pictures = [{image.numpy().tobytes() for image in split.images_NCHW} for split in (splits.train, splits.validation, splits.test)]
     assert len(set.union(*pictures)) == sum(map(len, pictures)) == 1797
     indices = torch.cat([splits.train.indices, splits.validation.indices])
     assert indices.sort().values.tolist() == list(range(1437))

@@ -33,9 +33,7 @@ def root(tmp_path_factory):
 
 def load(root, num_workers=0, **fields):
     settings = {"validation_size": 2, "image_size": 14, **fields}
-    return load_data(
-        DataConfig(name="image_folder", folder="pets", streamed=True, **settings), root, num_workers=num_workers
-    )
+    return load_data(DataConfig(name="image_folder", folder="pets", streamed=True, **settings), root, num_workers=num_workers)
 
 
 def batches_of(split, batch_size, name="random_resized_crop", seed=0, **kwargs):
@@ -155,9 +153,7 @@ def test_a_streamed_crop_is_torchvisions_with_the_draw_of_its_seed(root):
         row = seed % len(files)
         image = v2.functional.pil_to_tensor(Image.open(files.folder / files.files[row]))
         draw = augmentation.draw(1, *image.shape[1:], torch.Generator().manual_seed(seed))
-        expected = v2.functional.resized_crop(
-            v2.functional.to_pil_image(image), *draw.boxes[0].tolist(), size=[14, 14], antialias=True
-        )
+        expected = v2.functional.resized_crop(v2.functional.to_pil_image(image), *draw.boxes[0].tolist(), size=[14, 14], antialias=True)
         expected = v2.functional.horizontal_flip(expected) if draw.flips[0] else expected
         flipped += int(draw.flips[0])
         x_CHW, label = decoded[row, seed]

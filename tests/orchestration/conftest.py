@@ -36,7 +36,7 @@ def home(tmp_path, migrated_store, monkeypatch):
 @pytest.fixture(scope="session")
 def ray_cluster():
     """A local Ray with two CPUs."""
-    from orchestration import cluster
+    from orchestration.training import cluster
 
     cluster.connect(num_cpus=2)
     import ray

@@ -19,11 +19,11 @@ from models import build_model
 from models.randomness import random_sites, randomness_state
 from models.threat_model import ThreatModel
 from models.weights import load_pretrained
-from orchestration.analysis_run import AnalysisSettings, subject_of
 from orchestration.cli import main
+from orchestration.evaluating.analysis_run import AnalysisSettings, subject_of
+from orchestration.exporting.targets import resolve_target
 from orchestration.home import Home
-from orchestration.targets import resolve_target
-from orchestration.tracking import Tracker
+from orchestration.tracking.tracker import Tracker
 from trainers.attacks import pgd
 
 TINY = [

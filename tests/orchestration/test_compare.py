@@ -12,12 +12,12 @@ import pytest
 from analysis.comparison import compare
 from analysis.statistics import Estimate
 from orchestration.cli import main
-from orchestration.evaluation_run import EvaluationSettings, prepare
+from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare
+from orchestration.evaluating.run_comparison import find_runs, metric_rows, paired_rows, parameter_rows
 from orchestration.experiment import flatten
+from orchestration.exporting.targets import resolve_target
 from orchestration.home import Home
-from orchestration.run_comparison import find_runs, metric_rows, paired_rows, parameter_rows
-from orchestration.run_folder import RunFolder
-from orchestration.targets import resolve_target
+from orchestration.training.run_folder import RunFolder
 
 TINY = [
     "--data.image_size", "8", "--data.limit_train", "64", "--data.validation_size", "32", "--data.limit_test", "40",

@@ -19,9 +19,9 @@ import pytest
 from ray.job_submission import JobStatus
 
 from models.errors import UserError
-from orchestration import jobs
 from orchestration.cli import main
-from orchestration.jobs import SweepJobs
+from orchestration.sweeping import jobs
+from orchestration.sweeping.jobs import SweepJobs
 from tests.orchestration.test_sweep_on_ray import assert_no_duplicates, write_sweep
 
 ROOT = Path(__file__).resolve().parents[2]

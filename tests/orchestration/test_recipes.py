@@ -9,10 +9,10 @@ import yaml
 
 from models.errors import UserError
 from orchestration import recipes
+from orchestration.commands.fields import field_rows
 from orchestration.experiment import ExperimentConfig
-from orchestration.fields import field_rows
 from orchestration.recipes import list_recipes, load_recipe
-from orchestration.sweep_config import list_sweeps, load_sweep
+from orchestration.sweeping.config import list_sweeps, load_sweep
 
 
 @pytest.mark.parametrize("name", list(list_recipes()))

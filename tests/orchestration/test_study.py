@@ -10,11 +10,11 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from models.errors import UserError
-from orchestration.resources import TrialResources, concurrency
 from orchestration.search_space import Dimension, suggest
-from orchestration.study import StudySearch, grid_points, open_study, spent, target
-from orchestration.sweep import RememberingAsha, sweep_key
-from orchestration.sweep_config import load_sweep
+from orchestration.sweeping.config import load_sweep
+from orchestration.sweeping.study import StudySearch, grid_points, open_study, spent, target
+from orchestration.sweeping.sweep import RememberingAsha, sweep_key
+from orchestration.training.resources import TrialResources, concurrency
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import torch
 
 from models.errors import UserError
 from models.registry import build_model
-from orchestration.model_cost import cost_metrics
-from orchestration.repeats import Repeated, choose_by_mean, with_seeds
-from orchestration.study import StudySearch, open_study, proxy_values
-from orchestration.sweep import RememberingAsha, best_trials, sweep_key
-from orchestration.sweep_analysis import importances, infeasible, proxy_correlations, rungs, top_trials
-from orchestration.sweep_config import load_sweep
-from orchestration.sweep_plots import write_plots
+from orchestration.sweeping.analysis import importances, infeasible, proxy_correlations, rungs, top_trials
+from orchestration.sweeping.config import load_sweep
+from orchestration.sweeping.plots import write_plots
+from orchestration.sweeping.repeats import Repeated, choose_by_mean, with_seeds
+from orchestration.sweeping.study import StudySearch, open_study, proxy_values
+from orchestration.sweeping.sweep import RememberingAsha, best_trials, sweep_key
+from orchestration.training.model_cost import cost_metrics
 
 ROBUST, CLEAN, SIZE = "validation/robust_accuracy", "validation/clean_accuracy", "model/parameters"
 
@@ -168,9 +168,9 @@ def test_costs_of_a_model_leave_it_as_it_was():
 
 
 def test_the_summary_of_a_search_is_shown_and_kept(tmp_path, home, capsys, monkeypatch):
-    from orchestration.sweep import SweepOutcome
-    from orchestration.sweep_summary import conclude_search, show_trials
-    from orchestration.tracking import Tracker
+    from orchestration.sweeping.summary import conclude_search, show_trials
+    from orchestration.sweeping.sweep import SweepOutcome
+    from orchestration.tracking.tracker import Tracker
 
     config = load_sweep("ctrw_bounds_digits", {"num_trials": 5, "objectives": [{"metric": ROBUST}, {"metric": CLEAN}]})
     study = run_by_hand(config, tmp_path, OUTCOMES)

@@ -14,9 +14,9 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from orchestration.home import Home
-from orchestration.sweep_config import load_sweep
-from orchestration.sweep_report import run_whole_sweep
-from orchestration.tracking import PARENT_TAG
+from orchestration.sweeping.config import load_sweep
+from orchestration.sweeping.whole_sweep import run_whole_sweep
+from orchestration.tracking.tracker import PARENT_TAG
 
 SWEEP = """
 description: a few tiny trials

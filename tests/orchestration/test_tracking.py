@@ -9,7 +9,7 @@ from models.errors import UserError
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
 from orchestration.recipes import load_recipe
-from orchestration.tracking import PARENT_TAG, Tracker, display_uri
+from orchestration.tracking.tracker import PARENT_TAG, Tracker, display_uri
 
 
 @pytest.fixture

@@ -59,8 +59,7 @@ def read_fashion_mnist(root: Path) -> RawImages:
     parts = []
     for prefix in ("train", "t10k"):
         images_path, labels_path = (
-            existing_file(folder, f"{prefix}-{kind}-ubyte", info.compressed_suffix)
-            for kind in ("images-idx3", "labels-idx1")
+            existing_file(folder, f"{prefix}-{kind}-ubyte", info.compressed_suffix) for kind in ("images-idx3", "labels-idx1")
         )
         images_NHW, labels_N = read_idx(images_path, num_axes=3), read_idx(labels_path, num_axes=1)
         parts += _checked(images_NHW[:, None], labels_N, info, images_path)
@@ -180,15 +179,12 @@ def _checked(images_NCHW: np.ndarray, labels_N: np.ndarray, info: DatasetInfo, p
     """Return images and labels as tensors of their own memory; they must fit each other and the data set."""
     if images_NCHW.shape[1:] != info.image_shape or images_NCHW.dtype != np.uint8:
         raise UserError(
-            f"{path} holds {images_NCHW.dtype} images of shape {images_NCHW.shape[1:]}; "
-            f"{info.name} has uint8 {info.image_shape}"
+            f"{path} holds {images_NCHW.dtype} images of shape {images_NCHW.shape[1:]}; {info.name} has uint8 {info.image_shape}"
         )
     if labels_N.shape != images_NCHW.shape[:1] or len(labels_N) == 0:
         raise UserError(f"{path} holds {len(images_NCHW)} images, but there are {labels_N.size} labels")
     if labels_N.min() < 0 or labels_N.max() >= info.num_classes:
-        raise UserError(
-            f"{path}: labels run from {labels_N.min()} to {labels_N.max()}; {info.name} has {info.num_classes} classes"
-        )
+        raise UserError(f"{path}: labels run from {labels_N.min()} to {labels_N.max()}; {info.name} has {info.num_classes} classes")
     return torch.from_numpy(images_NCHW.copy(order="C")), torch.from_numpy(labels_N.astype(np.int64))
 
 

@@ -113,8 +113,7 @@ class Augmentation:
     def _draw_padded_crops(self, batch_size: int, height: int, width: int, generator: torch.Generator) -> Tensor:
         device = generator.device
         offsets = [
-            torch.randint(0, 2 * padding + 1, (batch_size,), generator=generator, device=device)
-            for padding in self._padding(height, width)
+            torch.randint(0, 2 * padding + 1, (batch_size,), generator=generator, device=device) for padding in self._padding(height, width)
         ]
         sizes = [torch.full((batch_size,), side, dtype=torch.int64, device=device) for side in (height, width)]
         return torch.stack([*offsets, *sizes], dim=1)
@@ -142,9 +141,7 @@ def draw_resized_crop_boxes(batch_size: int, height: int, width: int, generator:
     largest centred box of an allowed aspect.
     """
     device = generator.device
-    uniform_BT2 = torch.rand(
-        (batch_size, RESIZED_CROP_TRIES, 2), generator=generator, device=device, dtype=torch.float64
-    )
+    uniform_BT2 = torch.rand((batch_size, RESIZED_CROP_TRIES, 2), generator=generator, device=device, dtype=torch.float64)
     uniform_B2 = torch.rand((batch_size, 2), generator=generator, device=device, dtype=torch.float64)
     low, high = RESIZED_CROP_AREA
     area_BT = height * width * (low + (high - low) * uniform_BT2[..., 0])

@@ -14,8 +14,7 @@ class DataConfig(Config):
     name: str = Field("digits", description=f"Data set: {', '.join(DATASETS)}.")
     folder: str | None = Field(
         None,
-        description="image_folder only: the folder that holds train/ and test/; a name under the data root, or an "
-        "absolute path.",
+        description="image_folder only: the folder that holds train/ and test/; a name under the data root, or an absolute path.",
     )
     streamed: bool = Field(
         False,
@@ -35,9 +34,7 @@ class DataConfig(Config):
         description="Training images held out for validation, the same share of each class. Null: a tenth of the "
         "training set, at most 5,000. 0: none, as papers do that select on the test set.",
     )
-    split_seed: int = Field(
-        0, ge=0, lt=2**63, description="Seed that chooses the validation images; runs to compare share it."
-    )
+    split_seed: int = Field(0, ge=0, lt=2**63, description="Seed that chooses the validation images; runs to compare share it.")
     augmentation: AugmentationName = Field(
         "none",
         description="Training augmentation: none; crop (zero padding, random crop); crop_flip (and random mirror "

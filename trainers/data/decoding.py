@@ -86,9 +86,7 @@ def decode_files(images: ImageFiles, image_size: int | None, progress: Progress 
     return torch.from_numpy(decoded_NCHW)
 
 
-def decode_cached(
-    images: ImageFiles, image_size: int | None, cache_folder: Path, progress: Progress | None = None
-) -> Tensor:
+def decode_cached(images: ImageFiles, image_size: int | None, cache_folder: Path, progress: Progress | None = None) -> Tensor:
     """Return what `decode_files` returns, from the cache if the same files were decoded before.
 
     Files are the same if their names, sizes and times of change are. A cache file holds the pixels only; labels come
@@ -110,9 +108,7 @@ def decode_cached(
     try:
         _write_cache(path, decoded_NCHW.numpy(), list_name)
     except OSError as error:
-        _log.warning(
-            "the decoded images cannot be cached in %s (%s); each run will decode them again", cache_folder, error
-        )
+        _log.warning("the decoded images cannot be cached in %s (%s); each run will decode them again", cache_folder, error)
     return decoded_NCHW
 
 

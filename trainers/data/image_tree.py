@@ -101,9 +101,7 @@ def _list_class_folders(location: Path, train_name: str, test_name: str) -> Imag
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:
-    names = tuple(
-        sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    )
+    names = tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")))
     if not names:
         raise UserError(f"{folder} holds no class folders; image files belong into {folder}/<class>/")
     return names
@@ -114,9 +112,7 @@ def _files_by_class(location: Path, class_folders: list[str]) -> ImageFiles:
     for label, class_folder in enumerate(class_folders):
         found = sorted(_image_files(location, class_folder))
         if not found:
-            raise UserError(
-                f"{location / class_folder} holds no image files; known suffixes: {', '.join(IMAGE_SUFFIXES)}"
-            )
+            raise UserError(f"{location / class_folder} holds no image files; known suffixes: {', '.join(IMAGE_SUFFIXES)}")
         files += found
         labels += [label] * len(found)
     return ImageFiles(location, tuple(files), torch.tensor(labels))

@@ -22,9 +22,7 @@ def candidate_folders(info: DatasetInfo, root: Path, folder: str | None = None) 
     """Return the folders in which the files of a data set may lie, in the order of search."""
     if folder is not None:
         return [root / Path(folder).expanduser()]  # An absolute folder replaces the root.
-    return [root if name == "." else root / name for name in info.folders] + [
-        Path(name) for name in info.system_folders
-    ]
+    return [root if name == "." else root / name for name in info.folders] + [Path(name) for name in info.system_folders]
 
 
 def locate(info: DatasetInfo, root: Path, folder: str | None = None) -> Path:

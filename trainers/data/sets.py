@@ -134,8 +134,7 @@ _ALL = (
         class_names=DIGIT_NAMES,
         folders=("svhn", "SVHN", "."),
         files=("train_32x32.mat", "test_32x32.mat"),
-        how_to_obtain="Put train_32x32.mat and test_32x32.mat (format 2, 'cropped digits', of the SVHN page) into "
-        "{root}/svhn.",
+        how_to_obtain="Put train_32x32.mat and test_32x32.mat (format 2, 'cropped digits', of the SVHN page) into {root}/svhn.",
     ),
     DatasetInfo(
         name="tiny_imagenet",

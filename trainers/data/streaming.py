@@ -91,8 +91,7 @@ class StreamedBatches:
     ) -> None:
         if augmentation.name not in STREAMED_AUGMENTATIONS:
             raise UserError(
-                f"augmentation {augmentation.name!r} is not available for streamed images; "
-                f"allowed: {', '.join(STREAMED_AUGMENTATIONS)}"
+                f"augmentation {augmentation.name!r} is not available for streamed images; allowed: {', '.join(STREAMED_AUGMENTATIONS)}"
             )
         self.split = split
         self.order_generator = order_generator
@@ -113,9 +112,7 @@ class StreamedBatches:
             device=self.augmentation_generator.device,
         ).cpu()
         slices = [self.plan.positions(batch) for batch in range(len(self.plan))]
-        self._epoch.batches = [
-            list(zip(order_N[part].tolist(), seeds_N[part].tolist(), strict=True)) for part in slices
-        ]
+        self._epoch.batches = [list(zip(order_N[part].tolist(), seeds_N[part].tolist(), strict=True)) for part in slices]
         return _on_device(iter(self._loader), self.split.device)
 
 
@@ -127,9 +124,7 @@ class StreamedEvaluationBatches:
         shard = shard_range(len(split), rank, world_size)
         starts = range(shard.start, shard.stop, batch_size)
         self._epoch = _EpochSampler()
-        self._epoch.batches = [
-            [(row, 0) for row in range(start, min(start + batch_size, shard.stop))] for start in starts
-        ]
+        self._epoch.batches = [[(row, 0) for row in range(start, min(start + batch_size, shard.stop))] for start in starts]
         self._loader = _loader(split, Augmentation("none"), self._epoch)
 
     def __len__(self) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from orchestration import console
-from orchestration.study import superseded
-from orchestration.sweep import SweepOutcome, dimension_cells, dimension_titles
-from orchestration.sweep_analysis import MIN_TRIALS, RankCorrelation, full_trials, importances, infeasible, proxy_correlations
-from orchestration.sweep_config import SweepConfig
-from orchestration.sweep_plots import write_plots
-from orchestration.tracking import Tracker
+from orchestration.sweeping.analysis import MIN_TRIALS, RankCorrelation, full_trials, importances, infeasible, proxy_correlations
+from orchestration.sweeping.config import SweepConfig
+from orchestration.sweeping.plots import write_plots
+from orchestration.sweeping.study import superseded
+from orchestration.sweeping.sweep import SweepOutcome, dimension_cells, dimension_titles
+from orchestration.tracking.tracker import Tracker
 
 ENDS = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed"}
 

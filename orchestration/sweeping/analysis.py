@@ -8,8 +8,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
-from orchestration.study import METRICS, is_feasible, proxy_values, superseded
-from orchestration.sweep_config import SweepConfig
+from orchestration.sweeping.config import SweepConfig
+from orchestration.sweeping.study import METRICS, is_feasible, proxy_values, superseded
 
 MIN_TRIALS = 4  # fewer full-budget trials say nothing about importances or ranks
 

@@ -9,9 +9,9 @@ from orchestration import console
 from orchestration.environment import collect_environment
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
-from orchestration.run_folder import RunFolder
-from orchestration.tracking import FINGERPRINT_TAG, Tracker
-from orchestration.training_run import RunResult, train_here
+from orchestration.tracking.tracker import FINGERPRINT_TAG, Tracker
+from orchestration.training.run_folder import RunFolder
+from orchestration.training.training_run import RunResult, train_here
 from trainers.reporting import EpochReport
 
 
@@ -102,7 +102,7 @@ def run_single(
     try:
         with progress.board:
             if experiment.resources.workers > 1:
-                from orchestration.group_run import train_in_group
+                from orchestration.training.group_run import train_in_group
 
                 result = train_in_group(experiment, folder, home, data_root, address, on_epoch)
             else:

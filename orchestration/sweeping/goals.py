@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 from analysis.suites import load_suite
 from models.configuration import Config
 from orchestration.experiment import ExperimentConfig
+from orchestration.training.final_measures import PROTOCOLS, protocol_metric
 from trainers.validation import attack_name
 
-PROTOCOLS = ("T0", "T1", "T2", "T3")
 COST_METRICS = ("model/parameters", "model/latency_ms")
 
 
@@ -56,27 +56,11 @@ class StoppingConfig(Config):
     reduction_factor: float = Field(3, gt=1, description="Of the trials at a rung, one in this many goes on.")
 
 
-class MeasureConfig(Config):
-    """How robust accuracy under a named protocol is measured at the end of a trial, on validation images.
-
-    It is measured only if an objective or a constraint names a `validation/robust_accuracy/T<n>`.
-    """
-
-    suite: str = Field("quick", description="Evaluation suite.")
-    num_examples: int = Field(200, ge=1, description="Validation images.")
-    num_draws: int | None = Field(None, ge=1, description="Draws that score; none: the suite's.")
-
-
 class RepeatsConfig(Config):
     """Training the best trials again with other seeds: the winner is the best on the mean."""
 
     top: int = Field(3, ge=1, description="How many of the best full-budget trials.")
     seeds: tuple[int, ...] = Field((1, 2), min_length=1, description="Further training seeds, beside the one of the search.")
-
-
-def protocol_metric(protocol: str) -> str:
-    """Return the metric of robust accuracy under a protocol, `T0` to `T3`."""
-    return f"validation/robust_accuracy/{protocol}"
 
 
 def epoch_metrics(experiment: ExperimentConfig) -> list[str]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from mlflow.exceptions import MlflowException, RestException
 
 from models.errors import UserError
+from orchestration.exporting.targets import Target
 from orchestration.home import Home
-from orchestration.targets import Target
-from orchestration.tracking import Tracker
+from orchestration.tracking.tracker import Tracker
 
 
 def register_model(home: Home, target: Target, folder: Path, name: str) -> str:

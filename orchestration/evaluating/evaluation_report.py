@@ -10,10 +10,10 @@ from analysis import tables
 from analysis.conclusion import conclusion
 from analysis.result import EvaluationResult
 from orchestration import console
-from orchestration.evaluation_run import Job
-from orchestration.export import record_evaluation
-from orchestration.run_folder import replace_text
-from orchestration.tracking import Tracker
+from orchestration.evaluating.evaluation_run import Job
+from orchestration.exporting.export import record_evaluation
+from orchestration.tracking.tracker import Tracker
+from orchestration.training.run_folder import replace_text
 
 
 def show(job: Job) -> EvaluationResult:

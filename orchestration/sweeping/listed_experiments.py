@@ -10,15 +10,15 @@ from typing import Any
 
 from ray import tune
 
-from orchestration import cluster, console
+from orchestration import console
 from orchestration.experiment import ExperimentConfig
-from orchestration.final_measures import kept_protocol_metrics
 from orchestration.home import Home
-from orchestration.resources import concurrency, trial_resources
-from orchestration.run_folder import RunFolder
-from orchestration.sweep_goals import MeasureConfig
-from orchestration.tracking import FINGERPRINT_TAG, Tracker
-from orchestration.trial import run_trial, tune_resources
+from orchestration.tracking.tracker import FINGERPRINT_TAG, Tracker
+from orchestration.training import cluster
+from orchestration.training.final_measures import MeasureConfig, kept_protocol_metrics
+from orchestration.training.resources import concurrency, trial_resources
+from orchestration.training.run_folder import RunFolder
+from orchestration.training.trial import run_trial, tune_resources
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from models.errors import UserError
 from models.threat_model import ThreatModel
 from models.weights import load_pretrained
 from orchestration import console
-from orchestration.evaluation_run import test_images
+from orchestration.evaluating.evaluation_run import test_images
+from orchestration.exporting.targets import Target
 from orchestration.home import Home
-from orchestration.run_folder import replace_text
-from orchestration.targets import Target
-from orchestration.tracking import Tracker
+from orchestration.tracking.tracker import Tracker
+from orchestration.training.run_folder import replace_text
 
 ARTIFACT = "analysis/quantities.json"
 

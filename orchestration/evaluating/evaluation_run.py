@@ -22,8 +22,8 @@ from models.errors import UserError
 from models.threat_model import ThreatModel
 from models.weights import load_pretrained
 from orchestration import console
+from orchestration.exporting.targets import Target
 from orchestration.home import Home
-from orchestration.targets import Target
 from trainers.data import DataConfig, evaluation_batches, load_data
 from trainers.validation import limited
 
@@ -134,8 +134,8 @@ def _run_here(jobs: Sequence[Job], meter: _Meter, gpus: float) -> None:
 def _run_on_ray(jobs: Sequence[Job], meter: _Meter, workers: int, gpus: float, address: str | None) -> None:
     import ray
 
-    from orchestration import cluster
-    from orchestration.resources import TrialResources, concurrency
+    from orchestration.training import cluster
+    from orchestration.training.resources import TrialResources, concurrency
 
     available = cluster.connect(address)
     count = concurrency(TrialResources(cpus=1, gpus=gpus, workers=1), available, workers)

@@ -17,18 +17,19 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 
-from orchestration import cluster, console
-from orchestration.background_writer import BackgroundWriter
+from orchestration import console
 from orchestration.environment import collect_environment
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
-from orchestration.joint_space import RECIPE
-from orchestration.resources import concurrency, trial_resources
-from orchestration.run_folder import replace_text
-from orchestration.study import StudySearch, is_feasible, open_study, proxy_values, spent, superseded, target
-from orchestration.sweep_config import SweepConfig
-from orchestration.tracking import FINGERPRINT_TAG, SWEEP_TAG, Tracker
-from orchestration.trial import run_trial, tune_resources
+from orchestration.sweeping.config import SweepConfig
+from orchestration.sweeping.joint_space import RECIPE
+from orchestration.sweeping.study import StudySearch, is_feasible, open_study, proxy_values, spent, superseded, target
+from orchestration.tracking.background_writer import BackgroundWriter
+from orchestration.tracking.tracker import FINGERPRINT_TAG, SWEEP_TAG, Tracker
+from orchestration.training import cluster
+from orchestration.training.resources import concurrency, trial_resources
+from orchestration.training.run_folder import replace_text
+from orchestration.training.trial import run_trial, tune_resources
 
 BUDGET_FIELDS = {
     "name",

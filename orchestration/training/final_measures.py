@@ -9,15 +9,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 
 from analysis.evaluate import evaluate
 from analysis.result import EvaluationResult
+from models.configuration import Config
 from models.weights import load_pretrained
 from orchestration.experiment import ExperimentConfig
-from orchestration.run_folder import RunFolder, replace_text
-from orchestration.sweep_goals import PROTOCOLS, MeasureConfig, protocol_metric
+from orchestration.training.run_folder import RunFolder, replace_text
 from trainers.data import evaluation_batches, load_data
 from trainers.validation import limited
+
+PROTOCOLS = ("T0", "T1", "T2", "T3")
+
+
+class MeasureConfig(Config):
+    """How robust accuracy under a named protocol is measured at the end of a trial, on validation images.
+
+    It is measured only if an objective or a constraint names a `validation/robust_accuracy/T<n>`.
+    """
+
+    suite: str = Field("quick", description="Evaluation suite.")
+    num_examples: int = Field(200, ge=1, description="Validation images.")
+    num_draws: int | None = Field(None, ge=1, description="Draws that score; none: the suite's.")
+
+
+def protocol_metric(protocol: str) -> str:
+    """Return the metric of robust accuracy under a protocol, `T0` to `T3`."""
+    return f"validation/robust_accuracy/{protocol}"
 
 
 def protocol_metrics(experiment: ExperimentConfig, folder: RunFolder, data_root: Path | None, measure: MeasureConfig) -> dict[str, float]:

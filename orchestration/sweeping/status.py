@@ -15,11 +15,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from models.errors import UserError, unknown_name
 from orchestration.home import Home
-from orchestration.run_folder import RunFolder
-from orchestration.study import is_feasible, spent, storage_url, superseded, target
-from orchestration.sweep import best_trials, dimension_cells, dimension_titles
-from orchestration.sweep_config import SweepConfig
-from orchestration.tracking import FINGERPRINT_TAG, PARENT_TAG, SWEEP_TAG, Tracker
+from orchestration.sweeping.config import SweepConfig
+from orchestration.sweeping.study import is_feasible, spent, storage_url, superseded, target
+from orchestration.sweeping.sweep import best_trials, dimension_cells, dimension_titles
+from orchestration.tracking.tracker import FINGERPRINT_TAG, PARENT_TAG, SWEEP_TAG, Tracker
+from orchestration.training.run_folder import RunFolder
 
 CONFIG_FILE = "sweep.json"
 CLEAN, ROBUST = "validation/clean_accuracy", "validation/robust_accuracy"

@@ -13,8 +13,8 @@ from models.randomness import num_configurations
 from orchestration import console
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
-from orchestration.run_folder import RunFolder
-from orchestration.training_run import build_for, device_for
+from orchestration.training.run_folder import RunFolder
+from orchestration.training.training_run import build_for, device_for
 from trainers.config import TrainingConfig
 from trainers.data import Augmentation, Splits, load_data, training_batches
 from trainers.fit import build_optimizer

@@ -19,13 +19,13 @@ from analysis.suites import list_suites
 from models.errors import UserError, nearest
 from models.threat_model import ThreatModel
 from models.weights import load_pretrained
-from orchestration.evaluation_report import suite_name
-from orchestration.evaluation_run import EvaluationSettings, prepare
+from orchestration.evaluating.evaluation_report import suite_name
+from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare
 from orchestration.experiment import flatten
+from orchestration.exporting.targets import Target, resolve_target
 from orchestration.home import Home
 from orchestration.recipes import FOLDER, list_recipes, load_recipe
-from orchestration.run_folder import RunFolder
-from orchestration.targets import Target, resolve_target
+from orchestration.training.run_folder import RunFolder
 
 PROTOCOLS = ("T0", "T1", "T2")
 _RESULT = "result-"

@@ -14,21 +14,21 @@ from typing import Any
 from analysis.conclusion import conclusion
 from models.errors import UserError
 from orchestration import console
-from orchestration.baselines import train_baselines
-from orchestration.evaluation_report import compare, keep
-from orchestration.evaluation_run import EvaluationSettings, Job, prepare, run_jobs
+from orchestration.evaluating.evaluation_report import compare, keep
+from orchestration.evaluating.evaluation_run import EvaluationSettings, Job, prepare, run_jobs
 from orchestration.experiment import ExperimentConfig
-from orchestration.export import export_target
+from orchestration.exporting.export import export_target
+from orchestration.exporting.targets import Target, resolve_target
 from orchestration.home import Home
-from orchestration.repeats import choose_by_mean, log_repeats, run_repeats, show_repeats
-from orchestration.resources import trial_resources
-from orchestration.run_folder import RunFolder
-from orchestration.sweep import SweepOutcome, run_sweep
-from orchestration.sweep_analysis import infeasible, top_trials
-from orchestration.sweep_config import SweepConfig
-from orchestration.sweep_summary import conclude_search, show_trials
-from orchestration.targets import Target, resolve_target
-from orchestration.tracking import Tracker
+from orchestration.sweeping.analysis import infeasible, top_trials
+from orchestration.sweeping.config import SweepConfig
+from orchestration.sweeping.listed_experiments import train_baselines
+from orchestration.sweeping.repeats import choose_by_mean, log_repeats, run_repeats, show_repeats
+from orchestration.sweeping.summary import conclude_search, show_trials
+from orchestration.sweeping.sweep import SweepOutcome, run_sweep
+from orchestration.tracking.tracker import Tracker
+from orchestration.training.resources import trial_resources
+from orchestration.training.run_folder import RunFolder
 from trainers.data import load_data
 
 

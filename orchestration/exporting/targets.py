@@ -11,8 +11,8 @@ from models.errors import UserError
 from models.weights import CONFIG_FILE, read_config
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
-from orchestration.run_folder import RunFolder
-from orchestration.tracking import Tracker, download_model
+from orchestration.tracking.tracker import Tracker, download_model
+from orchestration.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

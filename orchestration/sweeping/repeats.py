@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestration import console
-from orchestration.baselines import Listed, train_listed
 from orchestration.experiment import ExperimentConfig
-from orchestration.final_measures import kept_protocol_metrics
 from orchestration.home import Home
-from orchestration.run_folder import RunFolder
-from orchestration.sweep_config import SweepConfig
-from orchestration.tracking import FINGERPRINT_TAG, Tracker
+from orchestration.sweeping.config import SweepConfig
+from orchestration.sweeping.listed_experiments import Listed, train_listed
+from orchestration.tracking.tracker import FINGERPRINT_TAG, Tracker
+from orchestration.training.final_measures import kept_protocol_metrics
+from orchestration.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from torch import nn
 from models.errors import UserError
 from models.registry import build_model
 from models.weights import load_pretrained, read_config, save_pretrained
-from orchestration.card import model_card
 from orchestration.environment import collect_environment
 from orchestration.experiment import ExperimentConfig
-from orchestration.model_cost import cost_metrics
-from orchestration.run_folder import RunFolder
+from orchestration.exporting.card import model_card
+from orchestration.training.model_cost import cost_metrics
+from orchestration.training.run_folder import RunFolder
 from trainers.checkpoint import read_state
 from trainers.data import Augmentation, Splits, load_data
 from trainers.distributed import world

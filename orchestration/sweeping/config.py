@@ -13,20 +13,20 @@ from models.errors import UserError, nearest, unknown_name
 from orchestration import recipes
 from orchestration.catalogue import defence as defence_record
 from orchestration.experiment import ExperimentConfig
-from orchestration.joint_space import RECIPE, chosen_fields, flatten_by_recipe, joint_space, scoped, split
 from orchestration.search_space import Dimension, is_active, label, ordered
-from orchestration.sweep_goals import (
+from orchestration.sweeping.goals import (
     Constraint,
-    MeasureConfig,
     RepeatsConfig,
     StoppingConfig,
     SweepObjective,
     epoch_metrics,
     final_metrics,
 )
-from orchestration.theory_prior import PriorConfig, inform
+from orchestration.sweeping.joint_space import RECIPE, chosen_fields, flatten_by_recipe, joint_space, scoped, split
+from orchestration.sweeping.theory_prior import PriorConfig, inform
+from orchestration.training.final_measures import MeasureConfig
 
-FOLDER = Path(__file__).parent / "sweeps"
+FOLDER = Path(__file__).parent.parent / "sweeps"
 
 
 class SweepConfig(Config):

@@ -11,11 +11,11 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from orchestration.joint_space import RECIPE, split
 from orchestration.search_space import label
-from orchestration.study import is_feasible, proxy_values, superseded
-from orchestration.sweep_analysis import full_trials
-from orchestration.sweep_config import SweepConfig
+from orchestration.sweeping.analysis import full_trials
+from orchestration.sweeping.config import SweepConfig
+from orchestration.sweeping.joint_space import RECIPE, split
+from orchestration.sweeping.study import is_feasible, proxy_values, superseded
 
 _FULL, _STOPPED, _INFEASIBLE, _WINNER = "#1f5fa8", "#b0b0b0", "#c46a1b", "#1b8a3a"
 

@@ -22,7 +22,7 @@ from sqlalchemy.exc import OperationalError
 
 from models.errors import UserError
 from orchestration.search_space import Dimension, SearchSpace, is_active, label, ordered, suggest
-from orchestration.sweep_config import SweepConfig
+from orchestration.sweeping.config import SweepConfig
 
 RESUMES = "resumes"  # of a trial that runs another one again: that one's number
 RETRY = "retry"

@@ -1,0 +1,1 @@
+"""Attacking, analysing and comparing trained models, distributed and resumable."""

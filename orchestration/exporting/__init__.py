@@ -1,0 +1,1 @@
+"""Naming trained models and exporting them."""

@@ -1,0 +1,1 @@
+"""MLflow: one writer, explicit runs, the model registry."""
