@@ -26,6 +26,7 @@ from trainers.distributed import (
     world,
 )
 from trainers.objective import build_objective
+from trainers.peak_memory import PeakMemory
 from trainers.precision import choose_precision
 from trainers.reporting import EpochReport, Reporter, SilentReporter, StopTraining
 from trainers.schedule import learning_rate_factor
@@ -171,7 +172,7 @@ class _Fit:
         )
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
-        started = time.perf_counter()
+        started, memory = time.perf_counter(), PeakMemory(self.device)
         context, optimizer = self.context, self.optimizer
         context.epoch = epoch
         context.streams.begin_epoch(self.model, epoch)
@@ -217,6 +218,7 @@ class _Fit:
             "train/learning_rate": optimizer.param_groups[0]["lr"],
             "time/epoch_seconds": seconds,
             "time/examples_per_second": self.steps_per_epoch * self.config.batch_size / seconds,
+            **memory.metrics(),
         }
 
     def measure(self, metrics: dict[str, float]) -> bool:

@@ -6,7 +6,7 @@ Every finished block is one JSON line, so a killed evaluation goes on where it w
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from analysis.blocks import run_block
 from analysis.records import Record, append_record, read_records
 from analysis.result import EvaluationResult, collect
+from analysis.suites import Suite
 from analysis.tasks import BlockTask, plan_blocks
 from models.errors import UserError
 from models.threat_model import ThreatModel
@@ -55,11 +56,12 @@ class EvaluationSettings:
     """What is asked of an evaluation.
 
     Attributes:
-        suite: name or file. threat_model: None: the one the model was trained for. num_samples, num_draws: None: the suite's.
+        suite: name, file, or the suite itself. threat_model: None: the one the model was trained for.
+        num_samples, num_draws: None: the suite's.
         data: None: the data set the model was trained on. seed: root of all seeds.
     """
 
-    suite: str = "quick"
+    suite: str | Suite = "quick"
     threat_model: ThreatModel | None = None
     num_samples: int | None = None
     num_draws: int | None = None
@@ -67,8 +69,18 @@ class EvaluationSettings:
     seed: int = 0
 
 
-def prepare(name: str, target: Target, settings: EvaluationSettings, home: Home, data_root: Path | None) -> Job:
+def prepare(
+    name: str,
+    target: Target,
+    settings: EvaluationSettings,
+    home: Home,
+    data_root: Path | None,
+    images: tuple[Tensor, Tensor] | None = None,
+) -> Job:
     """Plan the evaluation of a model on the test images of its data set, and read the records it already has.
+
+    Args:
+        images: from `test_images`, where several jobs share them; None: read here.
 
     Raises:
         UserError: the data set is not known or missing, or the suite does not fit the model.
@@ -77,7 +89,7 @@ def prepare(name: str, target: Target, settings: EvaluationSettings, home: Home,
     data = settings.data or (experiment.data if experiment else None)
     if data is None:
         raise UserError(f"{target.folder} does not say what data it was trained on; name a data set with --data.name")
-    x, y = test_images(data, data_root, settings.num_samples)
+    x, y = images if images is not None else test_images(data, data_root, settings.num_samples)
     model = load_pretrained(target.folder, resample_on_forward=False)
     threat_model = settings.threat_model or (experiment.threat_model if experiment else ThreatModel())
     plan = plan_blocks(
@@ -104,34 +116,102 @@ def test_images(data: DataConfig, data_root: Path | None, num_samples: int | Non
     return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
 
 
-def run_jobs(jobs: Sequence[Job], *, workers: int, gpus_per_worker: float = 0, address: str | None = None) -> None:
-    """Run all pending blocks of all jobs; records are on disk as soon as a block is done.
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    workers: int,
+    gpus_per_worker: float = 0,
+    address: str | None = None,
+    on_done: Callable[[Job], None] = lambda job: None,
+    on_failure: Callable[[Job, Exception], None] | None = None,
+) -> None:
+    """Run all pending blocks of all jobs; records are on disk as soon as a block is done. A block of several jobs is run once.
 
     Args:
         jobs: from `prepare`.
         workers: 1: in this process, with all cores; more: Ray workers of one core each.
         gpus_per_worker: share of a GPU for each worker.
         address: of a Ray cluster.
+        on_done: called when a job's last block is done.
+        on_failure: called when a block of a job cannot be run; the job's other blocks are left out then. None: the error is raised.
     """
     meter = _Meter(jobs)
+    queue = _Queue(jobs, meter, on_done, on_failure)
     with meter.board:
-        if not any(job.pending for job in jobs):
+        if not queue.waiting:
             return
         if workers == 1 and not address:
-            _run_here(jobs, meter, gpus_per_worker)
+            _run_here(queue, gpus_per_worker)
         else:
-            _run_on_ray(jobs, meter, workers, gpus_per_worker, address)
+            _run_on_ray(queue, workers, gpus_per_worker, address)
 
 
-def _run_here(jobs: Sequence[Job], meter: _Meter, gpus: float) -> None:
+class _Queue:
+    """Blocks that wait, long ones first: the last worker to finish is then the least late."""
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        meter: _Meter,
+        on_done: Callable[[Job], None],
+        on_failure: Callable[[Job, Exception], None] | None,
+    ) -> None:
+        self.meter, self.on_done, self.on_failure = meter, on_done, on_failure
+        self.owners: dict[tuple[Path, str], list[Job]] = {}
+        self.waiting: list[tuple[Job, BlockTask]] = []
+        self.failed: list[Job] = []
+        for job in jobs:
+            for task in job.pending:
+                owners = self.owners.setdefault((job.records_path, task.key), [])
+                if not owners:
+                    self.waiting.append((job, task))
+                owners.append(job)
+
+    def sort(self) -> None:
+        self.waiting.sort(key=lambda entry: -entry[1].cost)
+
+    def take(self) -> tuple[Job, BlockTask] | None:
+        """Return the next block that some job still wants."""
+        while self.waiting:
+            job, task = self.waiting.pop(0)
+            wanting = [each for each in self.owners[job.records_path, task.key] if each not in self.failed]
+            if wanting:
+                return wanting[0], task
+        return None
+
+    def finished(self, job: Job, record: Record) -> None:
+        append_record(job.records_path, record)
+        for owner in self.owners[job.records_path, record["key"]]:
+            owner.done[record["key"]] = record
+            self.meter.finished(owner, record)
+            if not owner.pending:
+                self.on_done(owner)
+
+    def broke(self, job: Job, task: BlockTask, error: Exception) -> None:
+        if self.on_failure is None:
+            raise error
+        for owner in self.owners[job.records_path, task.key]:
+            if owner not in self.failed:
+                self.failed.append(owner)
+                self.on_failure(owner, error)
+
+
+def _run_here(queue: _Queue, gpus: float) -> None:
     torch.set_num_threads(os.cpu_count() or 1)
-    for job in jobs:
-        model = _load(job.target.folder, gpus)
-        for task in job.pending:
-            _finish(job, run_block(model, job.x, job.y, task), meter)
+    loaded: tuple[Path, nn.Module] | None = None
+    while (taken := queue.take()) is not None:
+        job, task = taken
+        if loaded is None or loaded[0] != job.target.folder:
+            loaded = (job.target.folder, _load(job.target.folder, gpus))
+        try:
+            record = run_block(loaded[1], job.x, job.y, task)
+        except Exception as error:
+            queue.broke(job, task, error)
+            continue
+        queue.finished(job, record)
 
 
-def _run_on_ray(jobs: Sequence[Job], meter: _Meter, workers: int, gpus: float, address: str | None) -> None:
+def _run_on_ray(queue: _Queue, workers: int, gpus: float, address: str | None) -> None:
     import ray
 
     from orchestration.training import cluster
@@ -139,25 +219,38 @@ def _run_on_ray(jobs: Sequence[Job], meter: _Meter, workers: int, gpus: float, a
 
     available = cluster.connect(address)
     count = concurrency(TrialResources(cpus=1, gpus=gpus, workers=1), available, workers)
-    data = [(str(job.target.folder), ray.put(job.x), ray.put(job.y)) for job in jobs]
-    pending = [(index, task) for index, job in enumerate(jobs) for task in job.pending]
-    # Long blocks first: the last worker to finish is then the least late.
-    pending.sort(key=lambda item: -item[1].cost)
+    queue.sort()
     # A worker that dies is started again and its block repeated: blocks have no effect but their record.
     evaluator = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_Evaluator)
-    actors = [evaluator.remote(gpus) for _ in range(min(count, len(pending)))]
-    running: dict[Any, tuple[Any, int]] = {}
+    actors = [evaluator.remote(gpus) for _ in range(min(count, len(queue.waiting)))]
+    stored: dict[int, Any] = {}
+    running: dict[Any, tuple[Any, Job, BlockTask]] = {}
+
+    def reference(tensor: Tensor) -> Any:
+        """Put images into Ray's store once, however many jobs share them."""
+        if id(tensor) not in stored:
+            stored[id(tensor)] = ray.put(tensor)
+        return stored[id(tensor)]
+
+    def start(actor: Any) -> None:
+        taken = queue.take()
+        if taken is not None:
+            job, task = taken
+            images = (reference(job.x), reference(job.y))
+            running[actor.run.remote(str(job.target.folder), *images, task.model_dump(mode="json"))] = (actor, job, task)
+
     for actor in actors:
-        if pending:
-            index, task = pending.pop(0)
-            running[actor.run.remote(*data[index], task.model_dump(mode="json"))] = (actor, index)
+        start(actor)
     while running:
         (finished,), _ = ray.wait(list(running), num_returns=1)
-        actor, index = running.pop(finished)
-        _finish(jobs[index], ray.get(finished), meter)
-        if pending:
-            following, task = pending.pop(0)
-            running[actor.run.remote(*data[following], task.model_dump(mode="json"))] = (actor, following)
+        actor, job, task = running.pop(finished)
+        try:
+            record = ray.get(finished)
+        except ray.exceptions.RayError as error:
+            queue.broke(job, task, getattr(error, "cause", None) or error)
+        else:
+            queue.finished(job, record)
+        start(actor)
     for actor in actors:
         ray.kill(actor)
 
@@ -180,12 +273,6 @@ class _Evaluator:
 def _load(folder: Path, gpus: float) -> nn.Module:
     model = load_pretrained(folder, resample_on_forward=False)
     return model.to("cuda" if gpus else "cpu", memory_format=torch.channels_last)
-
-
-def _finish(job: Job, record: Record, meter: _Meter) -> None:
-    append_record(job.records_path, record)
-    job.done[record["key"]] = record
-    meter.finished(job, record)
 
 
 class _Meter:

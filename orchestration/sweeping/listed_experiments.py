@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,15 @@ from typing import Any
 from ray import tune
 
 from orchestration import console
-from orchestration.experiment import ExperimentConfig
+from orchestration.experiment import ExperimentConfig, ResourcesConfig
 from orchestration.home import Home
 from orchestration.tracking.tracker import FINGERPRINT_TAG, Tracker
 from orchestration.training import cluster
 from orchestration.training.final_measures import MeasureConfig, kept_protocol_metrics
 from orchestration.training.resources import concurrency, trial_resources
 from orchestration.training.run_folder import RunFolder
-from orchestration.training.trial import run_trial, tune_resources
+from orchestration.training.trial import failure_reason, run_trial, tune_resources
+from trainers.fit import TrainingDiverged
 
 
 @dataclass(frozen=True)
@@ -56,45 +57,82 @@ def train_listed(
     Raises:
         RuntimeError: one of them failed.
     """
-    pending = [each.experiment for each in listed if not _is_done(RunFolder(home.run(each.experiment.fingerprint)), measure)]
+    failures = train_all(kind, listed, home, data_root, tracker, parent, measure)
+    if failures:
+        raise RuntimeError(f"a {kind} failed: {next(iter(failures.values()))}")
+
+
+def train_all(
+    kind: str,
+    listed: Sequence[Listed],
+    home: Home,
+    data_root: Path | None,
+    tracker: Tracker,
+    parent: str,
+    measure: MeasureConfig | None = None,
+    on_end: Callable[[ExperimentConfig], None] = lambda experiment: None,
+) -> dict[str, str]:
+    """Train like `train_listed`, but go on when one fails; return fingerprint -> why it failed.
+
+    Args:
+        on_end: called when an experiment has finished or failed for good.
+    """
+    pending = [each for each in listed if not _is_done(RunFolder(home.run(each.experiment.fingerprint)), measure)]
     if not pending:
-        return
-    available = cluster.connect()
-    need = max((trial_resources(each.resources) for each in pending), key=lambda resources: (resources.gpus, resources.cpus))
-    titles = {each.experiment.fingerprint: each.title for each in listed}
-    console.say(f"training the {kind}s {', '.join(titles[each.fingerprint] for each in pending)}")
+        return {}
+    console.say(f"training the {kind}s {', '.join(each.title for each in pending)}")
+    listener = _Listener(kind, pending, tracker, parent, on_end)
+    # Tune reserves the same for every trial of a start.
+    groups: dict[ResourcesConfig, list[Listed]] = {}
+    for each in pending:
+        groups.setdefault(each.experiment.resources, []).append(each)
+    with listener.board:
+        for resources, group in groups.items():
+            _train_alike(kind, [each.experiment for each in group], resources, home, data_root, measure, listener)
+    return listener.failures
+
+
+def _train_alike(
+    kind: str,
+    experiments: Sequence[ExperimentConfig],
+    resources: ResourcesConfig,
+    home: Home,
+    data_root: Path | None,
+    measure: MeasureConfig | None,
+    listener: _Listener,
+) -> None:
+    at_once = concurrency(trial_resources(resources), cluster.connect())
     start = f"{time.time_ns():x}"
-    listener = _Listener(kind, [each for each in listed if each.experiment in pending], tracker, parent)
-    by_fingerprint = {each.fingerprint: each for each in pending}
+    by_fingerprint = {each.fingerprint: each for each in experiments}
 
     def trial(settings: dict[str, Any]) -> None:
         experiment = by_fingerprint[settings["fingerprint"]]
-        run_trial(
-            {
-                "experiment": experiment.model_dump(mode="json"),
-                "folder": str(home.run(experiment.fingerprint)),
-                "data_root": str(data_root) if data_root else None,
-                "train_storage": str(home.root / "train"),
-                "start": start,
-                "measure": measure.model_dump(mode="json") if measure else None,
-            }
-        )
+        job = {
+            "experiment": experiment.model_dump(mode="json"),
+            "folder": str(home.run(experiment.fingerprint)),
+            "data_root": str(data_root) if data_root else None,
+            "train_storage": str(home.root / "train"),
+            "start": start,
+            "measure": measure.model_dump(mode="json") if measure else None,
+        }
+        try:
+            run_trial(job)
+        except TrainingDiverged as error:
+            # Not raised: Tune would try again, and it would diverge again.
+            tune.report({"epoch": 0, "finished": False, "failed": str(error), "fingerprint": experiment.fingerprint})
 
-    with listener.board:
-        results = tune.Tuner(
-            tune.with_resources(trial, tune_resources(pending[0])),
-            param_space={"fingerprint": tune.grid_search(list(by_fingerprint))},
-            tune_config=tune.TuneConfig(max_concurrent_trials=concurrency(need, available), reuse_actors=True),
-            run_config=tune.RunConfig(
-                name=f"{kind}s-{start}",
-                storage_path=str(home.root / "tune"),
-                callbacks=[listener],
-                failure_config=tune.FailureConfig(max_failures=2),
-                verbose=0,
-            ),
-        ).fit()
-    if results.errors:
-        raise RuntimeError(f"a {kind} failed: {str(results.errors[0]).strip().splitlines()[-1]}")
+    tune.Tuner(
+        tune.with_resources(trial, tune_resources(experiments[0])),
+        param_space={"fingerprint": tune.grid_search(list(by_fingerprint))},
+        tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True),
+        run_config=tune.RunConfig(
+            name=f"{kind}s-{start}",
+            storage_path=str(home.root / "tune"),
+            callbacks=[listener],
+            failure_config=tune.FailureConfig(max_failures=2),
+            verbose=0,
+        ),
+    ).fit()
 
 
 def _is_done(folder: RunFolder, measure: MeasureConfig | None) -> bool:
@@ -104,13 +142,17 @@ def _is_done(folder: RunFolder, measure: MeasureConfig | None) -> bool:
 class _Listener(tune.Callback):
     """A line per epoch of each experiment, and its MLflow run."""
 
-    def __init__(self, kind: str, listed: Sequence[Listed], tracker: Tracker, parent: str) -> None:
+    def __init__(
+        self, kind: str, listed: Sequence[Listed], tracker: Tracker, parent: str, on_end: Callable[[ExperimentConfig], None]
+    ) -> None:
         self.experiments = {each.experiment.fingerprint: each.experiment for each in listed}
         self.titles = {each.experiment.fingerprint: each.title for each in listed}
         self.kind, self.tracker, self.parent = kind, tracker, parent
         self.board = console.Board(f"{kind}s", ["recipe", "epoch", "clean %", "robust %"])
         self.rows: dict[str, list[str]] = {}
         self.runs: dict[str, str] = {}
+        self.failures: dict[str, str] = {}
+        self.on_end = on_end
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune keeps a copy for its own way of restoring, which is never taken, and a terminal cannot be copied."""
@@ -130,10 +172,14 @@ class _Listener(tune.Callback):
         """Log an epoch."""
         experiment = self.experiments[result["fingerprint"]]
         run_id = self.runs[experiment.fingerprint]
+        if "failed" in result:
+            self._fail(experiment, result["failed"])
+            return
         numbers = {key: value for key, value in result.items() if "/" in key and isinstance(value, int | float)}
         if result["finished"]:
             self.tracker.log_metrics(run_id, {f"selected/{name}": value for name, value in numbers.items()})
             self.tracker.finish(run_id)
+            self.on_end(experiment)
             return
         self.tracker.log_epoch(run_id, result["epoch"], numbers)
         accuracies = [
@@ -143,3 +189,16 @@ class _Listener(tune.Callback):
         title = self.titles[experiment.fingerprint]
         self.rows[title] = [title, epoch, *accuracies]
         self.board.show(list(self.rows.values()), "", f"{title}: epoch {epoch}, clean {accuracies[0]} %, robust {accuracies[1]} %")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Close the MLflow run of a trial that broke for good."""
+        self._fail(self.experiments[trial.config["fingerprint"]], failure_reason(trial))
+
+    def _fail(self, experiment: ExperimentConfig, reason: str) -> None:
+        self.failures[experiment.fingerprint] = reason
+        run_id = self.runs.get(experiment.fingerprint)
+        if run_id is not None:
+            self.tracker.set_tags(run_id, {"rayndom.error": reason})
+            self.tracker.finish(run_id, "FAILED")
+        console.warn(f"{self.titles[experiment.fingerprint]} failed: {reason}")
+        self.on_end(experiment)

@@ -125,5 +125,12 @@ def tune_resources(experiment: ExperimentConfig) -> dict[str, float]:
     return {"CPU": need.cpus} | ({"GPU": need.gpus} if need.gpus else {})
 
 
+def failure_reason(trial: Any) -> str:
+    """Return the last line of what broke a Tune trial."""
+    cause = getattr(trial.get_error(), "cause", None) or trial.get_error()
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "unknown"
+
+
 def _path(text: str | None) -> Path | None:
     return Path(text) if text else None

@@ -120,3 +120,20 @@ def test_validation_leaves_modes_draws_and_streams_alone(splits):
     assert "validation/robust_accuracy/eot_pgd_2x4" in first
     second = validate(model, splits.validation, RADIUS, InnerAttackConfig(step_size=0.05), ValidationConfig(steps=2), seed=0, batch_size=16)
     assert first == second
+
+
+def test_every_epoch_says_its_peak_memory(splits):
+    result = fit(network(), splits, RADIUS, config(epochs=2), seed=0)
+    peaks = [epoch["memory/peak_process_megabytes"] for epoch in result.history]
+    assert all(10 < peak < 100_000 for peak in peaks)
+
+
+def test_the_peak_of_an_earlier_epoch_is_forgotten():
+    import numpy as np
+
+    from trainers.peak_memory import PROCESS_METRIC, PeakMemory
+
+    first = PeakMemory(torch.device("cpu"))
+    np.ones(40 * 2**20)  # 320 MB, freed at once
+    large = first.metrics()[PROCESS_METRIC]
+    assert PeakMemory(torch.device("cpu")).metrics()[PROCESS_METRIC] < large - 200
