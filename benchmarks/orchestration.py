@@ -70,7 +70,7 @@ def bare(experiment: ExperimentConfig, folder: Path) -> list[float]:
 def under_tune(config: SweepConfig, home: Home) -> list[float]:
     """Train as a trial of a sweep and return the time at which the driver hears of the end of each epoch, in seconds."""
     ends: list[float] = []
-    from orchestration.sweeping.sweep import SweepListener
+    from orchestration.sweeping.listener import SweepListener
 
     heard = SweepListener.on_trial_result
 

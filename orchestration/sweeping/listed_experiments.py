@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from ray import tune
 from orchestration import console
 from orchestration.experiment import ExperimentConfig, ResourcesConfig
 from orchestration.home import Home
-from orchestration.tracking.tracker import FINGERPRINT_TAG, Tracker
+from orchestration.sweeping.trial_record import log_history
+from orchestration.tracking.background_writer import BackgroundWriter
+from orchestration.tracking.tracker import FINGERPRINT_TAG, StoreAway, Tracker
 from orchestration.training import cluster
 from orchestration.training.final_measures import MeasureConfig, kept_protocol_metrics
 from orchestration.training.resources import concurrency, trial_resources
@@ -78,6 +81,7 @@ def train_all(
         on_end: called when an experiment has finished or failed for good.
     """
     pending = [each for each in listed if not _is_done(RunFolder(home.run(each.experiment.fingerprint)), measure)]
+    _complete_records(kind, [each for each in listed if each not in pending], home, tracker, parent, measure)
     if not pending:
         return {}
     console.say(f"training the {kind}s {', '.join(each.title for each in pending)}")
@@ -86,9 +90,15 @@ def train_all(
     groups: dict[ResourcesConfig, list[Listed]] = {}
     for each in pending:
         groups.setdefault(each.experiment.resources, []).append(each)
-    with listener.board:
-        for resources, group in groups.items():
-            _train_alike(kind, [each.experiment for each in group], resources, home, data_root, measure, listener)
+    try:
+        with listener.board:
+            for resources, group in groups.items():
+                _train_alike(kind, [each.experiment for each in group], resources, home, data_root, measure, listener)
+    except BaseException:
+        with contextlib.suppress(StoreAway):  # what is raised already says why training ended
+            listener.writer.close(patience_s=5)
+        raise
+    listener.writer.close()
     return listener.failures
 
 
@@ -153,6 +163,7 @@ class _Listener(tune.Callback):
         self.runs: dict[str, str] = {}
         self.failures: dict[str, str] = {}
         self.on_end = on_end
+        self.writer = BackgroundWriter(tracker.uri)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune keeps a copy for its own way of restoring, which is never taken, and a terminal cannot be copied."""
@@ -161,27 +172,21 @@ class _Listener(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Open the MLflow run."""
         experiment = self.experiments[trial.config["fingerprint"]]
-        run_id = self.tracker.run(
-            self.kind, {FINGERPRINT_TAG: experiment.fingerprint}, self.titles[experiment.fingerprint], parent=self.parent
-        )
-        self.tracker.log_params(run_id, experiment.flatten())
-        self.tracker.log_json(run_id, experiment.model_dump(mode="json"), "config.json")
-        self.runs[experiment.fingerprint] = run_id
+        self.writer.later(self._open, experiment)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         """Log an epoch."""
         experiment = self.experiments[result["fingerprint"]]
-        run_id = self.runs[experiment.fingerprint]
         if "failed" in result:
             self._fail(experiment, result["failed"])
             return
         numbers = {key: value for key, value in result.items() if "/" in key and isinstance(value, int | float)}
         if result["finished"]:
-            self.tracker.log_metrics(run_id, {f"selected/{name}": value for name, value in numbers.items()})
-            self.tracker.finish(run_id)
+            self._log(experiment, "log_metrics", {f"selected/{name}": value for name, value in numbers.items()})
+            self._log(experiment, "finish")
             self.on_end(experiment)
             return
-        self.tracker.log_epoch(run_id, result["epoch"], numbers)
+        self._log(experiment, "log_epoch", result["epoch"], numbers)
         accuracies = [
             f"{100 * numbers[name]:.1f}" if name in numbers else "" for name in ("validation/clean_accuracy", "validation/robust_accuracy")
         ]
@@ -196,9 +201,44 @@ class _Listener(tune.Callback):
 
     def _fail(self, experiment: ExperimentConfig, reason: str) -> None:
         self.failures[experiment.fingerprint] = reason
-        run_id = self.runs.get(experiment.fingerprint)
-        if run_id is not None:
-            self.tracker.set_tags(run_id, {"rayndom.error": reason})
-            self.tracker.finish(run_id, "FAILED")
+        self._log(experiment, "set_tags", {"rayndom.error": reason})
+        self._log(experiment, "finish", "FAILED")
         console.warn(f"{self.titles[experiment.fingerprint]} failed: {reason}")
         self.on_end(experiment)
+
+    def _open(self, experiment: ExperimentConfig) -> None:
+        title = self.titles[experiment.fingerprint]
+        self.runs[experiment.fingerprint] = _open_run(self.kind, Listed(title, experiment), self.tracker, self.parent)
+
+    def _log(self, experiment: ExperimentConfig, method: str, *arguments: Any) -> None:
+        """Call a method of the tracker on an experiment's run, when the writer comes to it: then the run is open."""
+
+        def log() -> None:
+            if experiment.fingerprint not in self.runs:  # it failed before it started
+                self._open(experiment)
+            getattr(self.tracker, method)(self.runs[experiment.fingerprint], *arguments)
+
+        self.writer.later(log)
+
+
+def _open_run(kind: str, each: Listed, tracker: Tracker, parent: str) -> str:
+    run_id = tracker.run(kind, {FINGERPRINT_TAG: each.experiment.fingerprint}, each.title, parent=parent)
+    tracker.log_params(run_id, each.experiment.flatten())
+    tracker.log_json(run_id, each.experiment.model_dump(mode="json"), "config.json")
+    return run_id
+
+
+def _complete_records(kind: str, done: Sequence[Listed], home: Home, tracker: Tracker, parent: str, measure: MeasureConfig | None) -> None:
+    """Give finished experiments their closed run below `parent` where they have none: trained for another sweep, or by a start that was
+    killed before its last writes."""
+    closed = {run.data.tags.get(FINGERPRINT_TAG) for run in tracker.children(parent, kind) if run.info.status == "FINISHED"}
+    for each in done:
+        folder = RunFolder(home.run(each.experiment.fingerprint))
+        record = folder.result()
+        if each.experiment.fingerprint in closed or record is None:
+            continue
+        run_id = _open_run(kind, each, tracker, parent)
+        log_history(tracker, run_id, folder)
+        measured = (kept_protocol_metrics(folder, measure) or {}) if measure else {}
+        tracker.log_metrics(run_id, {f"selected/{name}": value for name, value in (record["metrics"] | measured).items()})
+        tracker.finish(run_id)

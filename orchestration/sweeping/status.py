@@ -16,8 +16,9 @@ from optuna.trial import FrozenTrial, TrialState
 from models.errors import UserError, unknown_name
 from orchestration.home import Home
 from orchestration.sweeping.config import SweepConfig
+from orchestration.sweeping.listener import dimension_cells, dimension_titles
 from orchestration.sweeping.study import is_feasible, spent, storage_url, superseded, target
-from orchestration.sweeping.sweep import best_trials, dimension_cells, dimension_titles
+from orchestration.sweeping.sweep import best_trials
 from orchestration.tracking.tracker import FINGERPRINT_TAG, PARENT_TAG, SWEEP_TAG, Tracker
 from orchestration.training.run_folder import RunFolder
 

@@ -30,6 +30,29 @@ PROXY = "proxy"  # epoch -> the metric that early stopping watches
 METRICS = "metrics"  # of the finished trial
 
 
+STUDY_ERRORS = (OperationalError, optuna.exceptions.StorageInternalError)
+LOCK_PATIENCE_S = 30
+
+
+class StudyAway(RuntimeError):
+    """The study cannot be read or written: its file is locked by another program, damaged, or there is no room for it.
+
+    Args:
+        folder: of the sweep. error: what the storage raised.
+    """
+
+    def __init__(self, folder: Path, error: BaseException) -> None:
+        cause = str(getattr(error, "orig", None) or getattr(error.__cause__, "orig", None) or error.__cause__ or error)
+        hint = (
+            f"Another program has held it for {LOCK_PATIENCE_S} s; close it"
+            if "locked" in cause
+            else "Make room"
+            if "full" in cause
+            else "Mend it"
+        )
+        super().__init__(f"the study {folder / 'study.db'} cannot be used: {cause}. {hint} and start the same command again.")
+
+
 def storage_url(folder: Path) -> str:
     """Return the URL of a sweep's study; optuna-dashboard opens it."""
     return f"sqlite:///{folder / 'study.db'}"
@@ -46,7 +69,7 @@ def open_study(config: SweepConfig, folder: Path) -> optuna.Study:
     directions = ["maximize" if objective.mode == "max" else "minimize" for objective in config.objectives]
     try:
         study = optuna.create_study(
-            storage=optuna.storages.RDBStorage(storage_url(folder), engine_kwargs={"connect_args": {"timeout": 30}}),
+            storage=optuna.storages.RDBStorage(storage_url(folder), engine_kwargs={"connect_args": {"timeout": LOCK_PATIENCE_S}}),
             study_name=config.name,
             directions=directions,
             sampler=_sampler(config, config.seed),
@@ -58,17 +81,17 @@ def open_study(config: SweepConfig, folder: Path) -> optuna.Study:
         if fresh:
             for point in planned_points(config):
                 study.enqueue_trial({name: label(value) for name, value in point.items()})
+        again = superseded(study)
         for trial in study.trials:
             if trial.state == TrialState.RUNNING:
+                # Marked first: a kill between these lines must not leave a trial that nobody runs again.
+                study._storage.set_trial_user_attr(trial._trial_id, RETRY, True)
                 study.tell(trial.number, state=TrialState.FAIL)
-            elif trial.state != TrialState.FAIL or not trial.user_attrs.get(RETRY) or trial.number in superseded(study):
+            elif trial.state != TrialState.FAIL or not trial.user_attrs.get(RETRY) or trial.number in again:
                 continue
             study.enqueue_trial(trial.params, user_attrs={RESUMES: trial.number})
-    except (OperationalError, optuna.exceptions.StorageInternalError) as error:
-        raise UserError(
-            f"the study {folder / 'study.db'} cannot be opened: {error.__cause__ or error}. Another program may hold it; close it and "
-            "start the same command again."
-        ) from None
+    except STUDY_ERRORS as error:
+        raise UserError(str(StudyAway(folder, error))) from None
     return study
 
 

@@ -7,9 +7,10 @@ from typing import Any
 from orchestration import console
 from orchestration.sweeping.analysis import MIN_TRIALS, RankCorrelation, full_trials, importances, infeasible, proxy_correlations
 from orchestration.sweeping.config import SweepConfig
+from orchestration.sweeping.listener import dimension_cells, dimension_titles
 from orchestration.sweeping.plots import write_plots
 from orchestration.sweeping.study import superseded
-from orchestration.sweeping.sweep import SweepOutcome, dimension_cells, dimension_titles
+from orchestration.sweeping.sweep import SweepOutcome
 from orchestration.tracking.tracker import Tracker
 
 ENDS = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed"}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 from ray import tune
-from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 
 from orchestration import console
@@ -22,10 +21,20 @@ from orchestration.environment import collect_environment
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
 from orchestration.sweeping.config import SweepConfig
-from orchestration.sweeping.joint_space import RECIPE
-from orchestration.sweeping.study import StudySearch, is_feasible, open_study, proxy_values, spent, superseded, target
-from orchestration.tracking.background_writer import BackgroundWriter
-from orchestration.tracking.tracker import FINGERPRINT_TAG, SWEEP_TAG, Tracker
+from orchestration.sweeping.listener import SweepListener
+from orchestration.sweeping.study import (
+    STUDY_ERRORS,
+    StudyAway,
+    StudySearch,
+    is_feasible,
+    open_study,
+    proxy_values,
+    spent,
+    superseded,
+    target,
+)
+from orchestration.sweeping.trial_record import complete_trial_records
+from orchestration.tracking.tracker import SWEEP_TAG, StoreAway, Tracker
 from orchestration.training import cluster
 from orchestration.training.resources import concurrency, trial_resources
 from orchestration.training.run_folder import replace_text
@@ -44,19 +53,6 @@ BUDGET_FIELDS = {
 }
 # Fields that came later: at their defaults they are not part of a sweep's key, so that earlier sweeps keep theirs.
 LATER_FIELDS = {"recipes", "constraints", "measure", "points", "prior"}
-
-
-@dataclass
-class TrialRow:
-    """One line of the board."""
-
-    number: int
-    values: Mapping[str, Any]
-    state: str = "starting"
-    epoch: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
-    run_id: str = ""
-    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,7 +86,12 @@ def sweep_key(config: SweepConfig) -> str:
 
 
 class RememberingAsha(AsyncHyperBandScheduler):
-    """ASHA that also compares with trials of earlier starts of the same sweep."""
+    """ASHA that also compares with trials of earlier starts of the same sweep, and that stops no trial at its last epoch."""
+
+    def spare_the_last_epoch(self, epochs: int) -> None:
+        """Leave out rungs at or beyond the last epoch: what has trained to its end counts, whatever the others did."""
+        for bracket in self._brackets:
+            bracket._rungs = [(milestone, recorded) for milestone, recorded in bracket._rungs if milestone < epochs]
 
     def remember(self, config: SweepConfig, study: optuna.Study) -> None:
         """Enter what early stopping compares of all trials in the study."""
@@ -106,10 +107,12 @@ def run_sweep(config: SweepConfig, home: Home, data_root: Path | None, *, addres
 
     Raises:
         UserError: the resources do not suffice for one trial, the study is locked, or a name is wrong.
+        StudyAway, StoreAway, NoSpace: the study, the MLflow store or the disk failed on the way; everything finished is kept.
         KeyboardInterrupt: Ctrl-C; everything finished is kept.
     """
     base = config.experiment({})
     need = trial_resources(base.resources)
+    console.say(f"joining Ray at {address}" if address else "starting Ray")
     available = cluster.connect(address, dashboard=need.workers > 1 and config.stopping is not None)
     at_once = concurrency(need, available, config.max_concurrent_trials)
     key = sweep_key(config)
@@ -125,13 +128,19 @@ def run_sweep(config: SweepConfig, home: Home, data_root: Path | None, *, addres
     for remark in config.remarks:
         console.say(remark)
     console.say(f"study {folder / 'study.db'}; MLflow {tracker.link(parent)}")
+    late = complete_trial_records(config, key, study, home, tracker, parent)
+    if late:
+        console.say(f"logged what an earlier start could not: trials {', '.join(map(str, late))}")
     if done < wanted:
         listener = SweepListener(config, tracker, parent, key, done, wanted)
         try:
             with listener.board:
                 _tune(config, base, home, data_root, study, at_once, wanted - done, listener, folder, key)
-        finally:
-            listener.writer.close()
+        except BaseException:
+            with contextlib.suppress(StoreAway):  # what is raised already says why the sweep ended
+                listener.writer.close(patience_s=5)
+            raise
+        listener.writer.close()
     study = open_study_readonly(config, folder, study)
     complete = spent(study) >= wanted
     return SweepOutcome(
@@ -201,9 +210,9 @@ def _tune(
             grace_period=min(config.stopping.grace_epochs, epochs),
             reduction_factor=config.stopping.reduction_factor,
         )
+        scheduler.spare_the_last_epoch(epochs)
         scheduler.remember(config, study)
     search = StudySearch(config, study)
-    listener.search = search
     tuner = tune.Tuner(
         tune.with_resources(trial, tune_resources(base)),
         tune_config=tune.TuneConfig(
@@ -217,154 +226,41 @@ def _tune(
             name=f"start-{start}",
             storage_path=str(folder / "tune"),
             callbacks=[listener],
+            stop=_OnFullDisk(listener),
             failure_config=tune.FailureConfig(max_failures=2),
             checkpoint_config=tune.CheckpointConfig(),
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except STUDY_ERRORS as error:
+        raise StudyAway(folder, error) from error
+    if listener.full_disk is not None:
+        raise NoSpace(f"a trial could not write ({listener.full_disk}); make room below {home.root}. All finished epochs are kept")
 
 
-class SweepListener(tune.Callback):
-    """Follows the trials: tells MLflow, renews the board."""
+class NoSpace(RuntimeError):
+    """The disk is full."""
 
-    def __init__(self, config: SweepConfig, tracker: Tracker, parent: str, key: str, done: int, wanted: int) -> None:
-        self.config, self.tracker, self.parent, self.key = config, tracker, parent, key
-        self.done, self.wanted = done, wanted
-        self.writer = BackgroundWriter()
-        self.started = time.monotonic()
-        self.done_at_start = done
-        self.rows: dict[str, TrialRow] = {}
-        self.search: StudySearch | None = None
-        self.epochs = max(experiment.training.epochs for experiment in config.base_experiments())
-        dimensions = dimension_titles(config)
-        self.board = console.Board(f"sweep {config.name}", ["trial", "state", "epoch", *dimensions, "clean %", "robust %"])
+
+class _OnFullDisk(tune.Stopper):
+    """Ends the search when a trial found the disk full: the others would only fail one after the other."""
+
+    def __init__(self, listener: SweepListener) -> None:
+        self.listener = listener
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Stop no trial for its result."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Return whether a trial found the disk full."""
+        return self.listener.full_disk is not None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Tune keeps a copy for its own way of restoring, which a sweep never takes, and a thread cannot be copied."""
+        """Return nothing, like the listener."""
         return {}
-
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Open the trial's MLflow run and its line."""
-        if trial.trial_id in self.rows:
-            return
-        suggestion = trial.config
-        experiment = self.config.experiment(suggestion["values"])
-        row = TrialRow(suggestion["number"], suggestion["values"], "running", fingerprint=experiment.fingerprint)
-        identity = {SWEEP_TAG: self.key, FINGERPRINT_TAG: experiment.fingerprint}
-        row.run_id = self.writer.now(self.tracker.run, "trial", identity, f"trial {suggestion['number']}", self.parent)
-        self.writer.later(self.tracker.log_params, row.run_id, experiment.flatten())
-        self.writer.later(self.tracker.log_json, row.run_id, experiment.model_dump(mode="json"), "config.json")
-        self.rows[trial.trial_id] = row
-        self._show(f"trial {row.number}: started, {_settings(row.values)}")
-
-    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
-        """Log an epoch."""
-        row = self.rows[trial.trial_id]
-        numbers = {name: value for name, value in result.items() if _is_metric(name) and isinstance(value, int | float)}
-        if result.get("finished"):
-            row.metrics = numbers
-            self.writer.later(self.tracker.log_metrics, row.run_id, {f"selected/{name}": value for name, value in numbers.items()})
-            return
-        row.epoch = result["epoch"]
-        row.metrics = {**row.metrics, **numbers}
-        self.writer.later(self.tracker.log_epoch, row.run_id, row.epoch, numbers)
-        self._show(
-            f"trial {row.number}: epoch {row.epoch}/{self.epochs}, loss {numbers.get('train/loss', float('nan')):.3f}"
-            f"{_accuracies(row.metrics)}; {self._summary()}"
-        )
-
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Close a trial that ended, by itself or stopped by ASHA."""
-        row = self.rows[trial.trial_id]
-        finished = bool((trial.last_result or {}).get("finished"))
-        row.state = "finished" if finished else f"stopped at {row.epoch}"
-        self.done += 1
-        self.writer.later(self.tracker.set_tags, row.run_id, {"rayndom.state": "finished" if finished else "stopped early by ASHA"})
-        self.writer.later(self.tracker.finish, row.run_id)
-        self._show(f"trial {row.number}: {row.state}{_accuracies(row.metrics)}; {self._summary()}")
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Close a trial that broke for good."""
-        row = self.rows.get(trial.trial_id)
-        if row is None:
-            return
-        row.state = "failed"
-        self.done += 1
-        reason = _reason(trial)
-        self.writer.later(self.tracker.set_tags, row.run_id, {"rayndom.state": "failed", "rayndom.error": reason})
-        self.writer.later(self.tracker.finish, row.run_id, "FAILED")
-        console.warn(f"trial {row.number} failed: {reason}")
-        self._show(f"trial {row.number}: failed; {self._summary()}")
-
-    def _show(self, event: str) -> None:
-        rows = [
-            [
-                row.number,
-                row.state,
-                f"{row.epoch}/{self.epochs}",
-                *dimension_cells(self.config, row.values),
-                _percent(row.metrics.get("validation/clean_accuracy")),
-                _percent(row.metrics.get("validation/robust_accuracy")),
-            ]
-            for row in self.rows.values()
-        ]
-        self.board.show(rows, self._summary(), event)
-
-    def _summary(self) -> str:
-        over = self.done - self.done_at_start
-        running = [row for row in self.rows.values() if row.state == "running"]
-        # Partly trained trials count by their epochs, so that the estimate moves between ends of trials.
-        progress = over + sum(row.epoch / self.epochs for row in running)
-        left = "time left unknown"
-        if progress > 0.2:
-            seconds = (time.monotonic() - self.started) * (self.wanted - self.done_at_start - progress) / progress
-            left = f"at most {console.duration(seconds)} left"
-        best = max((row.metrics.get("validation/robust_accuracy", -1.0) for row in self.rows.values()), default=-1.0)
-        shown = f", best robust {100 * best:.1f} %" if best >= 0 else ""
-        return f"{self.done}/{self.wanted} trials over{shown}, {left}"
-
-
-def _is_metric(name: str) -> bool:
-    return name.startswith(("train/", "validation/", "time/", "model/"))
-
-
-def _accuracies(metrics: Mapping[str, float]) -> str:
-    if "validation/clean_accuracy" not in metrics:
-        return ""
-    return f", clean {_percent(metrics['validation/clean_accuracy'])} %, robust {_percent(metrics['validation/robust_accuracy'])} %"
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
-
-
-def dimension_titles(config: SweepConfig) -> list[str]:
-    """Return the heads of the columns that show a trial's values; the dimensions of several recipes share one column."""
-    if config.recipes:
-        return ["recipe", "values"]
-    return [name.rpartition(".")[2] for name in config.space or {}]
-
-
-def dimension_cells(config: SweepConfig, values: Mapping[str, Any]) -> list[str]:
-    """Return a trial's values, one for each of `dimension_titles`."""
-    if config.recipes:
-        return [str(values.get(RECIPE, "")), _settings({name: value for name, value in values.items() if name != RECIPE})]
-    return [_short(values.get(name)) for name in config.space or {}]
-
-
-def _settings(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name.rpartition('.')[2]} {_short(value)}" for name, value in values.items())
-
-
-def _reason(trial: Trial) -> str:
-    cause = getattr(trial.get_error(), "cause", None) or trial.get_error()
-    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "unknown"
 
 
 def _flat_environment() -> dict[str, str]:

@@ -25,7 +25,8 @@ from orchestration.sweeping.config import SweepConfig
 from orchestration.sweeping.listed_experiments import train_baselines
 from orchestration.sweeping.repeats import choose_by_mean, log_repeats, run_repeats, show_repeats
 from orchestration.sweeping.summary import conclude_search, show_trials
-from orchestration.sweeping.sweep import SweepOutcome, run_sweep
+from orchestration.sweeping.sweep import SweepOutcome, run_sweep, sweep_key
+from orchestration.sweeping.sweep_lock import only_driver
 from orchestration.tracking.tracker import Tracker
 from orchestration.training.resources import trial_resources
 from orchestration.training.run_folder import RunFolder
@@ -40,18 +41,36 @@ def run_whole_sweep(
     Raises:
         UserError: a mistake, found before any worker starts.
     """
-    started = time.monotonic()
     base = config.experiment({})
     for experiment in config.base_experiments():
         load_data(experiment.data, data_root)  # a missing data set is found here, not in a worker
     baselines = [config.baseline_experiment(recipe) for recipe in config.baselines]
-    tracker = Tracker(home, base.tracking.experiment)
-    outcome: SweepOutcome | None = None
-    try:
-        outcome = run_sweep(config, home, data_root, address=address, tracker=tracker)
-    finally:
-        if outcome is None or not outcome.complete:
-            console.say(f"not finished; go on with:  {resume_command()}")
+    with only_driver(home.sweep(sweep_key(config)), config.name):
+        tracker = Tracker(home, base.tracking.experiment)
+        console.say(f"if it is interrupted, however that happens, it goes on with:  {resume_command()}")
+        summary: dict[str, Any] = {"complete": False}
+        try:
+            summary = _run_to_its_end(config, baselines, home, data_root, address, tracker, evaluate)
+        except UserError:
+            summary = {"complete": True}  # a mistake: the same command would fail again
+            raise
+        finally:
+            if not summary["complete"]:
+                console.say(f"not finished; go on with:  {resume_command()}")
+        return summary
+
+
+def _run_to_its_end(
+    config: SweepConfig,
+    baselines: list[ExperimentConfig],
+    home: Home,
+    data_root: Path | None,
+    address: str | None,
+    tracker: Tracker,
+    evaluate: bool,
+) -> dict[str, Any]:
+    started = time.monotonic()
+    outcome = run_sweep(config, home, data_root, address=address, tracker=tracker)
     summary: dict[str, Any] = {
         "sweep": config.name,
         "complete": outcome.complete,

@@ -2,46 +2,61 @@
 
 The driver process is the only writer. A sweep is a parent run, each trial a child, tagged with what identifies it; a run is looked up
 by its tags before one is created. Metrics of an epoch are logged once: epochs up to the last logged one are skipped.
-A store that is away for a while does not stop training: what could not be logged is kept and sent with the next epoch.
+Every call leaves the same record when it is made twice, so that `BackgroundWriter` may try again while the store is away.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
+import os
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+# With MLflow's own seven tries a call to a server that is away takes minutes. It must fail sooner, to be told and tried again.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+
 import mlflow
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from models.errors import UserError
 from orchestration.home import Home
 
-logger = logging.getLogger(__name__)
-
 PARENT_TAG = "mlflow.parentRunId"
 NAME_TAG = "mlflow.runName"
+ARTIFACTS_VARIABLE = "MLFLOW_DEFAULT_ARTIFACT_ROOT"  # MLflow's own name for it
 FINGERPRINT_TAG = "rayndom.fingerprint"
 KIND_TAG = "rayndom.kind"
 SWEEP_TAG = "rayndom.sweep"
 
 _PARAMS_PER_CALL = 90
 _PARAM_LENGTH = 5900
+_METRICS_PER_CALL = 900
+_AWAY_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "BAD_GATEWAY", "GATEWAY_TIMEOUT")
 
 
-@dataclass
-class _Pending:
-    """Metrics that the store has not taken yet."""
+class StoreAway(RuntimeError):
+    """The MLflow store stayed away; nothing that was trained is lost."""
 
-    metrics: list[Metric] = field(default_factory=list)
+
+def is_away(error: BaseException) -> bool:
+    """Return whether an error says that the store cannot be reached or cannot work now, rather than that it refuses what was asked."""
+    if isinstance(error, MlflowException):
+        return error.error_code in _AWAY_CODES
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):
+        return False  # what was to be stored is not there, or may not be read
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(status, int):
+        return status >= 500 or status in (408, 429)
+    # Sockets, disks and `requests` raise OSError; the S3 client, which may not be installed, has its own family.
+    return isinstance(error, OSError) or (type(error).__module__.startswith("botocore") and "Connect" in type(error).__name__)
 
 
 class Tracker:
@@ -63,15 +78,17 @@ class Tracker:
         try:
             found = self.client.get_experiment_by_name(experiment)
             if found is None:
-                location = home.artifacts.as_uri() if self.uri.startswith("sqlite:") else None
-                self.experiment_id = self.client.create_experiment(experiment, artifact_location=location)
+                self.experiment_id = self.client.create_experiment(experiment, artifact_location=_artifact_location(self.uri, home))
             elif found.lifecycle_stage == "deleted":
                 raise UserError(f"the MLflow experiment {experiment!r} was deleted; restore it or choose another name")
             else:
                 self.experiment_id = found.experiment_id
         except MlflowException as error:
             raise UserError(f"cannot use the MLflow store {display_uri(self.uri)}: {error.message}") from None
-        self._pending: dict[str, _Pending] = {}
+        except ImportError as error:
+            raise UserError(
+                f"the MLflow store {display_uri(self.uri)} needs the package {error.name}: `make setup EXTRAS=server` installs it"
+            ) from None
         self._last_step: dict[str, int] = {}
 
     def run(self, kind: str, identity: Mapping[str, str], name: str, parent: str | None = None) -> str:
@@ -98,6 +115,18 @@ class Tracker:
         found = self.client.search_runs([self.experiment_id], filter_string=clause, max_results=1)
         return found[0].info.run_id if found else None
 
+    def children(self, parent: str, kind: str) -> list[Run]:
+        """Return the runs of a kind below a parent run."""
+        clauses = f"tags.`{PARENT_TAG}` = '{parent}' and tags.`{KIND_TAG}` = '{kind}'"
+        found: list[Run] = []
+        token = None
+        while True:
+            page = self.client.search_runs([self.experiment_id], clauses, max_results=1000, page_token=token)
+            found += page
+            token = page.token
+            if not token:
+                return found
+
     def fingerprint_of(self, run_id: str) -> str | None:
         """Return the fingerprint that a run is tagged with.
 
@@ -121,34 +150,26 @@ class Tracker:
         self.client.log_batch(run_id, tags=[RunTag(key, str(value)[:_PARAM_LENGTH]) for key, value in tags.items()])
 
     def log_epoch(self, run_id: str, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Log an epoch's metrics once. An epoch that the run already has is skipped; a store that is away is tried again later."""
+        """Log an epoch's metrics once. An epoch that the run already has is skipped."""
         if epoch <= self._logged_until(run_id):
             return
+        # Until the store has answered it is unknown whether it has this epoch: a second try asks first.
+        del self._last_step[run_id]
+        self._log_batches(run_id, metrics, epoch)
         self._last_step[run_id] = epoch
-        now = int(time.time() * 1000)
-        pending = self._pending.setdefault(run_id, _Pending())
-        pending.metrics += [Metric(key, float(value), now, epoch) for key, value in metrics.items()]
-        self._send(run_id)
 
-    def _send(self, run_id: str) -> bool:
-        pending = self._pending.get(run_id)
-        if not pending or not pending.metrics:
-            return True
-        try:
-            for start in range(0, len(pending.metrics), 900):
-                self.client.log_batch(run_id, metrics=pending.metrics[start : start + 900])
-        except (MlflowException, OSError) as error:
-            logger.warning("the MLflow store is away (%s); %d metrics wait", error, len(pending.metrics))
-            return False
-        pending.metrics.clear()
-        return True
+    def _log_batches(self, run_id: str, metrics: Mapping[str, float], step: int) -> None:
+        now = int(time.time() * 1000)
+        entries = [Metric(key, float(value), now, step) for key, value in metrics.items()]
+        for start in range(0, len(entries), _METRICS_PER_CALL):
+            self.client.log_batch(run_id, metrics=entries[start : start + _METRICS_PER_CALL])
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
         """Log final metrics, replacing nothing: those already logged with the same value are left out."""
         known = self.client.get_run(run_id).data.metrics
-        fresh = [Metric(key, float(value), int(time.time() * 1000), 0) for key, value in metrics.items() if known.get(key) != value]
+        fresh = {key: value for key, value in metrics.items() if key not in known or not _same(known[key], value)}
         if fresh:
-            self.client.log_batch(run_id, metrics=fresh)
+            self._log_batches(run_id, fresh, 0)
 
     def log_json(self, run_id: str, content: Any, path: str) -> None:
         """Store a JSON artifact."""
@@ -162,17 +183,13 @@ class Tracker:
         """Store one file as an artifact."""
         self.client.log_artifact(run_id, str(file), path)
 
-    def finish(self, run_id: str, status: str = "FINISHED", *, patience_s: float = 60) -> None:
-        """End a run: `FINISHED`, `FAILED` or `KILLED`. Metrics that wait are sent first, for at most `patience_s` seconds.
+    def has_folder(self, run_id: str, folder: Path, path: str) -> bool:
+        """Return whether a run has every file of a folder as an artifact below `path`."""
+        stored = {Path(item.path).name for item in self.client.list_artifacts(run_id, path)}
+        return {entry.name for entry in folder.iterdir()} <= stored
 
-        Raises:
-            RuntimeError: the store stayed away.
-        """
-        deadline = time.monotonic() + patience_s
-        while not self._send(run_id):
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"the MLflow store {display_uri(self.uri)} stayed away; start the same command again to log the rest")
-            time.sleep(2)
+    def finish(self, run_id: str, status: str = "FINISHED") -> None:
+        """End a run: `FINISHED`, `FAILED` or `KILLED`."""
         self.client.set_terminated(run_id, status)
 
     def _logged_until(self, run_id: str) -> int:
@@ -184,12 +201,23 @@ class Tracker:
     def link(self, run_id: str) -> str:
         """Return where a person finds the run."""
         if self.uri.startswith("http"):
-            return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{run_id}"
+            return f"{display_uri(self.uri)}/#/experiments/{self.experiment_id}/runs/{run_id}"
         return f"run {run_id} (`rayndom ui` opens MLflow)"
 
 
+def _artifact_location(uri: str, home: Home) -> str | None:
+    """Return where a new experiment keeps its artifacts: a server decides for itself, a database is told."""
+    if urlsplit(uri).scheme.split("+")[0] not in ("sqlite", "postgresql", "mysql", "mssql"):
+        return None
+    return os.environ.get(ARTIFACTS_VARIABLE) or home.artifacts.as_uri()
+
+
+def _same(known: float, value: float) -> bool:
+    return known == value or (math.isnan(known) and math.isnan(value))
+
+
 def download_model(home: Home, target: str, destination: Path) -> Path:
-    """Fetch the exported model of an MLflow run id or `models:/NAME@ALIAS` to `destination` and return its folder.
+    """Fetch the exported model of an MLflow run id (of a sweep: its winner) or `models:/NAME@ALIAS` to `destination`; return its folder.
 
     Raises:
         UserError: no such run or model, or it holds no exported model.
@@ -197,13 +225,19 @@ def download_model(home: Home, target: str, destination: Path) -> Path:
     _check_reachable(home.tracking_uri)
     _quiet()
     mlflow.set_tracking_uri(home.tracking_uri)
-    uri = target if target.startswith("models:/") else f"runs:/{target}/model"
     try:
+        uri = target if target.startswith("models:/") else _model_uri(target)
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(destination)))
     except MlflowException as error:
         raise UserError(f"no exported model at {target!r} in {display_uri(home.tracking_uri)}: {error.message}") from None
-    except OSError as error:
+    except (OSError, ImportError) as error:
         raise UserError(f"cannot fetch the model of {target!r}: {error}") from None
+
+
+def _model_uri(run_id: str) -> str:
+    """Return where a run keeps its exported model: a training run its own, a sweep its winner's."""
+    folders = {item.path for item in MlflowClient().list_artifacts(run_id) if item.is_dir}
+    return f"runs:/{run_id}/{'winner' if 'winner' in folders and 'model' not in folders else 'model'}"
 
 
 def display_uri(uri: str) -> str:

@@ -20,7 +20,7 @@ import yaml
 
 from models.errors import UserError
 from orchestration.experiment import ExperimentConfig
-from trainers.checkpoint import STATE_FILE
+from trainers.checkpoint import STATE_FILE, read_state
 
 RESULT_FILE = "result.json"
 CONFIG_FILE = "config.yaml"
@@ -52,6 +52,17 @@ class RunFolder:
             return json.loads(path.read_text())
         except json.JSONDecodeError as error:
             raise UserError(f"{path} is damaged ({error}); delete the folder to train again") from None
+
+    def history(self) -> list[dict[str, float]]:
+        """Return the metrics of each epoch that is finished, empty if there is none.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+        finished = self.result()
+        if finished is not None:
+            return finished["history"]
+        return read_state(self.path)["history"] if self.has_state else []
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Mark the run as finished, atomically."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from orchestration import console
 from orchestration.environment import collect_environment
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
-from orchestration.tracking.tracker import FINGERPRINT_TAG, Tracker
+from orchestration.tracking.background_writer import BackgroundWriter
+from orchestration.tracking.tracker import FINGERPRINT_TAG, StoreAway, Tracker
 from orchestration.training.run_folder import RunFolder
 from orchestration.training.training_run import RunResult, train_here
 from trainers.reporting import EpochReport
@@ -78,6 +80,7 @@ def run_single(
 
     Raises:
         UserError: a mistake, found before any worker starts. TrainingDiverged, OSError: while running; finished epochs are kept.
+        StoreAway: trained, but the MLflow store stayed away; the same call logs the rest.
     """
     folder = RunFolder(home.run(experiment.fingerprint))
     tracker = Tracker(home, experiment.tracking.experiment)
@@ -94,9 +97,10 @@ def run_single(
     if known:
         console.say(f"going on after epoch {known}")
     progress = _Progress(experiment)
+    writer = BackgroundWriter(tracker.uri)
 
     def on_epoch(report: EpochReport) -> None:
-        tracker.log_epoch(run_id, report.epoch, report.metrics)
+        writer.later(tracker.log_epoch, run_id, report.epoch, dict(report.metrics))
         progress.epoch(report, replayed=report.epoch <= known)
 
     try:
@@ -108,18 +112,24 @@ def run_single(
             else:
                 with folder.locked():
                     result = train_here(experiment, folder, data_root, on_epoch=on_epoch, on_step=progress.step)
-    except KeyboardInterrupt:
-        tracker.finish(run_id, "KILLED")
+    except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt | SystemExit):
+            writer.later(tracker.set_tags, run_id, {"rayndom.error": str(error)})
+        writer.later(tracker.finish, run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+        with contextlib.suppress(StoreAway):  # what is raised already says why training ended
+            writer.close(patience_s=5)
         raise
-    except Exception as error:
-        tracker.set_tags(run_id, {"rayndom.error": str(error)})
-        tracker.finish(run_id, "FAILED")
-        raise
-    tracker.log_metrics(run_id, {f"selected/{name}": value for name, value in result.metrics.items()})
-    if not result.reused:
-        tracker.log_folder(run_id, result.folder.model, "model")
-    tracker.finish(run_id)
+    writer.later(tracker.log_metrics, run_id, {f"selected/{name}": value for name, value in result.metrics.items()})
+    writer.later(_log_model, tracker, run_id, result)
+    writer.later(tracker.finish, run_id)
+    writer.close()
     return result, run_id
+
+
+def _log_model(tracker: Tracker, run_id: str, result: RunResult) -> None:
+    # A run that was finished before may have ended while the store was away.
+    if not result.reused or not tracker.has_folder(run_id, result.folder.model, "model"):
+        tracker.log_folder(run_id, result.folder.model, "model")
 
 
 def _finished_epochs(folder: RunFolder) -> int:

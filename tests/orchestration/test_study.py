@@ -163,6 +163,22 @@ def test_asha_remembers_trials_of_earlier_starts(config, tmp_path):
     assert scheduler.on_trial_result(None, trial, result) == "STOP"
 
 
+def test_asha_stops_no_trial_at_its_last_epoch():
+    from types import SimpleNamespace
+
+    metric = "validation/robust_accuracy"
+    scheduler = RememberingAsha(time_attr="epoch", metric=metric, mode="max", max_t=9, grace_period=2, reduction_factor=2)
+    scheduler.spare_the_last_epoch(8)
+    actions = {}
+    for index in range(6):
+        trial = SimpleNamespace(trial_id=f"t{index}")
+        scheduler.on_trial_add(None, trial)
+        for epoch in (2, 4, 8):
+            actions[index, epoch] = scheduler.on_trial_result(None, trial, {"epoch": epoch, metric: 0.9 - 0.1 * index})
+    assert "STOP" in {actions[5, epoch] for epoch in (2, 4)}, "the last one is the worst"
+    assert {actions[index, 8] for index in range(6)} == {"CONTINUE"}
+
+
 @pytest.mark.parametrize(
     ("need", "available", "expected"),
     [

@@ -1,6 +1,8 @@
-"""MLflow: one run per identity, each epoch once, parents and children, a store that is away for a while."""
+"""MLflow: one run per identity, each epoch once, parents and children, a store that is away for a while or that refuses."""
 
 from __future__ import annotations
+
+import time
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -9,7 +11,8 @@ from models.errors import UserError
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
 from orchestration.recipes import load_recipe
-from orchestration.tracking.tracker import PARENT_TAG, Tracker, display_uri
+from orchestration.tracking.background_writer import BackgroundWriter
+from orchestration.tracking.tracker import PARENT_TAG, StoreAway, Tracker, display_uri
 
 
 @pytest.fixture
@@ -40,21 +43,62 @@ def test_an_epoch_is_logged_once_however_often_it_is_reported(tracker, home):
     assert values(tracker, run_id) == [(1, 1.0), (2, 2.0), (3, 30.0)]
 
 
-def test_metrics_wait_while_the_store_is_away(tracker, monkeypatch):
+def away(*args, **kwargs):
+    raise MlflowException("connection refused")
+
+
+def test_what_is_logged_waits_while_the_store_is_away_and_comes_in_order(tracker, monkeypatch, capsys):
     run_id = tracker.run("run", {"rayndom.fingerprint": "abc"}, "one")
     real = tracker.client.log_batch
-
-    def away(*args, **kwargs):
-        raise MlflowException("connection refused")
-
     monkeypatch.setattr(tracker.client, "log_batch", away)
-    tracker.log_epoch(run_id, 1, {"train/loss": 1.0})
-    tracker.log_epoch(run_id, 2, {"train/loss": 2.0})
+    writer = BackgroundWriter("http://someone:secret@127.0.0.1:5000", retry_s=0.05)
+    for epoch in (1, 2, 3):
+        writer.later(tracker.log_epoch, run_id, epoch, {"train/loss": float(epoch)})
+    writer.later(tracker.finish, run_id)
+    time.sleep(0.3)
+    assert values(tracker, run_id) == []
     monkeypatch.setattr(tracker.client, "log_batch", real)
-    tracker.log_epoch(run_id, 3, {"train/loss": 3.0})
+    writer.close()
     assert values(tracker, run_id) == [(1, 1.0), (2, 2.0), (3, 3.0)]
-    tracker.finish(run_id)
     assert tracker.client.get_run(run_id).info.status == "FINISHED"
+    shown = capsys.readouterr()
+    assert shown.err.count("is away (connection refused)") == 1, "said once, not at each try"
+    assert "127.0.0.1:5000 is back" in shown.out
+    assert "secret" not in shown.out + shown.err
+
+
+def test_an_epoch_that_the_store_took_before_its_answer_was_lost_is_not_logged_twice(tracker, monkeypatch):
+    run_id = tracker.run("run", {"rayndom.fingerprint": "abc"}, "one")
+    real, calls = tracker.client.log_batch, []
+
+    def answer_is_lost(*args, **kwargs):
+        real(*args, **kwargs)
+        calls.append(1)
+        if len(calls) == 1:
+            raise MlflowException("read timed out")
+
+    monkeypatch.setattr(tracker.client, "log_batch", answer_is_lost)
+    writer = BackgroundWriter(tracker.uri, retry_s=0.02)
+    for epoch in (1, 2):
+        writer.later(tracker.log_epoch, run_id, epoch, {"train/loss": float(epoch)})
+    writer.close()
+    assert values(tracker, run_id) == [(1, 1.0), (2, 2.0)]
+
+
+def test_a_store_that_stays_away_is_one_clear_error_and_a_refusal_is_not_tried_again(tracker, monkeypatch):
+    run_id = tracker.run("run", {"rayndom.fingerprint": "abc"}, "one")
+    monkeypatch.setattr(tracker.client, "log_batch", away)
+    writer = BackgroundWriter("http://someone:secret@127.0.0.1:5000", retry_s=0.02, patience_s=0.2)
+    writer.later(tracker.log_epoch, run_id, 1, {"train/loss": 1.0})
+    writer.later(tracker.finish, run_id)
+    with pytest.raises(StoreAway, match=r"2 entries wait.*the same command again logs the rest") as caught:
+        writer.close()
+    assert "secret" not in str(caught.value)
+    monkeypatch.undo()
+    refusing = BackgroundWriter(tracker.uri, patience_s=0.2)
+    refusing.later(tracker.finish, "0" * 32)
+    with pytest.raises(MlflowException, match="not found"):
+        refusing.close()
 
 
 def test_parameters_survive_mlflow_and_are_not_logged_twice(tracker):

@@ -1,0 +1,204 @@
+"""What breaks under a sweep: worker, trial, node, tracking server, disk, study. Each is really broken; the record must be whole after it.
+
+One fault per test, so that a failure names it; each takes minutes, most of them for starting Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestration.home import Home
+from tests.orchestration.services import TrackingServer
+from tests.orchestration.sweep_process import SweepProcess, assert_whole_record, run_folder_state, runs_of
+from tests.orchestration.test_sweep_on_ray import write_sweep
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+SEARCH = ("--no-evaluation",)
+TRIED_AGAIN = "broke and is tried again"
+
+
+def epochs_seen(text: str) -> int:
+    return len(re.findall(r"^trial \d+: epoch", text, re.M))
+
+
+def assert_resumable(process: SweepProcess, *parts: str) -> None:
+    """Check that a start that failed said what was wrong, once, and how to go on."""
+    errors = [line for line in process.text.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, process.text
+    for part in parts:
+        assert part in errors[0], process.text
+    assert re.search(r"not finished; go on with:  rayndom sweep \S+", process.text), process.text
+    assert "Traceback" not in process.text
+
+
+def test_a_killed_worker_and_a_killed_driver_of_a_trial_with_two_workers(home, tmp_path):
+    path = write_sweep(tmp_path, trials=2, epochs=6, train=320, extra="resources.workers: 2")
+    with SweepProcess(path, home, tmp_path / "log", SEARCH) as sweep:
+        sweep.wait_until(lambda text: "epoch 2/6" in text, 240, "the second epoch")
+        sweep.kill_one("ray::RayTrainWorker")
+        sweep.wait_until(lambda text: "epoch 4/6" in text, 240, "an epoch after the worker was killed")
+        sweep.kill_one("ray::ImplicitFunc")
+        assert sweep.wait(400) == 0, sweep.text
+        assert TRIED_AGAIN in sweep.text
+        assert "winner exported" in sweep.text
+    assert_whole_record(home, "tiny", 2)
+
+
+def test_a_killed_trial_goes_on_from_its_last_epoch(home, tmp_path):
+    path = write_sweep(tmp_path, trials=2, epochs=6, train=320)
+    with SweepProcess(path, home, tmp_path / "log", (*SEARCH, "--max_concurrent_trials", "1")) as sweep:
+        sweep.wait_until(lambda text: "trial 0: epoch 3/6" in text, 240, "the third epoch")
+        before = run_folder_state(home)
+        sweep.kill_one("ray::ImplicitFunc")
+        assert sweep.wait(300) == 0, sweep.text
+        assert TRIED_AGAIN in sweep.text
+    assert before["finished_epochs"] >= 3
+    assert_whole_record(home, "tiny", 2)
+
+
+def test_a_lost_node_costs_its_unfinished_epochs_only(home, tmp_path):
+    from ray._raylet import GcsClient
+    from ray.cluster_utils import Cluster
+
+    path = write_sweep(tmp_path, trials=3, epochs=6, train=320)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        with SweepProcess(path, home, tmp_path / "log", (*SEARCH, "--address", cluster.address)) as sweep:
+            sweep.wait_until(
+                lambda text: all(re.search(rf"trial {n}: epoch 2/6|trial {n}: (finished|stopped)", text) for n in (0, 1)), 300, "two epochs"
+            )
+            cluster.remove_node(node, allow_graceful=False)
+            deadline = time.monotonic() + 90
+            client = GcsClient(address=cluster.address)
+            while all(str(info.state) in ("0", "ALIVE") for info in client.get_all_node_info(timeout=10).values()):
+                assert time.monotonic() < deadline, "the node is not reported dead"
+                time.sleep(1)
+            assert sweep.wait(400) == 0, sweep.text
+            assert TRIED_AGAIN in sweep.text
+    finally:
+        cluster.shutdown()
+    assert_whole_record(home, "tiny", 3)
+
+
+def test_training_goes_on_while_the_tracking_server_is_down(tmp_path):
+    home = Home.locate(tmp_path / "home")
+    path = write_sweep(tmp_path, trials=5, epochs=4, train=320)
+    flags = (*SEARCH, "--max_concurrent_trials", "1", "--stopping", "null")
+    with TrackingServer(tmp_path / "server") as server:
+        environment = {"MLFLOW_TRACKING_URI": server.uri}
+        with SweepProcess(path, home, tmp_path / "1.log", flags, environment) as sweep:
+            # Away for a while: a trial ends and another begins meanwhile, and all is logged afterwards.
+            sweep.wait_until(lambda text: "epoch 2/4" in text, 240, "the second epoch")
+            server.stop()
+            sweep.wait_until(lambda text: "is away" in text and "trial 1: epoch 2/4" in text, 200, "training without a server")
+            server.start()
+            sweep.wait_until(lambda text: "is back" in text, 120, "the server's return")
+            # Away to the end: the search ends, and says what is missing.
+            sweep.wait_until(lambda text: "3/5 trials over" in text, 200, "the third trial")
+            server.stop()
+            assert sweep.wait(400) == 1, sweep.text
+            assert "5/5 trials over" in sweep.text
+            assert_resumable(sweep, "stayed away", "the same command again logs the rest")
+        finished = {folder.parent.name: folder.stat().st_mtime_ns for folder in home.root.glob("runs/*/result.json")}
+        assert len(finished) == 5
+        with SweepProcess(path, home, tmp_path / "refused.log", flags, environment) as refused:
+            assert refused.wait(100) == 2
+            assert "cannot be reached" in refused.text
+        server.start()
+        with SweepProcess(path, home, tmp_path / "2.log", flags, environment) as sweep:
+            assert sweep.wait(240) == 0, sweep.text
+            assert "logged what an earlier start could not" in sweep.text
+        assert finished == {folder.parent.name: folder.stat().st_mtime_ns for folder in home.root.glob("runs/*/result.json")}
+        assert_whole_record(home, "tiny", 5, server.uri)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, megabytes: int):
+    """A file system in memory of a few megabytes."""
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    filler = folder / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 4096)
+    return filler
+
+
+@pytest.mark.skipif(shutil.which("mount") is None, reason="needs `mount`")
+def test_a_full_disk_ends_the_sweep_with_one_clear_error_and_it_goes_on_with_room(tmp_path, migrated_store):
+    path = write_sweep(tmp_path, trials=3, epochs=8, train=320)
+    with small_disk(tmp_path / "disk", 24) as disk:
+        home = Home.locate(disk / "home")
+        shutil.copy(migrated_store, home.root / "mlflow.db")
+        with SweepProcess(path, home, tmp_path / "1.log", SEARCH) as sweep:
+            sweep.wait_until(lambda text: "epoch 3/8" in text, 240, "the third epoch")
+            filler = fill(disk)
+            assert sweep.wait(300) == 1, sweep.text
+            assert_resumable(sweep)
+            assert re.search(r"error: .*(No space left|disk is full)", sweep.text), sweep.text
+        kept = run_folder_state(home)
+        assert kept["finished_epochs"] >= 3
+        filler.unlink()
+        with SweepProcess(path, home, tmp_path / "2.log", SEARCH) as sweep:
+            assert sweep.wait(300) == 0, sweep.text
+        assert_whole_record(home, "tiny", 3)
+
+
+def test_a_locked_study_is_waited_for_and_then_one_clear_error(home, tmp_path):
+    path = write_sweep(tmp_path, trials=2, epochs=6, train=320)
+    with SweepProcess(path, home, tmp_path / "1.log", SEARCH) as sweep:
+        sweep.wait_until(lambda text: "epoch 2/6" in text, 240, "the second epoch")
+        (study,) = home.root.glob("sweeps/*/study.db")
+        other = sqlite3.connect(study, isolation_level=None, timeout=60)
+        other.execute("BEGIN EXCLUSIVE")
+        try:
+            seen = epochs_seen(sweep.text)
+            time.sleep(10)
+            assert sweep.process.poll() is None, "a short lock is waited for"
+            other.execute("ROLLBACK")
+            sweep.wait_until(lambda text: epochs_seen(text) > seen, 120, "an epoch after a short lock")
+            other.execute("BEGIN EXCLUSIVE")
+            assert sweep.wait(300) == 1, sweep.text
+            assert_resumable(sweep, "study.db", "locked", "Another program")
+        finally:
+            other.close()
+    with SweepProcess(path, home, tmp_path / "2.log", SEARCH) as sweep:
+        assert sweep.wait(300) == 0, sweep.text
+    assert_whole_record(home, "tiny", 2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "sigterm"])
+def test_a_polite_end_says_how_to_go_on(number, home, tmp_path):
+    path = write_sweep(tmp_path, trials=2, epochs=6, train=320)
+    with SweepProcess(path, home, tmp_path / "1.log", SEARCH) as sweep:
+        sweep.wait_until(lambda text: "epoch 2/6" in text, 240, "the second epoch")
+        sweep.signal(number)
+        assert sweep.wait(90) != 0
+        assert re.search(r"not finished; go on with:  rayndom sweep \S+", sweep.text), sweep.text
+        assert sweep.left_over(60) == []
+    (parent,) = runs_of(home, "sweep")
+    assert parent.info.status in ("RUNNING", "KILLED")
+    with SweepProcess(path, home, tmp_path / "2.log", SEARCH) as sweep:
+        assert sweep.wait(300) == 0, sweep.text
+    assert_whole_record(home, "tiny", 2)

@@ -1,0 +1,128 @@
+"""What a killed start leaves out of MLflow the next one logs; two drivers never run one sweep; a study out of reach is one error."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sqlite3
+
+import pytest
+from optuna.trial import TrialState
+
+from models.errors import UserError
+from orchestration.sweeping import study as study_module
+from orchestration.sweeping.config import load_sweep
+from orchestration.sweeping.listed_experiments import Listed, train_listed
+from orchestration.sweeping.listener import is_full_disk
+from orchestration.sweeping.study import RETRY, StudySearch, open_study, spent
+from orchestration.sweeping.sweep_lock import only_driver
+from orchestration.sweeping.trial_record import complete_trial_records, open_trial_run
+from orchestration.tracking.tracker import Tracker
+from orchestration.training.run_folder import RunFolder
+
+ROBUST = "validation/robust_accuracy"
+
+
+def write_history(home, fingerprint, epochs):
+    """Leave the folder of a finished run, as training does."""
+    history = [{"train/loss": 1.0 / epoch, ROBUST: 0.1 * epoch} for epoch in range(1, epochs + 1)]
+    RunFolder(home.run(fingerprint)).write_result(
+        {"history": history, "metrics": history[-1], "num_epochs": epochs, "selected_epoch": epochs}
+    )
+
+
+@pytest.fixture
+def half_recorded(home, tmp_path):
+    """A sweep whose driver was killed: one trial closed in MLflow, one open with its first epoch, one unknown there, one unfinished."""
+    config = load_sweep("ctrw_bounds_digits", {"num_trials": 4})
+    study = open_study(config, tmp_path)
+    search = StudySearch(config, study)
+    tracker = Tracker(home, "rayndom")
+    parent = tracker.run("sweep", {"rayndom.sweep": "key"}, "x")
+    experiments = []
+    for name in "abcd":
+        experiments.append(config.experiment(search.suggest(name)["values"]))
+    search.on_trial_complete("a", {"epoch": 3, "finished": True, ROBUST: 0.3})
+    search.on_trial_complete("b", {"epoch": 3, "finished": True, ROBUST: 0.4})
+    search.on_trial_complete("c", {"epoch": 2, "finished": False, ROBUST: 0.2})
+    for experiment in experiments[:3]:
+        write_history(home, experiment.fingerprint, 3)
+    closed = open_trial_run(tracker, parent, "key", 0, experiments[0])
+    tracker.finish(closed)
+    open_run = open_trial_run(tracker, parent, "key", 1, experiments[1])
+    tracker.log_epoch(open_run, 1, {"train/loss": 1.0, ROBUST: 0.1})
+    return config, study, parent, experiments
+
+
+def test_what_a_killed_start_did_not_log_is_logged_once_by_the_next(home, half_recorded):
+    config, study, parent, experiments = half_recorded
+    tracker = Tracker(home, "rayndom")
+    assert complete_trial_records(config, "key", study, home, tracker, parent) == [1, 2]
+    assert complete_trial_records(config, "key", study, home, Tracker(home, "rayndom"), parent) == []
+    runs = {run.data.tags["rayndom.fingerprint"]: run for run in tracker.children(parent, "trial")}
+    assert set(runs) == {experiment.fingerprint for experiment in experiments[:3]}, "the unfinished trial is not closed"
+    second, third = (runs[experiment.fingerprint] for experiment in experiments[1:3])
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    history = tracker.client.get_metric_history
+    assert [metric.step for metric in history(second.info.run_id, "train/loss")] == [1, 2, 3]
+    assert [metric.value for metric in history(second.info.run_id, f"selected/{ROBUST}")] == [0.4]
+    # Its worker had trained an epoch more than ASHA let it: only what the study knows of is logged.
+    assert [metric.step for metric in history(third.info.run_id, "train/loss")] == [1, 2]
+    assert third.data.tags["rayndom.state"] == "stopped early by ASHA"
+
+
+def test_a_baseline_that_was_trained_elsewhere_is_shown_below_the_sweep(home):
+    config = load_sweep("ctrw_bounds_digits")
+    experiment = config.baseline_experiment("at_digits")
+    write_history(home, experiment.fingerprint, 2)
+    tracker = Tracker(home, "rayndom")
+    parent = tracker.run("sweep", {"rayndom.sweep": "key"}, "x")
+    for _ in range(2):
+        train_listed("baseline", [Listed("at_digits", experiment)], home, None, tracker, parent)
+    (child,) = tracker.children(parent, "baseline")
+    assert child.info.status == "FINISHED"
+    assert child.data.metrics[f"selected/{ROBUST}"] == pytest.approx(0.2)
+    assert [metric.step for metric in tracker.client.get_metric_history(child.info.run_id, "train/loss")] == [1, 2]
+
+
+def test_a_kill_while_unfinished_trials_are_taken_over_loses_none(tmp_path, monkeypatch):
+    config = load_sweep("ctrw_bounds_digits", {"num_trials": 2})
+    first = StudySearch(config, open_study(config, tmp_path)).suggest("a")["values"]
+    # The process dies after it has closed the trial and before it has queued it again.
+    monkeypatch.setattr("optuna.Study.enqueue_trial", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        open_study(config, tmp_path)
+    monkeypatch.undo()
+    study = open_study(config, tmp_path)
+    assert study.trials[0].state == TrialState.FAIL
+    assert study.trials[0].user_attrs[RETRY]
+    assert spent(study) == 0
+    assert StudySearch(config, study).suggest("b")["values"] == first
+
+
+def test_a_second_driver_is_refused_and_told_who_runs_the_sweep(tmp_path):
+    with only_driver(tmp_path, "bounds"):
+        with pytest.raises(UserError, match=rf"process {os.getpid()} on .*rayndom watch bounds"):
+            with only_driver(tmp_path, "bounds", patience_s=0.1):
+                pytest.fail("two drivers")
+    with only_driver(tmp_path, "bounds", patience_s=0.1):
+        pass
+
+
+def test_a_locked_study_is_one_clear_error(tmp_path, monkeypatch):
+    config = load_sweep("ctrw_bounds_digits", {"num_trials": 2})
+    open_study(config, tmp_path)
+    monkeypatch.setattr(study_module, "LOCK_PATIENCE_S", 0.1)
+    other = sqlite3.connect(tmp_path / "study.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(UserError, match=r"study\.db cannot be used: .*locked.*Another program"):
+        open_study(config, tmp_path)
+    other.close()
+    assert len(open_study(config, tmp_path).trials) == 0
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_told_from_other_errors(code):
+    assert is_full_disk(str(OSError(code, os.strerror(code), "training.pt")))
+    assert not is_full_disk(json.dumps({"loss": "nan"}))
