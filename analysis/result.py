@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -190,13 +190,16 @@ def collect(records: Iterable[Record], plan: Sequence[BlockTask] | None = None) 
         for name, value in records[0]["header"].items()
         if name not in ("kind", "item", "study", "protocol", "stands_for", "block", "num_blocks", "position", "data", "radius", "bounded")
     }
+    verdicts = tuple(run_checks(measured))
+    marked = any(verdict.status is Status.FAIL for verdict in verdicts)
+    lowest_paper = min(paper, key=lambda estimate: estimate.value, default=None)
     return EvaluationResult(
-        rows=tuple(rows),
-        headline=headline,
+        rows=tuple(replace(row, estimate=row.estimate.with_mark(marked)) for row in rows),
+        headline=headline and headline.with_mark(marked),
         headline_attacks=_counts(worst, shown),
-        clean=unattacked.estimate if unattacked is not None else None,
-        paper=min(paper, key=lambda estimate: estimate.value, default=None),
-        verdicts=tuple(run_checks(measured)),
+        clean=unattacked.estimate.with_mark(marked) if unattacked is not None else None,
+        paper=lowest_paper and lowest_paper.with_mark(marked),
+        verdicts=verdicts,
         header=header,
         finished=finished,
         records=records,

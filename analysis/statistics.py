@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,6 +28,7 @@ class Estimate:
         standard_error: of the value; that of the bootstrap, or the binomial one.
         num_samples, num_draws: what it was measured on. exact: the draws are the whole space of draws, so they add no chance.
         method: how the interval was made, in words.
+        marked: it comes from an evaluation with a failed check and must not be shown without its mark.
     """
 
     value: float
@@ -38,6 +39,11 @@ class Estimate:
     num_draws: int
     exact: bool
     method: str
+    marked: bool = False
+
+    def with_mark(self, marked: bool) -> Estimate:
+        """Return the estimate, marked or not."""
+        return replace(self, marked=marked)
 
 
 def wilson_interval(num_successes: int, num_trials: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -41,8 +41,8 @@ def format_percent(value: float, low: float | None = None, high: float | None = 
 
 
 def format_estimate(estimate: Estimate, *, marked: bool = False) -> str:
-    """Return an estimate as `52.3 % [51.1, 53.4]`."""
-    return format_percent(estimate.value, estimate.low, estimate.high, marked=marked)
+    """Return an estimate as `52.3 % [51.1, 53.4]`; one of an evaluation with a failed check is marked whoever shows it."""
+    return format_percent(estimate.value, estimate.low, estimate.high, marked=marked or estimate.marked)
 
 
 def columns_of(frame: Frame, columns: Sequence[str] | None = None) -> list[str]:

@@ -11,7 +11,7 @@ import functools
 import importlib
 import inspect
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -54,6 +54,8 @@ class _LibraryAttack:
         norms: norms it can be bounded by; for attacks without a radius, empty.
         min_classes: fewest classes with which it works. one_step: a single gradient step.
         forward, backward: passes per image: a number, or the name of the argument that counts steps.
+        defaults: arguments that differ from the library's unless they are given.
+        remark: what a reader of its numbers must know.
     """
 
     class_name: str
@@ -63,6 +65,8 @@ class _LibraryAttack:
     backward: str | float
     min_classes: int = 2
     one_step: bool = False
+    defaults: dict[str, Any] = field(default_factory=dict)
+    remark: str = ""
 
 
 def _linf(class_name: str, *, per_step: str | float = "steps", **facts: Any) -> _LibraryAttack:
@@ -77,7 +81,7 @@ _LIBRARY = (
     _linf("RFGSM"),
     _linf("PGD"),
     _linf("EOTPGD", per_step="steps*eot_iter"),
-    _linf("TPGD"),
+    _linf("TPGD", remark="labels are not looked at"),
     _linf("MIFGSM"),
     _linf("NIFGSM"),
     _linf("SINIFGSM", per_step="steps*m"),
@@ -89,14 +93,15 @@ _LIBRARY = (
     _linf("Jitter"),
     _LibraryAttack("PIFGSM", "max_epsilon", ("linf",), "num_iter_set", "num_iter_set"),
     _LibraryAttack("PIFGSMPP", "max_epsilon", ("linf",), "num_iter_set", "num_iter_set"),
-    _LibraryAttack("SPSA", "eps", ("linf",), "nb_iter*nb_sample*2", 0),
+    # The library's single iteration moves no pixel by more than 0.01, and 64 perturbations of each image at once exhaust memory.
+    _LibraryAttack("SPSA", "eps", ("linf",), "nb_iter*nb_sample*2", 0, defaults={"nb_iter": 100, "max_batch_size": 8}),
     _LibraryAttack("PGDL2", "eps", ("l2",), "steps", "steps"),
     _LibraryAttack("APGD", "eps", _BOTH, "steps*eot_iter", "steps*eot_iter"),
     _LibraryAttack("APGDT", "eps", _BOTH, 109, 100, min_classes=4),
     _LibraryAttack("FAB", "eps", _BOTH, 208, 190),
     _LibraryAttack("Square", "eps", _BOTH, "n_queries", 0),
-    _LibraryAttack("AutoAttack", "eps", _BOTH, 5336, 300, min_classes=4),
-    _LibraryAttack("CW", None, (), "steps", "steps"),
+    _LibraryAttack("AutoAttack", "eps", _BOTH, 5336, 300, min_classes=4, remark="its parts run 10 steps, the official one's 100"),
+    _LibraryAttack("CW", None, (), "steps", "steps", remark="it minimizes the distance and has no radius"),
     _LibraryAttack("DeepFool", None, (), "steps", 500),
     _LibraryAttack("EADL1", None, (), 900, 900),
     _LibraryAttack("EADEN", None, (), 900, 900),
@@ -172,8 +177,9 @@ def run_torchattacks(
     Raises:
         UserError: the library is missing, or an argument, the norm or the number of classes does not fit.
 
-    Deviation: for CW, logits are shifted so that the smallest is 0 (its margin reads 0 when all logits are negative), and pixels
-    are kept 1e-6 away from 0 and 1 (its change of variables cannot move them).
+    Deviation: for CW, logits are shifted so that the smallest is 0 (its margin reads 0 when all logits are negative), pixels are kept
+    1e-6 away from 0 and 1 (its change of variables cannot move them), and on draws that change it runs all its steps (it would stop as
+    soon as one noisy cost of the whole batch is higher than an earlier one). SPSA runs 100 iterations unless stated.
     """
     facts = _facts(class_name)
     settings = _constructor_arguments(facts, arguments, norm, epsilon, num_classes, seed)
@@ -187,10 +193,20 @@ def run_torchattacks(
         torch.manual_seed(seed)
         attack = getattr(_library(), class_name)(exposed, **settings)
         attack.set_device(x.device)
+        if is_cw and not model.source.is_fixed:
+            attack.steps = _AllSteps(attack.steps)
         with torch.enable_grad():
             start = x.clamp(_BOX_MARGIN, 1 - _BOX_MARGIN) if is_cw else x
             output = attack(start.clone(), y.clone())
     return _mended(output.detach().to(x), x)
+
+
+class _AllSteps(int):
+    """A number of steps whose tenth part is itself: CW looks every tenth part of its steps whether to stop, and now never does."""
+
+    def __floordiv__(self, other: int) -> int:
+        del other
+        return int(self)
 
 
 def _mended(output: Tensor, x: Tensor) -> AttackOutput:
@@ -233,7 +249,7 @@ def _constructor_arguments(
     if facts.radius is not None and norm not in facts.norms:
         raise UserError(f"torchattacks' {facts.class_name} is for {' and '.join(facts.norms)}, the threat model is {norm}")
     known = inspect.signature(getattr(_library(), facts.class_name).__init__).parameters
-    settings = dict(arguments)
+    settings = {**facts.defaults, **arguments}
     if facts.radius is not None:
         settings.setdefault(facts.radius, epsilon)
     if "norm" in known:
@@ -261,12 +277,14 @@ def _entry(facts: _LibraryAttack) -> AttackEntry:
 
     def cost(parameters: TorchattacksParameters, num_draws: int, num_classes: int, fixed_draws: bool) -> Cost:
         del num_classes, fixed_draws
-        passes = [_passes(facts.class_name, formula, parameters.arguments) for formula in (facts.forward, facts.backward)]
+        arguments = {**facts.defaults, **parameters.arguments}
+        passes = [_passes(facts.class_name, formula, arguments) for formula in (facts.forward, facts.backward)]
         return Cost(*(count * num_draws for count in passes))
 
     return AttackEntry(
         name=f"torchattacks_{facts.class_name.lower()}",
-        description=f"torchattacks' {facts.class_name}, with that library's defaults unless stated",
+        description=f"torchattacks' {facts.class_name}, with that library's defaults unless stated"
+        + (f"; {facts.remark}" if facts.remark else ""),
         parameters=TorchattacksParameters,
         norms=facts.norms,
         run=run,

@@ -63,7 +63,8 @@ def _cells(rows: Sequence[Mapping[str, Any]], chosen: Format) -> list[dict[str, 
         if not measured or chosen != "csv":
             shown.append({name: format_estimate(value) if isinstance(value, Estimate) else value for name, value in row.items()})
             continue
-        for part in ("value", "low", "high"):
+        marked = any(value.marked for value in row.values() if isinstance(value, Estimate))
+        for part in ("value", "low", "high", "marked") if marked else ("value", "low", "high"):
             suffix = "" if part == "value" else f" {part}"
             cells = {name: getattr(value, part) for name, value in row.items() if isinstance(value, Estimate)}
             shown.append({name: value for name, value in row.items() if value is None or name == "metric"} | cells)
@@ -77,7 +78,8 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if not isinstance(value, Estimate):
             return value
-        return {"accuracy": value.value, "low": value.low, "high": value.high, "samples": value.num_samples, "draws": value.num_draws}
+        shown = {"accuracy": value.value, "low": value.low, "high": value.high, "samples": value.num_samples, "draws": value.num_draws}
+        return shown | {"marked": value.marked}
 
     return {name: plain(value) for name, value in row.items()}
 

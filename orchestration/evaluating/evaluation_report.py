@@ -52,9 +52,15 @@ def keep(job: Job, result: EvaluationResult, tracker: Tracker | None, run_id: st
                 "test/robust_accuracy/T1": result.headline.value,
                 "test/robust_accuracy/T1/low": result.headline.low,
                 "test/robust_accuracy/T1/high": result.headline.high,
+                f"test/{suite_name(suite)}/robust_accuracy/T1": result.headline.value,
             }
         tracker.log_metrics(run_id, metrics)
-        tracker.set_tags(run_id, {"rayndom.evaluation": conclusion(job.name, result), "rayndom.marked": result.marked})
+        kept = suite_name(suite)
+        said = {"evaluation": conclusion(job.name, result), "marked": result.marked}
+        said["failed_checks"] = ", ".join(verdict.id for verdict in result.failed) or "none"
+        # Of the last evaluation, whose metrics replace those of the same name, and of each suite.
+        for ending in ("", f".{kept}"):
+            tracker.set_tags(run_id, {f"rayndom.{name}{ending}": value for name, value in said.items()})
         tracker.log_json(run_id, summary, f"evaluation/{suite_name(suite)}.json")
         tracker.log_file(run_id, job.records_path, "evaluation")
         tracker.log_folder(run_id, job.target.folder, "model")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.comparison import compare
+from analysis.evidence import Status
 from analysis.fingerprints import weights_hash
 from analysis.records import Record, read_records
 from analysis.result import EvaluationResult
@@ -153,7 +154,7 @@ def marks(runs: Sequence[StoredRun]) -> list[str]:
     said = []
     for run in runs:
         for suite, summary in run.evaluations.items():
-            failed = [f"{verdict['id']} ({verdict['title']})" for verdict in summary["verdicts"] if verdict["verdict"] == "fail"]
+            failed = [f"{verdict['id']} ({verdict['title']})" for verdict in summary["verdicts"] if verdict["verdict"] == Status.FAIL.value]
             if summary["marked"]:
                 said.append(f"{run.label}, suite {suite}: do not quote these numbers, {', '.join(failed)} failed")
             if not summary["finished"]:
@@ -164,20 +165,20 @@ def marks(runs: Sequence[StoredRun]) -> list[str]:
 def _accuracies(summary: dict[str, Any] | None, *, everything: bool) -> dict[str, Estimate]:
     if summary is None:
         return {}
-    rows = summary["rows"]
+    rows, marked = summary["rows"], summary["marked"]
     found: dict[str, Estimate] = {}
     clean = [row for row in rows if row["attack"] == "clean" and _stands_for(row, "T1")]
     if clean:
-        found["clean"] = _estimate(clean[0])
+        found["clean"] = _estimate(clean[0], marked)
     for protocol in PROTOCOLS:
         attacked = [row for row in rows if row["attack"] != "clean" and row["in_threat_model"] and _stands_for(row, protocol)]
         if attacked:
-            found[f"worst attack {protocol}"] = _estimate(min(attacked, key=lambda row: row["accuracy"]))
+            found[f"worst attack {protocol}"] = _estimate(min(attacked, key=lambda row: row["accuracy"]), marked)
     headline = summary["headline"]
     if headline is not None:
-        found["worst attack per sample T1"] = _estimate(headline)
+        found["worst attack per sample T1"] = _estimate(headline, marked)
     if everything:
-        found |= {f"{row['attack']} {row['protocol']}": _estimate(row) for row in rows if row["attack"] != "clean"}
+        found |= {f"{row['attack']} {row['protocol']}": _estimate(row, marked) for row in rows if row["attack"] != "clean"}
     return found
 
 
@@ -185,7 +186,7 @@ def _stands_for(row: dict[str, Any], protocol: str) -> bool:
     return protocol in row["protocol"].split(" = ")
 
 
-def _estimate(row: dict[str, Any]) -> Estimate:
+def _estimate(row: dict[str, Any], marked: bool) -> Estimate:
     return Estimate(
         value=row["accuracy"],
         low=row["low"],
@@ -195,6 +196,7 @@ def _estimate(row: dict[str, Any]) -> Estimate:
         num_draws=row["num_draws"],
         exact=row.get("exact", False),
         method=row.get("interval", ""),
+        marked=marked,
     )
 
 

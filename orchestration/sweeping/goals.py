@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from analysis.suites import load_suite
+from analysis.tables import MARK
 from models.configuration import Config
 from orchestration.experiment import ExperimentConfig
-from orchestration.training.final_measures import PROTOCOLS, protocol_metric
+from orchestration.training.final_measures import MARKED_METRIC, PROTOCOLS, protocol_metric
 from trainers.validation import attack_name
 
 COST_METRICS = ("model/parameters", "model/latency_ms")
@@ -81,4 +83,14 @@ def final_metrics(experiment: ExperimentConfig, suite: str) -> list[str]:
     """Return the metrics that a finished trial reports beside those of its selected epoch."""
     attacks = load_suite(suite, experiment.defence.name).attacks
     protocols = {protocol for attack in attacks for protocol in attack.protocols}
-    return [*COST_METRICS, *(protocol_metric(protocol) for protocol in PROTOCOLS if protocol in protocols)]
+    return [*COST_METRICS, *(protocol_metric(protocol) for protocol in PROTOCOLS if protocol in protocols), MARKED_METRIC]
+
+
+def format_goal(metric: str, value: float, metrics: Mapping[str, float]) -> str:
+    """Return a finished trial's value of a metric for a table; accuracies of an evaluation with a failed check carry their mark.
+
+    Args:
+        metrics: all metrics of the trial.
+    """
+    of_evaluation = metric in {protocol_metric(protocol) for protocol in PROTOCOLS}
+    return f"{value:.4g} {MARK}" if of_evaluation and metrics.get(MARKED_METRIC) else f"{value:.4g}"

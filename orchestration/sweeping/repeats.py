@@ -11,9 +11,10 @@ from orchestration import console
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
 from orchestration.sweeping.config import SweepConfig
+from orchestration.sweeping.goals import format_goal
 from orchestration.sweeping.listed_experiments import Listed, train_listed
 from orchestration.tracking.tracker import FINGERPRINT_TAG, Tracker
-from orchestration.training.final_measures import kept_protocol_metrics
+from orchestration.training.final_measures import MARKED_METRIC, kept_protocol_metrics
 from orchestration.training.run_folder import RunFolder
 
 
@@ -77,7 +78,8 @@ def run_repeats(
             record = folder.result()
             assert record is not None
             records.append(record["metrics"] | ((kept_protocol_metrics(folder, measure) or {}) if measure else {}))
-        metrics = dict.fromkeys(config.final_metrics)
+        metrics = list(dict.fromkeys(config.final_metrics))
+        metrics += [MARKED_METRIC] if all(MARKED_METRIC in record for record in records) else []
         repeated.append(
             Repeated(
                 number,
@@ -132,4 +134,6 @@ def log_repeats(tracker: Tracker, parent: str, repeated: Sequence[Repeated], exp
 
 def _with_deviation(each: Repeated, metric: str) -> str:
     deviation = each.deviation(metric)
-    return f"{each.mean(metric):.4g}" + ("" if deviation is None else f" +- {deviation:.2g}")
+    # One marked seed marks the mean.
+    shown = format_goal(metric, each.mean(metric), {name: max(values) for name, values in each.values.items()})
+    return shown + ("" if deviation is None else f" +- {deviation:.2g}")

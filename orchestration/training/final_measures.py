@@ -21,6 +21,8 @@ from trainers.data import evaluation_batches, load_data
 from trainers.validation import limited
 
 PROTOCOLS = ("T0", "T1", "T2", "T3")
+MARKED_METRIC = "validation/evaluation_marked"
+"""1 where a check of the evaluation failed, else 0: its accuracies must then not be shown without their mark."""
 
 
 class MeasureConfig(Config):
@@ -82,7 +84,7 @@ def _path(folder: RunFolder, measure: MeasureConfig) -> Path:
 
 
 def accuracies_by_protocol(result: EvaluationResult) -> dict[str, float]:
-    """Return the lowest accuracy of a single attack under each protocol; under T1 the worst attack of each sample."""
+    """Return the lowest accuracy of a single attack under each protocol, under T1 of the worst attack of each sample; and the mark."""
     metrics: dict[str, float] = {}
     for protocol in PROTOCOLS:
         rows: list[Any] = [row for row in result.rows if row.attack != "clean" and row.in_threat_model]
@@ -91,4 +93,6 @@ def accuracies_by_protocol(result: EvaluationResult) -> dict[str, float]:
             values = [result.headline.value]
         if values:
             metrics[protocol_metric(protocol)] = min(values)
+    if metrics:
+        metrics[MARKED_METRIC] = float(result.marked)
     return metrics

@@ -5,15 +5,16 @@ import random
 import numpy as np
 import pytest
 import torch
-from evaluation_toys import AdditiveNoise, classifier, labelled_by, pattern, two_classes
+from evaluation_toys import AdditiveNoise, Quantized, classifier, labelled_by, pattern, two_classes
 from torch import nn
 
 from analysis.attacked_model import AttackedModel, Predictor
 from analysis.attacks import torchattacks_guard
-from analysis.attacks.registry import attacks
+from analysis.attacks.registry import AttackProblem, attack_entry, attacks, parse_attack_parameters
 from analysis.attacks.torchattacks_guard import run_torchattacks
 from analysis.draws import ONLY_DRAW, FixedDraws, FreshDraws
 from models.errors import UserError
+from models.threat_model import ThreatModel
 from trainers.attacks import pgd
 
 pytest.importorskip("torchattacks")
@@ -32,27 +33,57 @@ def test_pgd_of_the_library_equals_ours_on_a_deterministic_model():
     assert torch.allclose(theirs.x, ours, atol=1e-6)
 
 
-@pytest.mark.parametrize("class_name", ["PGD", "CW", "DeepFool", "APGD", "AutoAttack", "OnePixel"])
+# Every attack of the five papers, with sizes that make it short.
+PAPER_ATTACKS = {
+    "FGSM": {},
+    "BIM": {"steps": 3},
+    "PGD": {"steps": 3},
+    "EOTPGD": {"steps": 3},
+    "MIFGSM": {"steps": 3},
+    "DIFGSM": {"steps": 3},
+    "TPGD": {"steps": 3},
+    "PGDL2": {"steps": 3},
+    "CW": {"steps": 5},
+    "DeepFool": {"steps": 3},
+    "APGD": {"steps": 3},
+    "APGDT": {"steps": 3},
+    "FAB": {"steps": 3},
+    "Square": {"n_queries": 20},
+    "AutoAttack": {"version": "rand"},
+    "OnePixel": {"steps": 1},
+    "Pixle": {"x_dimensions": (1, 2), "y_dimensions": (1, 2), "restarts": 2, "max_iterations": 2},
+    "SparseFool": {"steps": 2},
+    "JSMA": {"gamma": 0.05},
+    "SPSA": {"nb_iter": 2, "nb_sample": 8},
+}
+
+
+@pytest.mark.parametrize("class_name", PAPER_ATTACKS)
 def test_nothing_is_left_behind(class_name):
-    network = classifier().train()
+    network = classifier(num_classes=10).train()
     network[1].eval()  # frozen batch normalization in a training model, which the library would put into train mode
     network[5].weight.grad = torch.full_like(network[5].weight, 3.0)
-    x, y = labelled_by(classifier(), 4)
+    x, y = labelled_by(classifier(num_classes=10), 3)
     modes = [module.training for module in network.modules()]
     state = {name: value.clone() for name, value in network.state_dict().items()}
     random.seed(1)
     np.random.seed(2)  # noqa: NPY002
     torch.manual_seed(3)
     before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
-    arguments = {
-        "AutoAttack": {"version": "rand"},
-        "CW": {"steps": 5},
-        "DeepFool": {"steps": 3},
-        "APGD": {"steps": 3},
-        "OnePixel": {"steps": 1},
-    }
+    entry = attack_entry(f"torchattacks_{class_name.lower()}")
+    norm = "l2" if entry.norms == ("l2",) else "linf"
+    problem = AttackProblem(x, y, ThreatModel(norm=norm, epsilon=0.1), 10, 0)
+    parameters = parse_attack_parameters(entry.name, PAPER_ATTACKS[class_name])
     with torch.no_grad():  # evaluation code may well sit inside no_grad
-        output = guarded(network, x, y, class_name, **arguments.get(class_name, {}))
+        output = entry.run(AttackedModel(Predictor(network), FixedDraws((ONLY_DRAW,))), problem, parameters)
+    assert output.x.shape == x.shape
+    assert output.x.isfinite().all()
+    assert ((output.x >= 0) & (output.x <= 1)).all()
+    assert output.num_not_finite == output.num_out_of_range == 0
+    if entry.bounded:
+        moved = (output.x - x).flatten(1)
+        assert (moved.norm(dim=1) if norm == "l2" else moved.abs().amax(1)).max() <= 0.1 + 1e-6
+    assert entry.bounded == (class_name not in ("CW", "DeepFool", "SparseFool", "OnePixel", "Pixle", "JSMA"))
     assert [module.training for module in network.modules()] == modes
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
     assert torch.equal(network[5].weight.grad, torch.full_like(network[5].weight, 3.0))
@@ -130,6 +161,43 @@ def test_cw_works_on_negative_logits_and_on_black_and_white_pixels():
     y = network(x).argmax(1)
     output = guarded(Negative(network), x, y, "CW", c=100, steps=60, lr=0.3)
     assert (network(output.x).argmax(1) != y).float().mean() > 0.5
+
+
+def test_cw_runs_all_its_steps_on_changing_draws_and_may_stop_on_a_fixed_one():
+    model = AdditiveNoise(pattern(), 0.5)
+    x, y = two_classes(4)
+    passes = {}
+    for name, source in (("fresh", FreshDraws(1, "cw")), ("fixed", FixedDraws((ONLY_DRAW,)))):
+        target = AttackedModel(Predictor(model), source)
+        run_torchattacks(target, x, y, class_name="CW", arguments={"steps": 40, "lr": 0.5}, num_classes=2)
+        passes[name] = target.num_forward / len(x)
+    assert passes["fresh"] == 40
+    assert passes["fixed"] < 40, "the library's own early stop, as the papers ran it"
+
+
+def test_spsa_is_given_iterations_enough_to_use_its_radius():
+    network = classifier()
+    x, y = labelled_by(network, 2)
+    output = guarded(network, x, y, "SPSA", nb_sample=2)
+    assert (output.x - x).abs().amax() > 0.02, "the library's default moves 0.01 at most"
+
+
+def test_a_zero_gradient_stalls_mifgsm_but_returns_no_nan():
+    network = classifier()
+    x, y = labelled_by(network, 3)
+    output = guarded(Quantized(network), x, y, "MIFGSM")  # it divides the gradient by its length, here zero
+    assert torch.equal(output.x, x), "C12 says that there is no gradient"
+
+
+def test_the_attacked_model_keeps_its_own_draws_whatever_the_library_seeds():
+    model = AdditiveNoise(pattern(), 0.5)
+    x, y = two_classes(4)
+    seen = []
+    for seed in (1, 2):
+        target = AttackedModel(Predictor(model), FreshDraws(1, "private", seed))
+        run_torchattacks(target, x, y, class_name="APGD", arguments={"steps": 3}, num_classes=2, seed=0)
+        seen.append(set(target.used))
+    assert seen[0].isdisjoint(seen[1]), "APGD seeds the global generator alike in both; draws do not come from it"
 
 
 def test_mistakes_are_explained(monkeypatch):
