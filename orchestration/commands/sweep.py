@@ -11,7 +11,9 @@ from orchestration.commands.command import Command, add_data_root
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sweep", nargs="?", help="name of a sweep (`rayndom list sweeps`), or a YAML file")
+    parser.add_argument(
+        "sweep", nargs="?", help="name of a sweep (`rayndom list sweeps`) or of a recipe (its defence's own search space), or a YAML file"
+    )
     parser.add_argument("--dry-run", action="store_true", help="check everything and say what would run")
     parser.add_argument("--address", help="Ray cluster (default: RAY_ADDRESS, else a local Ray)")
     parser.add_argument("--no-evaluation", action="store_true", help="end after the search")
@@ -71,6 +73,7 @@ SWEEP = Command(
     (
         "rayndom sweep ctrw_bounds_digits",
         "rayndom sweep ctrw_bounds_digits --num_trials 40 --settings.training.epochs 30",
+        "rayndom sweep rna_fashion_mnist --num_trials 12    (a recipe: the search space of its defence)",
         "rayndom sweep my_sweep.yaml --dry-run",
     ),
     _add,

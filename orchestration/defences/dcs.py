@@ -20,6 +20,8 @@ DEFENCES = (
             "defence.kernel_size": Dimension(type="choice", choices=(3, 5, 7, 9)),
             "defence.num_taps": Dimension(type="int", low=1, high=4),
             "defence.gsat": Dimension(type="choice", choices=("off", "attack", "chain")),
+            # Those that every convolutional backbone has (Fig. 7, Table 9).
+            "defence.positions": Dimension(type="choice", choices=((2,), (3,), (4,), (5,))),
         },
         deviations=(
             "p_s = n / k^2: the n / k of sections 4.2 and A.3 holds only if k means the area",

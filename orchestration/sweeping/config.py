@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from orchestration.sweeping.goals import (
 )
 from orchestration.sweeping.joint_space import RECIPE, chosen_fields, flatten_by_recipe, joint_space, scoped, split
 from orchestration.sweeping.theory_prior import PriorConfig, inform
-from orchestration.training.final_measures import MeasureConfig
+from orchestration.training.final_measures import MARKED_METRIC, MeasureConfig
 
 FOLDER = Path(__file__).parent.parent / "sweeps"
 
@@ -94,7 +95,7 @@ class SweepConfig(Config):
     @property
     def needs_protocols(self) -> bool:
         """Whether a finished trial is attacked under named protocols."""
-        return any(metric.startswith("validation/robust_accuracy/T") for metric in self.final_metrics)
+        return any(metric == MARKED_METRIC or metric.startswith("validation/robust_accuracy/T") for metric in self.final_metrics)
 
     def base_experiments(self) -> list[ExperimentConfig]:
         """Return each recipe's experiment with the sweep's settings and nothing chosen yet."""
@@ -132,7 +133,7 @@ def load_sweep(sweep: str, overrides: dict[str, Any] | None = None) -> SweepConf
     """Return a sweep by name or path, checked whole.
 
     Args:
-        sweep: name of a shipped sweep, or path of a YAML file.
+        sweep: name of a shipped sweep, name of a recipe (its defence's own search space, see `sweep_of_recipe`), or path of a YAML file.
         overrides: fields of the sweep (`num_trials`, ...), or `settings.<dotted field>`.
 
     Raises:
@@ -141,11 +142,11 @@ def load_sweep(sweep: str, overrides: dict[str, Any] | None = None) -> SweepConf
     path = Path(sweep)
     if path.suffix not in (".yaml", ".yml"):
         path = FOLDER / f"{sweep}.yaml"
-        if not path.is_file():
-            raise unknown_name("sweep", sweep, list_sweeps())
+        if not path.is_file() and sweep not in recipes.list_recipes():
+            raise unknown_name("sweep or recipe", sweep, [*list_sweeps(), *recipes.list_recipes()])
     elif not path.is_file():
         raise UserError(f"no sweep file {sweep}")
-    tree = recipes.read_yaml(path)
+    tree = recipes.read_yaml(path) if path.is_file() else sweep_of_recipe(sweep)
     for key, value in (overrides or {}).items():
         section, dot, rest = key.partition(".")
         if dot and section in ("settings", "space"):  # their keys are dotted names themselves
@@ -165,6 +166,19 @@ def load_sweep(sweep: str, overrides: dict[str, Any] | None = None) -> SweepConf
         load_suite(config.suite, experiment.defence.name)
     check_space(config)
     return config
+
+
+def sweep_of_recipe(recipe: str) -> dict[str, Any]:
+    """Return the sweep that a recipe's name stands for: the search space of its defence, beside natural and adversarial training.
+
+    The baselines are the recipes `natural_*` and `at_*` of the same data and backbone, where they exist.
+    """
+    known = recipes.list_recipes()
+    words = recipe.split("_")
+    spans = ["_".join(words[start:end]) for start in range(1, len(words)) for end in range(len(words), start, -1)]
+    settings = next((span for span in spans if f"at_{span}" in known), "")
+    baselines = [name for name in (f"natural_{settings}", f"at_{settings}") if name in known and name != recipe]
+    return {"description": f"the search space of {recipe}'s defence", "recipe": recipe, "num_trials": 20, "baselines": baselines}
 
 
 def _whole_space(config: SweepConfig, source: str) -> dict[str, Dimension]:
@@ -238,18 +252,13 @@ def check_space(config: SweepConfig) -> None:
         UserError: with the dimension, the end and what is allowed.
     """
     assert config.space is not None
-    order = ordered(config.space)
     for point in config.points:
         _check_point(config, point)
-    whole = config.sampler == "grid" and config.points  # then no other value is ever tried
-    # Where each dimension's own ends are tried, the others stand at values that are valid together with them.
-    for name in order:
-        for end in () if whole else config.space[name].ends():
-            values = _companions(config, order, name, end)
-            try:
-                config.experiment(values)
-            except UserError as error:
-                raise UserError(f"sweep {config.name}: dimension {name} at {end!r}: {error}") from None
+    for title, values in extreme_points(config):
+        try:
+            config.experiment(values)
+        except UserError as error:
+            raise UserError(f"sweep {config.name}: {title}: {error}") from None
     fields = {recipe: set(base.flatten()) for recipe, base in zip(config.all_recipes, config.base_experiments(), strict=True)}
     for name in config.space:
         recipe, field = split(name) if config.recipes else (None, name)
@@ -260,6 +269,21 @@ def check_space(config: SweepConfig) -> None:
                 close = nearest(field, known)
                 hint = f" Did you mean {close[0]!r}?" if close else ""
                 raise UserError(f"sweep {config.name}: {name!r} is not a field of the experiment.{hint}")
+
+
+def extreme_points(config: SweepConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each dimension at its ends, or at each of its choices: what it is in words, and the values of a whole trial.
+
+    The other dimensions stand at values that are valid together with it. A grid of given points has only those.
+    """
+    assert config.space is not None
+    if config.sampler == "grid" and config.points:
+        yield from ((f"point {point}", dict(point)) for point in config.points)
+        return
+    order = ordered(config.space)
+    for name in order:
+        for end in config.space[name].ends():
+            yield f"dimension {name} at {end!r}", _companions(config, order, name, end)
 
 
 def _check_point(config: SweepConfig, point: dict[str, Any]) -> None:

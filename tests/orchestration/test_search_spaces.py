@@ -128,3 +128,29 @@ def test_the_papers_grids_have_their_sizes():
     sizes |= {"rat_table1": 10}
     assert {name: target(load_sweep(name)) for name in sizes} == sizes
     assert "joint" in list_sweeps()
+
+
+def test_the_name_of_a_recipe_is_a_sweep_over_its_defences_own_space():
+    config = load_sweep("ctrw_fashion_mnist", {"num_trials": 3})
+    assert (config.name, config.recipe, config.num_trials) == ("ctrw_fashion_mnist", "ctrw_fashion_mnist", 3)
+    assert {"defence.constraint", "defence.lower_bound", "defence.upper_bound", "defence.position"} == set(config.space)
+    assert config.baselines == ("natural_fashion_mnist", "at_fashion_mnist")
+    assert load_sweep("red_cifar10_resnet18_dcs_members").baselines == ("natural_cifar10_resnet18", "at_cifar10_resnet18")
+    assert load_sweep("at_digits").baselines == ("natural_digits",), "a recipe is no baseline of itself"
+
+
+def test_a_recipe_named_as_a_sweep_can_take_another_data_set():
+    settings = {"settings.data.name": "image_folder", "settings.data.folder": "photos", "settings.data.image_size": 32}
+    config = load_sweep("rna_fashion_mnist", settings)
+    assert config.experiment({}).data.folder == "photos"
+    assert config.baseline_experiment("at_fashion_mnist").data.folder == "photos"
+
+
+def test_a_misspelt_recipe_is_told_the_nearest_name():
+    with pytest.raises(UserError, match="'ctrw_fashion_mnist'"):
+        load_sweep("ctrw_fashion_mnsit")
+
+
+def test_the_own_space_of_ctrw_has_an_upper_bound_only_where_it_is_used():
+    space = load_sweep("ctrw_digits").space
+    assert space["defence.upper_bound"].when == {"defence.constraint": ("project",)}
