@@ -23,6 +23,7 @@ from orchestration.home import Home
 from orchestration.sweeping.analysis import infeasible, top_trials
 from orchestration.sweeping.config import SweepConfig
 from orchestration.sweeping.listed_experiments import train_baselines
+from orchestration.sweeping.network_check import check_networks
 from orchestration.sweeping.repeats import choose_by_mean, log_repeats, run_repeats, show_repeats
 from orchestration.sweeping.summary import conclude_search, show_trials
 from orchestration.sweeping.sweep import SweepOutcome, run_sweep, sweep_key
@@ -30,7 +31,6 @@ from orchestration.sweeping.sweep_lock import only_driver
 from orchestration.tracking.tracker import Tracker
 from orchestration.training.resources import trial_resources
 from orchestration.training.run_folder import RunFolder
-from trainers.data import load_data
 
 
 def run_whole_sweep(
@@ -42,8 +42,7 @@ def run_whole_sweep(
         UserError: a mistake, found before any worker starts.
     """
     base = config.experiment({})
-    for experiment in config.base_experiments():
-        load_data(experiment.data, data_root)  # a missing data set is found here, not in a worker
+    check_networks(config, data_root)
     baselines = [config.baseline_experiment(recipe) for recipe in config.baselines]
     with only_driver(home.sweep(sweep_key(config)), config.name):
         tracker = Tracker(home, base.tracking.experiment)
