@@ -5,6 +5,9 @@ v_2 t^2), its inverse root is r rho(t), and y(t) = (gamma + t u_gamma) r rho(t) 
 The backward is the adjoint of exactly that. What touches images is an inner product per channel or a sum of images weighted per channel,
 each one pass over memory; all else are vectors of C numbers.
 
+At first order, where nothing but x depends on u, both directions of the Jacobian J = w r (1 - mean - c_0 c_0' r^2 / n) are the framework's
+own backward kernel: J is symmetric, so y_1 = J x_1 and the gradient of x_1 is J grad_1 (`FirstOrderBatchNorm`).
+
 Shapes: images (B, C, H, W), everything else (C,). n is the number of values per channel.
 """
 
@@ -112,6 +115,49 @@ class JetBatchNorm(torch.autograd.Function):
         return grad_weight, grad_bias, None, None, None, *grad_xs
 
 
+class FirstOrderBatchNorm(torch.autograd.Function):
+    """`apply(weight, bias, settings, x_0, x_1) -> y_0, y_1`: what `JetBatchNorm` computes at order 1 without noise on weight and bias.
+
+    `settings` is (running_mean, running_var, momentum, eps). With a = c_0 . grad_1, b = c_0 . x_1 and q = grad_1 . c_1 per channel, the
+    gradient of x_0 is J (grad_0 - r^2/n (a x_1 + b grad_1)) + w r^3/n (r^2 a b / n - q) c_0.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor | None, bias: Tensor | None, settings: tuple[Any, ...], x_0: Tensor, x_1: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        running_mean, running_var, momentum, eps = settings
+        value, mean, r = torch.native_batch_norm(x_0, weight, bias, running_mean, running_var, True, momentum, eps)
+        y_1, r_b, sum_1 = _batch_norm_backward(x_1, x_0, weight, None, None, mean, r, True, eps, [True, True, True])
+        ctx.save_for_backward(weight, r, mean, r_b, sum_1, x_0, x_1)
+        ctx.eps = eps
+        return value, y_1
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_0: Tensor, grad_1: Tensor) -> tuple[Tensor | None, ...]:
+        weight, r, mean, r_b, sum_1, x_0, x_1 = ctx.saved_tensors
+        grad_0, grad_1, eps = laid_out_as(grad_0, x_0), laid_out_as(grad_1, x_0), ctx.eps
+        share = x_0.shape[1] / x_0.numel()
+        mean_1 = sum_1 * share
+        grad_x_1, r_a, sum_grad_1 = _batch_norm_backward(grad_1, x_0, weight, None, None, mean, r, True, eps, [True, True, True])
+        _, r_dot, sum_grad_0 = _batch_norm_backward(grad_0, x_0, None, None, None, mean, r, True, eps, [False, True, True])
+        _, r_q, _ = _batch_norm_backward(grad_1, x_1, None, None, None, mean_1, r, True, eps, [False, True, False])
+        r_share = r * share
+        crossed = r_share * r_a * r_b
+        grad_weight = r_dot + r_q - crossed
+        scale = r if weight is None else r * weight
+        minus = scale * -r_share
+        of_grad_1, of_x_1 = minus * r_b, minus * r_a
+        of_x_0 = minus * torch.sub(grad_weight, crossed, alpha=2)
+        shift = torch.addcmul(of_x_1 * mean_1, of_x_0, mean)
+        shift = torch.addcmul(torch.addcmul(shift, scale, sum_grad_0, value=share), of_grad_1, sum_grad_1, value=share).neg_()
+        grad_x_0 = torch.addcmul(_image(shift), grad_0, _image(scale))
+        grad_x_0.addcmul_(grad_1, _image(of_grad_1)).addcmul_(x_1, _image(of_x_1)).addcmul_(x_0, _image(of_x_0))
+        needs_weight, needs_bias = ctx.needs_input_grad[:2]
+        return grad_weight if needs_weight else None, sum_grad_0 if needs_bias else None, None, grad_x_0, grad_x_1
+
+
 class _Products:
     """Inner products per channel, divided by n."""
 
@@ -151,6 +197,10 @@ def _weighted_sum(parts: list[tuple[Tensor, Tensor, Tensor]], shift: Tensor | No
     for image, weight, _ in rest:
         out.addcmul_(image, weight.view(1, -1, 1, 1))
     return out
+
+
+def _image(values_C: Tensor) -> Tensor:
+    return values_C.view(1, -1, 1, 1)
 
 
 def laid_out_as(image: Tensor, other: Tensor) -> Tensor:

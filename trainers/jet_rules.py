@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from trainers.jet_batch_norm import JetBatchNorm, laid_out_as
+from trainers.jet_batch_norm import FirstOrderBatchNorm, JetBatchNorm, laid_out_as
 from trainers.jets import Jet, no_rule, rule
 
 _convolution_backward = torch.ops.aten.convolution_backward
@@ -129,6 +129,8 @@ def _batch_norm(
         return x.map(lambda value: functional.batch_norm(value, running_mean, running_var, weight, bias, training, momentum, eps))
     if x.ndim != 4:
         raise no_rule("batch normalization of anything else than (B, C, H, W)")
+    if training and x.order == 1 and x.terms == 2 and weight_direction is None and bias_direction is None:
+        return x.like(FirstOrderBatchNorm.apply(weight, bias, (running_mean, running_var, momentum, eps), *x.coefficients))
     if training:
         settings = (running_mean, running_var, momentum, eps, x.order)
         return x.like(JetBatchNorm.apply(weight, bias, weight_direction, bias_direction, settings, *x.coefficients))
