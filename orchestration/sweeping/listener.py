@@ -14,6 +14,7 @@ from ray.tune.experiment import Trial
 
 from orchestration import console
 from orchestration.experiment import ExperimentConfig
+from orchestration.sweeping.cluster_watch import ClusterWatch
 from orchestration.sweeping.config import SweepConfig
 from orchestration.sweeping.joint_space import RECIPE
 from orchestration.sweeping.trial_record import FAILED, FINISHED, STATE_TAG, STOPPED_EARLY, is_metric, open_trial_run
@@ -38,9 +39,10 @@ class TrialRow:
 class SweepListener(tune.Callback):
     """Follows the trials: tells MLflow, renews the board."""
 
-    def __init__(self, config: SweepConfig, tracker: Tracker, parent: str, key: str, done: int, wanted: int) -> None:
+    def __init__(self, config: SweepConfig, tracker: Tracker, parent: str, key: str, done: int, wanted: int, watch: ClusterWatch) -> None:
         self.config, self.tracker, self.parent, self.key = config, tracker, parent, key
         self.done, self.wanted = done, wanted
+        self.watch = watch
         self.writer = BackgroundWriter(tracker.uri)
         self.started = time.monotonic()
         self.done_at_start = done
@@ -53,6 +55,10 @@ class SweepListener(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune keeps a copy for its own way of restoring, which a sweep never takes, and a thread cannot be copied."""
         return {}
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Look whether the cluster still has room."""
+        self.watch.look()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Open the trial's MLflow run and its line."""

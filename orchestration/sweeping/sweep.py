@@ -20,6 +20,7 @@ from orchestration import console
 from orchestration.environment import collect_environment
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
+from orchestration.sweeping.cluster_watch import ClusterWatch
 from orchestration.sweeping.config import SweepConfig
 from orchestration.sweeping.listener import SweepListener
 from orchestration.sweeping.study import (
@@ -107,14 +108,15 @@ def run_sweep(config: SweepConfig, home: Home, data_root: Path | None, *, addres
 
     Raises:
         UserError: the resources do not suffice for one trial, the study is locked, or a name is wrong.
-        StudyAway, StoreAway, NoSpace: the study, the MLflow store or the disk failed on the way; everything finished is kept.
+        StudyAway, StoreAway, NoSpace, ClusterLost: the study, the MLflow store, the disk or Ray failed on the way; everything finished is
+            kept.
         KeyboardInterrupt: Ctrl-C; everything finished is kept.
     """
     base = config.experiment({})
     need = trial_resources(base.resources)
     console.say(f"joining Ray at {address}" if address else "starting Ray")
     available = cluster.connect(address, dashboard=need.workers > 1 and config.stopping is not None)
-    at_once = concurrency(need, available, config.max_concurrent_trials)
+    at_once = concurrency(need, available, config.max_concurrent_trials, cluster.alive_nodes())
     key = sweep_key(config)
     folder = home.sweep(key)
     study = open_study(config, folder)
@@ -132,7 +134,8 @@ def run_sweep(config: SweepConfig, home: Home, data_root: Path | None, *, addres
     if late:
         console.say(f"logged what an earlier start could not: trials {', '.join(map(str, late))}")
     if done < wanted:
-        listener = SweepListener(config, tracker, parent, key, done, wanted)
+        watch = ClusterWatch(need, local=cluster.is_local(address))
+        listener = SweepListener(config, tracker, parent, key, done, wanted, watch)
         try:
             with listener.board:
                 _tune(config, base, home, data_root, study, at_once, wanted - done, listener, folder, key)

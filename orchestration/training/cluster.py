@@ -47,3 +47,13 @@ def connect(address: str | None = None, *, dashboard: bool = False, num_cpus: in
                 raise
             raise UserError(f"no Ray cluster at {address}: {error}") from None
     return ray.cluster_resources()
+
+
+def alive_nodes() -> list[dict[str, float]]:
+    """Return the resources of each node that is alive."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def is_local(address: str | None) -> bool:
+    """Return whether `connect(address)` starts a Ray of this process's own."""
+    return not (address or os.environ.get("RAY_ADDRESS"))

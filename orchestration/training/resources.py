@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from models.errors import UserError
@@ -32,13 +32,30 @@ def trial_resources(resources: ResourcesConfig) -> TrialResources:
     )
 
 
-def concurrency(need: TrialResources, available: Mapping[str, float], wanted: int | None = None) -> int:
+def trials_that_fit(need: TrialResources, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Return how many trials fit the `CPU` and `GPU` of the given nodes: a worker needs its share on one node, a part of a GPU on one."""
+    cpus, gpus = need.cpus / need.workers, need.gpus / need.workers
+    workers = 0
+    for node in nodes:
+        fitting = math.floor((node.get("CPU", 0.0) + 1e-9) / cpus)
+        if gpus >= 1:
+            fitting = min(fitting, math.floor((node.get("GPU", 0.0) + 1e-9) / gpus))
+        elif gpus:
+            fitting = min(fitting, math.floor(node.get("GPU", 0.0) + 1e-9) * math.floor((1 + 1e-9) / gpus))
+        workers += fitting
+    return workers // need.workers
+
+
+def concurrency(
+    need: TrialResources, available: Mapping[str, float], wanted: int | None = None, nodes: Sequence[Mapping[str, float]] | None = None
+) -> int:
     """Return how many trials can run at a time.
 
     Args:
         need: of one trial.
         available: `CPU` and `GPU` of the cluster.
         wanted: upper limit.
+        nodes: `CPU` and `GPU` of each node; None: all on one.
 
     Raises:
         UserError: not even one fits; says what would.
@@ -60,4 +77,13 @@ def concurrency(need: TrialResources, available: Mapping[str, float], wanted: in
             f"one trial needs {need.cpus:g} CPUs and {need.gpus:g} GPUs ({need.workers} workers), but there are {cpus:g} CPUs and "
             f"{gpus:g} GPUs. What would fit: {', '.join(advice)}."
         )
+    if nodes is not None:
+        fitting = trials_that_fit(need, nodes)
+        if fitting < 1:
+            largest = ", ".join(f"{max((node.get(name, 0.0) for node in nodes), default=0.0):g} {name}s" for name in ("CPU", "GPU"))
+            raise UserError(
+                f"a worker needs {need.cpus / need.workers:g} CPUs and {need.gpus / need.workers:g} GPUs on one node, and the nodes, of "
+                f"which the largest have {largest}, have no room for {need.workers} of them. What would fit: a smaller "
+                "--resources.cpus_per_worker or --resources.gpus_per_worker, or fewer --resources.workers."
+            )
     return min(fitting, wanted) if wanted else fitting

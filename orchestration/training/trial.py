@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +127,15 @@ def tune_resources(experiment: ExperimentConfig) -> dict[str, float]:
 
 
 def failure_reason(trial: Any) -> str:
-    """Return the last line of what broke a Tune trial."""
-    cause = getattr(trial.get_error(), "cause", None) or trial.get_error()
-    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "unknown"
+    """Return in one line what broke a Tune trial last: the end of an exception's text, or that and why its process died."""
+    text = trial.get_error()
+    if text is None and trial.error_file and Path(trial.error_file).is_file():  # not stored yet, as when the trial is tried again
+        text = Path(trial.error_file).read_text(errors="replace")
+    lines = [line.strip() for line in str(text or "").rpartition("Failure # ")[2].splitlines() if line.strip()]
+    if not lines:
+        return "unknown"
+    deaths = [line.partition(": ")[2] for line in lines if re.match(r"ray\.exceptions\.(Actor|Worker|Node)\w+Error: ", line)]
+    return deaths[-1] if deaths else lines[-1]
 
 
 def _path(text: str | None) -> Path | None:

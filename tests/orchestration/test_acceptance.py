@@ -80,13 +80,13 @@ def test_a_sweep_over_two_defences_killed_three_times_ends_whole(home, tmp_path,
         with SweepProcess(sweep, home, tmp_path / "2.log") as second:
             second.wait_until(lambda text: trials_over(text) >= 6 and "epoch 1/2" in text.splitlines()[-1], 400, "six trials over")
             before = trials_over(second.text)
-            second.kill_one("ray::")
+            second.kill_one("ray::ImplicitFunc")
             second.wait_until(lambda text: trials_over(text) >= before + 2, 300, "two more trials over after a worker was killed")
             notes.append(f"a trial's worker killed with SIGKILL after {before} trials; the sweep went on by itself")
             second.kill_one("raylet")
-            second.wait(180)
+            assert second.wait(180) != 0
             notes.append(f"Ray's node daemon killed after {trials_over(second.text)} trials")
-            assert "rayndom sweep" in second.text or "orchestration" in second.text, "the resume command is printed"
+            assert "not finished; go on with:  rayndom sweep" in second.text
             assert first.left_over(60) == [], "Ray's processes go away with their driver"
 
             with SweepProcess(sweep, home, tmp_path / "3.log") as third:

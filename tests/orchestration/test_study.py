@@ -11,6 +11,7 @@ from ray.tune.search import Searcher
 
 from models.errors import UserError
 from orchestration.search_space import Dimension, suggest
+from orchestration.sweeping.cluster_watch import PATIENCE_S, ClusterLost, ClusterWatch
 from orchestration.sweeping.config import load_sweep
 from orchestration.sweeping.study import StudySearch, grid_points, open_study, spent, target
 from orchestration.sweeping.sweep import RememberingAsha, sweep_key
@@ -189,6 +190,42 @@ def test_asha_stops_no_trial_at_its_last_epoch():
 )
 def test_concurrency_counts_everything_a_trial_takes(need, available, expected):
     assert concurrency(need, available) == expected
+
+
+def test_workers_are_counted_node_by_node():
+    small = [{"CPU": 4}, {"CPU": 4}]
+    assert concurrency(TrialResources(3, 0, 1), {"CPU": 8}, nodes=small) == 2
+    assert concurrency(TrialResources(6, 0, 2), {"CPU": 8}, nodes=small) == 1, "its two workers on two nodes"
+    with pytest.raises(UserError, match=r"on one node.*largest have 4 CPUs"):
+        concurrency(TrialResources(8, 0, 1), {"CPU": 8}, nodes=small)
+    gpus = [{"CPU": 8, "GPU": 2}]
+    assert concurrency(TrialResources(1, 0.4, 1), {"CPU": 8, "GPU": 2}, nodes=gpus) == 4, "two on each GPU, none across two"
+
+
+def test_a_cluster_that_lost_its_nodes_is_waited_for_only_if_they_can_come_back(capsys):
+    now, nodes = [0.0], [{"CPU": 2}]
+    need = TrialResources(2, 0, 2)
+    watch = ClusterWatch(need, local=False, nodes=lambda: list(nodes), clock=lambda: now[0])
+    for now[0] in (3.0, 6.0):
+        watch.look()
+    nodes.clear()
+    for now[0] in (12.0, 18.0, 800.0):
+        watch.look()
+    assert capsys.readouterr().err.count("too little for one trial") == 1
+    nodes.append({"CPU": 2})
+    now[0] = 806.0
+    watch.look()
+    assert "room for trials again" in capsys.readouterr().out
+    nodes.clear()
+    now[0] = 812.0
+    watch.look()
+    now[0] = 812.0 + PATIENCE_S + 1
+    with pytest.raises(ClusterLost):
+        watch.look()
+    own = ClusterWatch(need, local=True, nodes=lambda: [], clock=lambda: now[0])
+    now[0] += 6
+    with pytest.raises(ClusterLost, match="on this machine has broken down"):
+        own.look()
 
 
 def test_what_does_not_fit_is_said_before_anything_starts():
