@@ -127,7 +127,7 @@ def train_here(
             finished["metrics"] |= cost_metrics(load_pretrained(folder.model, resample_on_forward=False), image_shape)
         return _as_result(folder, finished, reused=True)
     threads = experiment.resources.cpus_per_worker
-    torch.set_num_threads(max(1, int(threads)) if threads else os.cpu_count() or 1)
+    torch.set_num_threads(max(1, int(threads or os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)))
     device = device_for(experiment)
     splits = load_data(experiment.data, data_root, device)
     model = build_for(experiment, splits)
