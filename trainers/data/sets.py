@@ -177,7 +177,8 @@ _ALL = (
         std=(0.25, 0.25, 0.25),
         recommended_augmentation="crop_flip",
         files=("train", "test"),
-        how_to_obtain="It needs train/<class>/<image files> and test/<class>/<image files>, the same classes in both; `--data.folder` names it.",
+        how_to_obtain="It needs train/<class>/<image files> and test/<class>/<image files>, the same classes in both. "
+        "`--data.folder` names the folder that holds them.",
     ),
 )
 
