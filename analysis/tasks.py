@@ -138,8 +138,9 @@ def plan_blocks(
     total = num_configurations(model)
     configurations = None if total == math.inf else int(total)
     randomized = configurations != 1
-    items = [item for item in chosen.attacks if item.is_for(randomized)]
-    if not items:
+    finite = randomized and configurations is not None and configurations <= scoring.enumerate_up_to
+    items = [item for item in chosen.attacks if item.is_for(randomized, finite=finite)]
+    if chosen.attacks and not items:
         raise UserError(f"no attack of suite {chosen.name!r} is for {'randomized' if randomized else 'deterministic'} models")
     for item in items:
         check_attack(item.attack, item.parameters_for(randomized, threat_model.norm), item.threat_model(threat_model), num_classes)

@@ -28,7 +28,7 @@ class Reading:
         how: attack, radius, draws and samples in words. protocol: T0 to T4, or empty.
         num_samples, num_draws: what it was measured on.
         series: what a figure draws, by name, as nested lists of numbers. `values`: of a distribution or histogram. `grid`, `x`, `y`: of a
-            landscape (several: `grids`, a list, with `labels`).
+            landscape, `grid[i][j]` at `y[i]` and `x[j]` (several: `grids`, a list, with `labels`).
         failed_checks: keys of failed checks of the evaluation, e.g. `C7`: a number with any must not be believed.
     """
 
@@ -48,9 +48,11 @@ class CellOutcome:
     """What was found for one cell.
 
     Attributes:
-        row, column: keys. paper: the number under the paper's protocol. honest: its honest counterpart, None where there is none.
+        row, column: keys. paper: the number under the paper's protocol. honest: its honest counterpart; None where there is none, and
+            where the paper's number is the honest one.
         run: key of its training in `ItemOutcome.runs`, empty for quoted cells.
         reason: why there is no number, in words; empty if there is one.
+        expected: False where no number can exist, e.g. the averaged answer of a deterministic network; `reason` says why.
     """
 
     row: str
@@ -59,6 +61,7 @@ class CellOutcome:
     honest: Reading | None = None
     run: str = ""
     reason: str = ""
+    expected: bool = True
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,8 @@ class ItemOutcome:
 
     @property
     def complete(self) -> bool:
-        """Whether every cell that is to be measured has a number."""
-        return all(cell.paper is not None or not cell.run for cell in self.cells)
+        """Whether every cell that is to be measured has a number, those apart that cannot have one."""
+        return all(cell.paper is not None or not cell.run or not cell.expected for cell in self.cells)
 
     def to_json(self) -> str:
         """Return it as JSON."""

@@ -6,7 +6,8 @@
   Rows that differ in data set or network alone become one experiment. What the small network does not have is moved to what it has:
   CTRW's position to at most 4 (before the pooling), DCS's to at most the 7th convolution, RNA's path differences to at most its 9 layers;
   groups and group sizes clamp in the normalizations themselves. Steps and radii of attacks grow with the radius; attacks have at most 20
-  steps or 50 queries, whatever their names say, and AutoAttack runs its two gradient attacks.
+  steps or 50 queries, whatever their names say, and AutoAttack runs its two gradient attacks. Theory takes at most 3 pairs of draws at a
+  path difference, and landscapes 11 points a side.
 
 Numbers of `smoke` say that everything runs and nothing else.
 """
@@ -22,7 +23,7 @@ from typing import Any, Literal, get_args
 
 from analysis.papers.model import Accuracy, Clean, Column, Item, Measure, Run, Theory, TransferAccuracy, WorstCase, shipped_suite
 from analysis.protocols import ProtocolName, Scoring
-from analysis.result import EvaluationResult
+from analysis.result import EvaluationResult, Row
 from analysis.statistics import Estimate
 from analysis.suites import AttackItem, Suite
 from models.errors import unknown_name
@@ -39,6 +40,11 @@ _PAPER_EPSILON = 8 / 255
 _SMOKE_FACTOR = SMOKE_EPSILON / _PAPER_EPSILON
 _SMOKE_LIMITS = {"defence.position": 4, "defence.positions": 7}
 _SMOKE_PATH_LENGTH = 9
+_SMOKE_THEORY = {
+    "rna_paths.path_difference_transfer": {"num_pairs": 3},
+    "landscape.input_landscape": {"num_positions": 11},
+    "ensemble_gradients.member_landscapes": {"num_points": 11},
+}
 
 # Milestones are the defaults, so that rows whose schedules differ at paper scale alone become one experiment.
 _ONE_CYCLE = ("training.schedule.name=one_cycle", "training.schedule.milestones=[100, 150]")
@@ -205,12 +211,59 @@ def measure_at(measure: Measure, run: Run, scale: Scale) -> Measure:
         return measure
     factor = _SMOKE_FACTOR if run.norm == "linf" else 1.0
     changed: dict[str, Any] = {}
+    limits = _SMOKE_THEORY.get(measure.function, {})
     for name, value in measure.parameters.items():
+        if name in limits:
+            changed[name] = min(value, limits[name])
         if name == "differences":
             changed[name] = tuple(min(difference, _SMOKE_PATH_LENGTH) for difference in value)
         elif name in ("radius", "epsilon", "half_width") and isinstance(value, str):
             changed[name] = parse_pixel_fraction(value) * factor
     return replace(measure, parameters={**measure.parameters, **changed})
+
+
+def transfer_suite(name: str, attacks: Iterable[AttackItem], planned: PlannedRun) -> Suite:
+    """Return a suite of attacks from `transfer_item`, scored like the paper's suite `name`."""
+    return _suite(name, (), planned, f"{planned.item}/{planned.row} transfer").model_copy(update={"attacks": tuple(attacks)})
+
+
+def suite_for(suite: Suite, measures: Iterable[Measure]) -> Suite | None:
+    """Return what of a suite from `evaluation_suites` is needed for some of its measures; None if nothing is.
+
+    Attacks keep all their protocols, so that their blocks are those of the whole suite. A suite without attacks scores clean images.
+    """
+    kept: dict[str, AttackItem] = {}
+    needed = False
+    for measure in measures:
+        if isinstance(measure, WorstCase) and _is_of(suite, measure.suite):
+            return suite
+        if isinstance(measure, Accuracy) and _is_of(suite, measure.suite):
+            kept |= {attack.name: attack for attack in suite.attacks if attack.name == measure.row_name}
+        needed = needed or isinstance(measure, Clean)
+    if not kept and not needed:
+        return None
+    attacks = tuple(attack for attack in suite.attacks if attack.name in kept)
+    return suite.model_copy(update={"attacks": attacks, "studies": suite.studies if attacks else None})
+
+
+def _is_of(suite: Suite, name: str) -> bool:
+    return suite.name.split()[-1] == name
+
+
+def read_row(measure: Measure, result: EvaluationResult, name: str | None = None) -> Row | None:
+    """Return the row of an evaluation that a measure of an attack is read from; None if it is not in it.
+
+    Args:
+        name: of the attack, where it is not that of the measure.
+    """
+    if not isinstance(measure, Accuracy | TransferAccuracy):
+        return None
+    protocol = measure.protocol if isinstance(measure, Accuracy) else measure.attack.protocol
+    for row in result.rows:
+        # A deterministic model has one row for all protocols, labelled `T0 = T1 = T2`.
+        if row.attack == (name or measure.row_name) and (row.protocol == protocol or "=" in row.protocol):
+            return row
+    return None
 
 
 def read_estimate(measure: Measure, result: EvaluationResult) -> Estimate | None:
@@ -219,13 +272,8 @@ def read_estimate(measure: Measure, result: EvaluationResult) -> Estimate | None
         return result.clean
     if isinstance(measure, WorstCase):
         return result.headline
-    if isinstance(measure, Accuracy | TransferAccuracy):
-        protocol = measure.protocol if isinstance(measure, Accuracy) else measure.attack.protocol
-        for row in result.rows:
-            # A deterministic model has one row for all protocols, labelled `T0 = T1 = T2`.
-            if row.attack == measure.row_name and (row.protocol == protocol or "=" in row.protocol):
-                return row.estimate
-    return None
+    row = read_row(measure, result)
+    return row.estimate if row is not None else None
 
 
 def _measures(column: Column, honest: bool) -> Iterable[Measure]:
@@ -337,5 +385,8 @@ __all__ = [
     "overrides_at",
     "plan",
     "read_estimate",
+    "read_row",
+    "suite_for",
     "transfer_item",
+    "transfer_suite",
 ]

@@ -9,6 +9,7 @@ from orchestration.commands.evaluate import EVALUATE
 from orchestration.commands.export import EXPORT
 from orchestration.commands.jobs import LOGS, RESUME, STOP, SUBMIT
 from orchestration.commands.looking_up import LIST, SHOW
+from orchestration.commands.reproduce import REPRODUCE
 from orchestration.commands.status import STATUS, WATCH
 from orchestration.commands.sweep import SWEEP
 from orchestration.commands.train import TRAIN
@@ -32,4 +33,5 @@ COMMANDS: tuple[Command, ...] = (
     DOCTOR,
     ANALYSE,
     COMPARE,
+    REPRODUCE,
 )

@@ -1,0 +1,182 @@
+"""`rayndom reproduce ITEM ...`: regenerate the papers' tables and figures."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestration import console
+from orchestration.commands.command import Command, add_data_root
+
+LIST = "list"
+
+
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "items",
+        nargs="*",
+        metavar="ITEM",
+        help="table or figure (ctrw.table1), pattern ('ctrw.table*'), paper (ctrw) or all; without one, all are listed",
+    )
+    parser.add_argument(
+        "--scale",
+        default="smoke",
+        help="smoke: everything small, on a CPU in minutes, to see that it runs; short: the real networks and data, 30 epochs; paper: as "
+        "printed (default smoke)",
+    )
+    parser.add_argument("--rows", default="", metavar="KEY,KEY", help="only these rows; patterns as 'cifar10/*' fit")
+    parser.add_argument("--columns", default="", metavar="KEY,KEY", help="only these columns")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be trained and evaluated, and what it would cost")
+    parser.add_argument("--list", action="store_true", help="list all tables and figures")
+    parser.add_argument("--gpus-per-worker", type=float, help="share of a GPU for each worker, instead of the recipes'; 0: train on CPUs")
+    parser.add_argument("--address", help="Ray cluster (default: RAY_ADDRESS, else a local Ray)")
+    add_data_root(parser)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.list or not arguments.items or arguments.items == [LIST]:
+        return _list()
+    from orchestration.home import Home
+    from orchestration.reproducing.plan import check_something_to_do, choose_keys, find_items, parse_scale, plan_item
+
+    scale = parse_scale(arguments.scale)
+    items = find_items(arguments.items)
+    rows = choose_keys("row", items, _keys(arguments.rows))
+    columns = choose_keys("column", items, _keys(arguments.columns))
+    plans = [plan_item(item, scale, rows, columns, arguments.gpus_per_worker) for item in items]
+    check_something_to_do(plans)
+    home = Home.locate(arguments.home)
+    data_root = Path(arguments.data_root).absolute() if arguments.data_root else None
+    if arguments.dry_run:
+        return _dry_run(plans, home, data_root)
+    return _reproduce(plans, home, data_root, arguments.address)
+
+
+def _keys(text: str) -> list[str]:
+    return [key.strip() for key in text.split(",") if key.strip()]
+
+
+def _list() -> int:
+    from orchestration.reproducing.summary import catalogue
+
+    rows = catalogue()
+    console.result(rows)
+    console.table("tables and figures; trainings at each scale", list(rows[0]), [list(row.values()) for row in rows])
+    console.say("rayndom reproduce ITEM reproduces one at scale smoke; --scale short and --scale paper need the papers' data and GPUs")
+    return 0
+
+
+def _show_plan(plans: Sequence[Any], home: Any) -> dict[str, Any]:
+    from orchestration.reproducing.cost import Cost, total
+    from orchestration.reproducing.summary import describe
+
+    report = describe(plans, home)
+    shown = ("item", "cells", "trainings", "already trained", "evaluations", "readings")
+    costs = [Cost(row["forward_passes"], row["gpu_hours"], row["core_hours"]) for row in report["items"]]
+    console.table(
+        f"plan at scale {report['scale']}",
+        [*shown, "estimated cost of what is missing"],
+        [[*(row[name] for name in shown), row["nothing to run"] or str(cost)] for row, cost in zip(report["items"], costs, strict=True)],
+    )
+    console.say(f"in all {total(costs)}. {report['estimate']}")
+    return report
+
+
+def _dry_run(plans: Sequence[Any], home: Any, data_root: Path | None) -> int:
+    from orchestration.reproducing.summary import missing_datasets, training_rows
+
+    report = _show_plan(plans, home)
+    for planned in plans:
+        if planned.trainings:
+            rows = training_rows(planned, home)
+            console.table(f"trainings of {planned.item.name}", ["row", "recipe", "changes of the row", "fingerprint", "state"], rows)
+    missing = missing_datasets(plans, data_root)
+    if missing:
+        console.say(f"not here: the files of {', '.join(missing)}; `rayndom doctor` says how to obtain them")
+    trainings = {
+        planned.item.name: {
+            each.key: {"recipe": each.planned.recipe, "fingerprint": each.fingerprint} for each in planned.trainings.values()
+        }
+        for planned in plans
+    }
+    console.result(report | {"trainings": trainings, "missing_datasets": missing})
+    return 0
+
+
+def _reproduce(plans: Sequence[Any], home: Any, data_root: Path | None, address: str | None) -> int:
+    from orchestration.reproducing.execution import check_before_start, reproduce_item, track_folder
+    from orchestration.reproducing.ledger import outcome_folder
+
+    started = time.monotonic()
+    _show_plan(plans, home)
+    check_before_start(plans, data_root, address)
+    results: dict[str, Any] = {}
+    problems: dict[str, list[str]] = {}
+    for planned in plans:
+        name = planned.item.name
+        console.say(f"{name}: {planned.item.title}")
+        outcome, failed, run_id = reproduce_item(planned, home, data_root, address=address)
+        folder = outcome_folder(home, name, planned.scale)
+        files = _render(outcome, folder)
+        track_folder(planned, home, run_id)
+        problems |= {name: failed} if failed else {}
+        results[name] = {
+            "outcome": str(folder / "outcome.json"),
+            "mlflow_run": run_id,
+            "complete": outcome.complete,
+            "failed": failed,
+            "files": {kind: str(path) for kind, path in files.items()},
+        }
+    reports = _write_papers(plans, home)
+    console.result({"items": results, "reports": {paper: str(path) for paper, path in reports.items()}})
+    for paper, path in reports.items():
+        console.say(f"{paper}: {path}")
+    for name, failed in problems.items():
+        for problem in failed:
+            console.warn(f"{name}: {problem}")
+    console.say(f"done in {console.duration(time.monotonic() - started)}")
+    return 1 if problems else 0
+
+
+def _render(outcome: Any, folder: Path) -> Mapping[str, Path]:
+    """Write tables and figures of an item, and show its table."""
+    from analysis.reproduction.report import write_item
+    from analysis.reproduction.tables import terminal_rows
+
+    files = write_item(outcome, folder)
+    if outcome.cells:
+        header, rows = terminal_rows(outcome)
+        console.table(f"{outcome.item} at scale {outcome.scale}", header, rows)
+    return files
+
+
+def _write_papers(plans: Sequence[Any], home: Any) -> dict[str, Path]:
+    """Write a page per paper over all of its items that were reproduced at this scale, now or earlier."""
+    from analysis.papers import get_paper
+    from analysis.reproduction.report import write_paper
+    from orchestration.reproducing.ledger import read_outcome
+
+    reports = {}
+    scale = plans[0].scale
+    for paper in dict.fromkeys(planned.item.name.partition(".")[0] for planned in plans):
+        outcomes = [read_outcome(home, item.name, scale) for item in get_paper(paper).items]
+        path = home.root / "reproductions" / f"{paper}-{scale}.html"
+        reports[paper] = write_paper(paper, [outcome for outcome in outcomes if outcome is not None], path)
+    return reports
+
+
+REPRODUCE = Command(
+    "reproduce",
+    "regenerate the papers' tables and figures: train, attack, compare with the printed numbers; the same command goes on",
+    (
+        "rayndom reproduce                             what there is",
+        "rayndom reproduce ctrw.table4                 one table, small, on a CPU",
+        "rayndom reproduce ctrw.table1 --scale paper --dry-run",
+        "rayndom reproduce rna --scale short --rows 'resnet18/*' --columns natural,pgd20",
+    ),
+    _add,
+    _run,
+)

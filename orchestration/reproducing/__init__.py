@@ -1,0 +1,1 @@
+"""Reproducing the papers' tables and figures: plan, training, evaluation, readings, outcome."""

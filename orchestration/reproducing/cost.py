@@ -1,0 +1,134 @@
+"""What a reproduction costs before anything has run: forward passes of one image, counted, and the time they would take, estimated.
+
+Unit F: the forward pass of one image; a backward pass to the pixels costs about one more (lean PGD-10 with its training step: 23 F).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis.suites import Suite
+from analysis.tasks import BlockTask, estimated_cost
+from analysis.theory.cost import count_macs
+from models.randomness import is_randomized
+from models.registry import build_model
+from orchestration.experiment import ExperimentConfig
+from trainers.data import DATASETS
+
+GPU_FLOPS = 2e14
+"""Floating-point operations a second in training: a quarter of the bf16 peak of an H100 or H200."""
+GPU_EVALUATION_FLOPS = 5e13
+"""In evaluations, which compute in fp32."""
+CORE_FLOPS = 2e10
+"""Of one CPU core."""
+
+_STREAMED_SIDE = 224
+_OUTER_STEP = {"natural": 3.0, "adversarial": 3.0, "trades": 7.0, "label_smoothing": 7.0, "rat_surrogate": 9.0, "rat_direct": 9.0}
+_TAYLOR = {1: 1.35, 2: 2.2}  # times TRADES
+_PERTURBATION = 5.0
+_ENSEMBLE_STEP = {"adp": 3.0, "gal": 6.0, "trs": 12.0, "red": 6.0, "ensemble_adversarial": 3.0}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work and time, estimated. `passes`: F. `gpu_hours`: where a GPU is asked for. `core_hours`: of a CPU core elsewhere."""
+
+    passes: float = 0.0
+    gpu_hours: float = 0.0
+    core_hours: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.passes + other.passes, self.gpu_hours + other.gpu_hours, self.core_hours + other.core_hours)
+
+    def __str__(self) -> str:
+        parts = [f"{hours:.3g} {name} hours" for hours, name in ((self.gpu_hours, "GPU"), (self.core_hours, "CPU core")) if hours]
+        return f"{self.passes:.2g} forward passes, about {' and '.join(parts) or '0 hours'}"
+
+
+def training_cost(experiment: ExperimentConfig) -> Cost:
+    """Return the estimate for a whole training, validation apart."""
+    training = experiment.training
+    attack = 2.0 * training.attack.steps
+    name = training.objective.name
+    members = getattr(experiment.defence.parameters, "num_members", 1)
+    if name == "natural":
+        passes = _OUTER_STEP[name]
+    elif name == "rat_taylor":
+        passes = _TAYLOR[getattr(training.objective, "order", 2)] * (attack + _OUTER_STEP["trades"])
+    elif name == "dverge":
+        passes = 2.0 * getattr(training.objective, "steps", 10) + members * 3.0
+    elif name in _ENSEMBLE_STEP:
+        clean = name in ("adp", "gal", "trs") or getattr(training.objective, "ce_on", "adv") == "clean"
+        passes = (0.0 if clean else attack) + _ENSEMBLE_STEP[name]
+    else:
+        passes = attack + _OUTER_STEP.get(name, _OUTER_STEP["adversarial"])
+    if getattr(training.objective, "weight_perturbation", None) is not None:
+        passes += _PERTURBATION
+    return _timed(passes * members * _num_train(experiment) * training.epochs, experiment, GPU_FLOPS)
+
+
+def evaluation_cost(experiment: ExperimentConfig, suite: Suite) -> Cost:
+    """Return the estimate for a suite of attacks and its studies apart."""
+    info = DATASETS[experiment.data.name]
+    num_test = experiment.data.limit_test or info.num_test or 0
+    count = min(num_test, suite.num_samples or num_test)
+    randomized = _draws(experiment.defence.name)
+    facts = {
+        "threat_model": experiment.threat_model,
+        "scoring": suite.scoring,
+        "seed": 0,
+        "num_classes": info.num_classes or 10,
+        "num_configurations": None if randomized else 1,
+        "block": 0,
+        "checkpoint": "",
+        "data": "",
+    }
+    passes = estimated_cost(BlockTask(kind="clean", ids=tuple(range(count)), **facts))
+    for item in suite.attacks:
+        if not item.is_for(randomized):
+            continue
+        ids = tuple(range(min(count, item.num_samples or count)))
+        protocols = [each for each in item.protocols if each != "T3"] if randomized else ["T1"]
+        for protocol in protocols:
+            passes += estimated_cost(BlockTask(kind="attack", item=item, protocol=protocol, ids=ids, **facts))
+    return _timed(passes, experiment, GPU_EVALUATION_FLOPS)
+
+
+def total(costs: Sequence[Cost]) -> Cost:
+    """Return the sum."""
+    return sum(costs, Cost())
+
+
+def _timed(passes: float, experiment: ExperimentConfig, gpu_flops: float) -> Cost:
+    info = DATASETS[experiment.data.name]
+    channels, *_ = info.image_shape or (3,)
+    side = experiment.data.image_size or (_STREAMED_SIDE if experiment.data.streams else (info.image_shape or (3, _STREAMED_SIDE))[1])
+    options = json.dumps(experiment.backbone.options, sort_keys=True)
+    operations = passes * 2 * _macs(experiment.backbone.name, options, (channels, side, side), info.num_classes or 10)
+    if experiment.resources.gpus_per_worker:
+        return Cost(passes, gpu_hours=operations / gpu_flops / 3600)
+    return Cost(passes, core_hours=operations / CORE_FLOPS / 3600)
+
+
+def _num_train(experiment: ExperimentConfig) -> int:
+    info, data = DATASETS[experiment.data.name], experiment.data
+    everything = info.num_train or 0
+    held_out = min(everything // 10, 5000) if data.validation_size is None else data.validation_size
+    return min(data.limit_train or everything, everything - held_out)
+
+
+@functools.cache
+def _macs(backbone: str, options: str, image_shape: tuple[int, int, int], num_classes: int) -> int:
+    model = build_model(
+        "natural", backbone=backbone, num_classes=num_classes, image_shape=image_shape, backbone_options=json.loads(options)
+    )
+    return count_macs(model, image_shape)
+
+
+@functools.cache
+def _draws(defence: str) -> bool:
+    """Return whether a defence is randomized: its parameters change how much it draws, not whether."""
+    return is_randomized(build_model(defence, backbone="resnet8", num_classes=10, image_shape=(1, 16, 16)))

@@ -1,0 +1,235 @@
+"""Reproducing one item: train what is missing, attack it, read the theory, and store the outcome after every step.
+
+Everything is kept where any other command would look for it: trainings by fingerprint, blocks of evaluations by their records, readings
+by the hash of the weights. So a killed reproduction goes on, and a cell that two tables share is computed once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from analysis.fingerprints import json_hash
+from analysis.papers.outcome import ItemOutcome
+from analysis.result import EvaluationResult
+from models.errors import UserError
+from orchestration import console
+from orchestration.evaluating.evaluation_report import protocol_key, summarize
+from orchestration.evaluating.evaluation_run import EvaluationSettings, Job, prepare, run_jobs, test_images
+from orchestration.experiment import ExperimentConfig
+from orchestration.exporting.export import record_evaluation
+from orchestration.exporting.targets import Target
+from orchestration.home import Home
+from orchestration.reproducing.ledger import Ledger, outcome_folder
+from orchestration.reproducing.plan import TRANSFER, Evaluation, ItemPlan, evaluations, model_folder, readings
+from orchestration.reproducing.reading_jobs import HashedWeights, ReadingJob, reading_job, run_readings
+from orchestration.sweeping.listed_experiments import Listed, train_all
+from orchestration.tracking.tracker import Tracker
+from orchestration.training import cluster
+from orchestration.training.resources import concurrency, trial_resources
+from trainers.data import load_data
+
+REPRODUCTION_TAG = "rayndom.reproduction"
+KIND = "row"
+
+_NOT_IN_NAMES = re.compile(r"[^\w\-. /]")
+
+
+def check_before_start(plans: Sequence[ItemPlan], data_root: Path | None, address: str | None) -> None:
+    """Find out before anything starts whether data sets and resources are there.
+
+    Raises:
+        UserError: they are not; says what to do.
+    """
+    experiments = {each.fingerprint: each.experiment for planned in plans for each in planned.trainings.values()}
+    for data in {json_hash(each.data.model_dump(mode="json")): each.data for each in experiments.values()}.values():
+        load_data(data, data_root)
+    if not experiments:
+        return
+    available = cluster.connect(address)
+    for resources in {each.resources for each in experiments.values()}:
+        need = trial_resources(resources)
+        if need.gpus > available.get("GPU", 0.0):
+            count = sum(each.resources == resources for each in experiments.values())
+            raise UserError(
+                f"{count} trainings ask for {need.gpus:g} GPUs each, and there are {available.get('GPU', 0.0):g}. `--scale smoke` runs on "
+                "a CPU; `--address` joins a Ray cluster that has GPUs; `--gpus-per-worker 0` trains on CPUs, which takes very long."
+            )
+        concurrency(need, available)
+
+
+def reproduce_item(
+    planned: ItemPlan, home: Home, data_root: Path | None, *, address: str | None = None
+) -> tuple[ItemOutcome, list[str], str | None]:
+    """Reproduce an item, or go on with it; return its outcome, what failed, and the id of its MLflow run.
+
+    An item that has nothing to run has an outcome without cells and no MLflow run.
+    """
+    ledger = Ledger(planned, home)
+    if not planned.trainings:
+        return ledger.write(), [], None
+    tracker = Tracker(home, next(iter(planned.trainings.values())).experiment.tracking.experiment)
+    title = f"{planned.item.name} {planned.scale}"
+    parent = tracker.run("reproduction", {REPRODUCTION_TAG: title}, name=title)
+    tracker.set_tags(parent, {"rayndom.title": planned.item.title})
+    try:
+        _train(planned, ledger, home, data_root, tracker, parent)
+        _evaluate(planned, ledger, home, data_root, address, tracker, _Images(data_root))
+        _read(planned, ledger, home, data_root, address)
+    except BaseException:
+        # Whatever stopped it, what is known stays readable; the next start sets the run to running again.
+        ledger.write()
+        tracker.finish(parent, "KILLED")
+        raise
+    outcome = ledger.write()
+    tracker.log_metrics(parent, _cell_metrics(outcome))
+    tracker.finish(parent, "FAILED" if ledger.problems else "FINISHED")
+    return outcome, ledger.problems, parent
+
+
+def track_folder(planned: ItemPlan, home: Home, parent: str | None) -> None:
+    """Store outcome, tables and figures in the item's MLflow run."""
+    if parent is not None:
+        tracker = Tracker(home, next(iter(planned.trainings.values())).experiment.tracking.experiment)
+        tracker.log_folder(parent, outcome_folder(home, planned.item.name, planned.scale), "reproduction")
+
+
+def _train(planned: ItemPlan, ledger: Ledger, home: Home, data_root: Path | None, tracker: Tracker, parent: str) -> None:
+    def ended(experiment: ExperimentConfig) -> None:
+        ledger.write()
+
+    listed = [Listed(f"{planned.item.name} {each.key}", each.experiment) for each in planned.unique]
+    failures = train_all(KIND, listed, home, data_root, tracker, parent, on_end=ended)
+    for training in planned.unique:
+        if training.fingerprint in failures:
+            ledger.training_failed(training, failures[training.fingerprint])
+            continue
+        run_id = tracker.find_run(training.fingerprint)
+        if run_id is not None:
+            ledger.mlflow_runs[training.fingerprint] = run_id
+            if not any(entry.path == "model" for entry in tracker.client.list_artifacts(run_id)):
+                tracker.log_folder(run_id, model_folder(home, training), "model")
+
+
+class _Images:
+    """Test images, read once for all jobs that share them."""
+
+    def __init__(self, data_root: Path | None) -> None:
+        self.data_root = data_root
+        self._known: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def of(self, evaluation: Evaluation) -> tuple[Tensor, Tensor]:
+        """Return the images of an evaluation."""
+        data, count = evaluation.training.experiment.data, evaluation.suite.num_samples
+        key = json_hash([data.model_dump(mode="json"), count])
+        if key not in self._known:
+            self._known[key] = test_images(data, self.data_root, count)
+        return self._known[key]
+
+
+def _evaluate(
+    planned: ItemPlan, ledger: Ledger, home: Home, data_root: Path | None, address: str | None, tracker: Tracker, images: _Images
+) -> None:
+    # Rows that are one experiment at this scale are evaluated once.
+    jobs: dict[str, Job] = {}
+    owners: dict[str, list[Evaluation]] = {}
+    for evaluation in evaluations(planned, home, ledger.trained()):
+        training = evaluation.training
+        content = evaluation.suite.model_dump(mode="json", exclude={"name", "description"})
+        key = json_hash([training.fingerprint, evaluation.base, content])
+        owners.setdefault(key, []).append(evaluation)
+        if len(owners[key]) > 1:
+            continue
+        target = Target(model_folder(home, training), training.experiment)
+        settings = EvaluationSettings(suite=evaluation.suite)
+        try:
+            jobs[key] = prepare(f"{training.key} {evaluation.base}", target, settings, home, data_root, images.of(evaluation))
+        except UserError as error:
+            ledger.evaluation_failed(training.key, evaluation.base, str(error))
+    keys = {id(job): key for key, job in jobs.items()}
+
+    def done(job: Job) -> None:
+        result = job.result()
+        for evaluation in owners[keys[id(job)]]:
+            ledger.evaluated(evaluation.training.key, evaluation.base, result)
+        first = owners[keys[id(job)]][0]
+        _track(job, result, first.base, ledger.mlflow_runs.get(first.training.fingerprint), tracker)
+        ledger.write()
+
+    def failed(job: Job, error: Exception) -> None:
+        console.warn(f"{job.name}: {_last_line(error)}")
+        for evaluation in owners[keys[id(job)]]:
+            ledger.evaluation_failed(evaluation.training.key, evaluation.base, _last_line(error))
+        ledger.write()
+
+    for key, job in jobs.items():
+        if not job.pending:
+            for evaluation in owners[key]:
+                ledger.evaluated(evaluation.training.key, evaluation.base, job.result())
+    pending = [job for job in jobs.values() if job.pending]
+    needs = [trial_resources(each.experiment.resources) for each in planned.unique]
+    gpus = max((need.gpus / need.workers for need in needs), default=0.0)
+    if pending:
+        run_jobs(pending, workers=1000, gpus_per_worker=gpus, address=address, on_done=done, on_failure=failed)
+
+
+def _track(job: Job, result: EvaluationResult, base: str, run_id: str | None, tracker: Tracker) -> None:
+    """Write an evaluation to the model's card and to its MLflow run."""
+    summary = summarize(result, base)
+    if not base.endswith(TRANSFER):
+        record_evaluation(job.target.folder, job.target, summary)
+    if run_id is None:
+        return
+    metrics = {f"test/{base}/{row.attack}/{protocol_key(row.protocol)}": row.estimate.value for row in result.rows}
+    tracker.log_metrics(run_id, {_metric_name(name): value for name, value in metrics.items()})
+    tracker.set_tags(run_id, {f"rayndom.marked.{base.replace(' ', '_')}": result.marked})
+    tracker.log_json(run_id, summary, f"evaluation/{base.replace(' ', '_')}.json")
+
+
+def _read(planned: ItemPlan, ledger: Ledger, home: Home, data_root: Path | None, address: str | None) -> None:
+    hashes = HashedWeights(home)
+    jobs = [reading_job(wanted, planned.scale, home, hashes) for wanted in readings(planned, ledger.trained())]
+
+    def done(job: ReadingJob) -> None:
+        found = job.kept()
+        assert found is not None
+        ledger.read(job, found)
+        ledger.write()
+
+    def failed(job: ReadingJob, error: Exception) -> None:
+        console.warn(f"{job.title}: {_last_line(error)}")
+        ledger.reading_failed(job, _last_line(error))
+        ledger.write()
+
+    for job in jobs:
+        kept = job.kept()
+        if kept is not None:
+            ledger.read(job, kept)
+    run_readings(jobs, data_root, address=address, on_done=done, on_failure=failed)
+    # Cells of other rows that rest on the same networks share the file of a reading.
+    for job in jobs:
+        kept = job.kept()
+        if kept is not None:
+            ledger.read(job, kept)
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
+def _cell_metrics(outcome: ItemOutcome) -> Mapping[str, float]:
+    metrics: dict[str, Any] = {}
+    for cell in outcome.cells:
+        for name, reading in (("paper", cell.paper), ("honest", cell.honest)):
+            if reading is not None and reading.value is not None:
+                metrics[_metric_name(f"{name}/{cell.row}/{cell.column}")] = reading.value
+    return metrics
+
+
+def _metric_name(name: str) -> str:
+    return _NOT_IN_NAMES.sub(".", name)

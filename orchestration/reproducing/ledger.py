@@ -1,0 +1,301 @@
+"""What is known of an item while it is reproduced, and the outcome that follows from it; the file on disk is renewed as more is known."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from analysis.conclusion import conclusion
+from analysis.papers import Cell
+from analysis.papers.model import Accuracy, Clean, Measure, Theory, Timing, TransferAccuracy, WorstCase
+from analysis.papers.outcome import CellOutcome, CheckOutcome, ItemOutcome, Reading, RunOutcome
+from analysis.papers.readings import Found
+from analysis.papers.scales import attack_item, read_row
+from analysis.result import EvaluationResult
+from analysis.statistics import Estimate
+from models.weights import read_config
+from orchestration.environment import cpu_model
+from orchestration.home import Home
+from orchestration.reproducing.plan import TRANSFER, ItemPlan, Training, model_folder, reading_of, training_key, transfer_attack
+from orchestration.reproducing.reading_jobs import ReadingJob
+from orchestration.training.run_folder import RunFolder, replace_text
+from trainers.peak_memory import GPU_METRIC, PROCESS_METRIC
+
+NOT_ASKED = "not asked for"
+NOT_EVALUATED = "not evaluated yet"
+NOT_MEASURED = "not measured yet"
+
+
+def outcome_folder(home: Home, item: str, scale: str) -> Path:
+    """Return where the outcome of an item and what is drawn from it are kept."""
+    return home.root / "reproductions" / item / scale
+
+
+def read_outcome(home: Home, item: str, scale: str) -> ItemOutcome | None:
+    """Return the outcome that is on disk, None if there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = outcome_folder(home, item, scale) / "outcome.json"
+    return ItemOutcome.from_json(path.read_text(), path) if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """Why there is no number; `expected`: whether there could be one."""
+
+    reason: str
+    expected: bool = True
+
+
+class Ledger:
+    """Collects what is found for one item.
+
+    Attributes:
+        failures: why trainings failed, by fingerprint. problems: everything that failed, in words.
+    """
+
+    def __init__(self, planned: ItemPlan, home: Home) -> None:
+        self.planned, self.home = planned, home
+        self.before = read_outcome(home, planned.item.name, planned.scale)
+        self.failures: dict[str, str] = {}
+        self.mlflow_runs: dict[str, str] = {}
+        self.problems: list[str] = []
+        self._results: dict[tuple[str, str], EvaluationResult] = {}
+        self._not_evaluated: dict[tuple[str, str], str] = {}
+        self._found: dict[tuple[str, str, str], Found] = {}
+        self._finished: dict[str, dict[str, Any]] = {}
+        self._environments: dict[str, Mapping[str, Any]] = {}
+
+    def trained(self) -> set[str]:
+        """Return the fingerprints of finished trainings."""
+        return {each.fingerprint for each in self.planned.unique if self._trained(each) is not None}
+
+    def _trained(self, training: Training) -> dict[str, Any] | None:
+        """Return the result of a finished training, None for others."""
+        if training.fingerprint not in self._finished:
+            result = RunFolder(self.home.run(training.fingerprint)).result()
+            if result is None:
+                return None
+            self._finished[training.fingerprint] = result
+        return self._finished[training.fingerprint]
+
+    def training_failed(self, training: Training, reason: str) -> None:
+        """Note why a training has no network."""
+        self.failures[training.fingerprint] = reason
+        self.problems.append(f"{training.key}: training failed: {reason}")
+
+    def evaluated(self, key: str, base: str, result: EvaluationResult) -> None:
+        """Take the result of a finished evaluation of a training."""
+        self._results[key, base] = result
+
+    def evaluation_failed(self, key: str, base: str, reason: str) -> None:
+        """Note why an evaluation has no result."""
+        self._not_evaluated[key, base] = f"evaluation failed: {reason}"
+        self.problems.append(f"{key} under {base}: {reason}")
+
+    def read(self, job: ReadingJob, found: Found) -> None:
+        """Take what a reading found."""
+        self._found[_place(job.wanted.training, job.wanted.measure, job.wanted.other)] = found
+
+    def reading_failed(self, job: ReadingJob, reason: str) -> None:
+        """Note why a reading has no number."""
+        self.read(job, Found(reason=f"failed: {reason}"))
+        self.problems.append(f"{job.title}: {reason}")
+
+    def write(self) -> ItemOutcome:
+        """Renew the outcome on disk and return it."""
+        outcome = self.outcome()
+        folder = outcome_folder(self.home, outcome.item, outcome.scale)
+        replace_text(folder / "outcome.json", outcome.to_json())
+        return outcome
+
+    def outcome(self) -> ItemOutcome:
+        """Return all that is known, cells that were found earlier and not asked for this time included."""
+        item = self.planned.item
+        runs = {key: self._run(training) for key, training in self.planned.trainings.items()}
+        cells = []
+        for cell in item.cells():
+            if cell.run is None:
+                cells.append(CellOutcome(cell.row.key, cell.column.key, reason=f"quoted by the paper from {cell.row.quoted}"))
+            elif self.planned.wants(cell):
+                found = self._cell(cell)
+                if found.reason in (NOT_EVALUATED, NOT_MEASURED):
+                    kept, _ = self._earlier(cell, runs)
+                    found = kept if kept.paper is not None else found
+                cells.append(found)
+            else:
+                kept, run = self._earlier(cell, runs)
+                cells.append(kept)
+                if run is not None and kept.run not in runs:
+                    runs[kept.run] = run
+        order = [training_key(item, row.key, column) for row in item.rows for column in item.columns]
+        ordered = dict(sorted(runs.items(), key=lambda entry: order.index(entry[0])))
+        return ItemOutcome(item.name, self.planned.scale, tuple(cells), ordered)
+
+    def _earlier(self, cell: Cell, runs: Mapping[str, RunOutcome]) -> tuple[CellOutcome, RunOutcome | None]:
+        """Return what an earlier reproduction found for a cell, if its training is still the same one."""
+        key = training_key(self.planned.item, cell.row.key, cell.column)
+        before = self.before
+        found = before.cell(cell.row.key, cell.column.key) if before is not None else None
+        run = before.runs.get(key) if before is not None else None
+        same = key not in runs or (run is not None and run.fingerprint == runs[key].fingerprint)
+        if found is None or run is None or not same:
+            return CellOutcome(cell.row.key, cell.column.key, run=key, reason=NOT_ASKED), None
+        return found, run
+
+    def _cell(self, cell: Cell) -> CellOutcome:
+        training = self.planned.training(cell.row.key, cell.column)
+        empty = CellOutcome(cell.row.key, cell.column.key, run=training.key)
+        measure = cell.column.measure
+        for needed in (training, self.planned.other(cell, measure)):
+            if needed is not None and (state := self._state(needed)) != "finished":
+                return replace(empty, reason=state if needed is training else f"its second network, {needed.key}: {state}")
+        if isinstance(measure, Theory | Timing):
+            found = self._measured(cell, training)
+        else:
+            found = self._attacked(cell, measure)
+        if isinstance(found, _Missing):
+            return replace(empty, reason=found.reason, expected=found.expected)
+        honest = self._attacked(cell, measure.honest) if measure.honest not in (None, measure) else None
+        return replace(empty, paper=found, honest=honest if isinstance(honest, Reading) else None)
+
+    def _attacked(self, cell: Cell, measure: Measure) -> Reading | _Missing:
+        """Return the number of an attack or of clean images."""
+        training = self.planned.training(cell.row.key, cell.column)
+        name = None
+        if isinstance(measure, TransferAccuracy):
+            training, attacked = self.planned.transfer(cell)
+            name = transfer_attack(self.planned, cell, self.home).name
+            bases = [f"{measure.attack.suite} {TRANSFER}"]
+        elif isinstance(measure, Clean):
+            known = {base for key, base in [*self._results, *self._not_evaluated] if key == training.key}
+            bases = sorted(known, key=lambda base: base.endswith(TRANSFER)) or [""]
+        else:
+            bases = [measure.suite]
+        result = next((self._results[training.key, base] for base in bases if (training.key, base) in self._results), None)
+        if result is None:
+            reasons = [self._not_evaluated.get((training.key, base)) for base in bases]
+            return _Missing(next((reason for reason in reasons if reason), NOT_EVALUATED))
+        failed = tuple(verdict.id for verdict in result.failed)
+        if isinstance(measure, Clean):
+            row = next(row for row in result.rows if row.attack == "clean" and row.protocol != "T4")
+            return _reading(result.clean or row.estimate, f"clean images, {row.caption}", "", failed)
+        if isinstance(measure, WorstCase):
+            found = result.headline
+            if found is None:
+                return _Missing("no bounded attack of the suite ran against an unknown draw")
+            how = f"worst of {len(result.headline_attacks)} attacks for each image, R={found.num_draws}, n={found.num_samples}"
+            return _reading(found, how, "T1", failed)
+        assert isinstance(measure, Accuracy | TransferAccuracy)
+        row = read_row(measure, result, name)
+        if row is not None:
+            attack = measure.attack if isinstance(measure, TransferAccuracy) else measure
+            source = f" made on {attacked.key}, answered by {training.key}" if isinstance(measure, TransferAccuracy) else ""
+            return _reading(row.estimate, f"{attack.row_name}{source}, {row.caption}", attack.protocol, failed)
+        if isinstance(measure, Accuracy):
+            randomized = result.header["num_configurations"] != 1
+            if not attack_item(measure, training.planned.run, self.planned.scale).is_for(randomized):
+                kind = "randomized" if randomized else "deterministic"
+                return _Missing(f"{measure.attack} is not for {kind} networks", expected=False)
+        return _Missing("the evaluation has no such row")
+
+    def _measured(self, cell: Cell, training: Training) -> Reading | _Missing:
+        """Return a quantity of the theory, a time or a size of memory."""
+        measure = cell.column.measure
+        wanted = reading_of(self.planned, cell)
+        if wanted is None:
+            assert isinstance(measure, Timing)
+            return self._from_history(training, measure)
+        found = self._found.get(_place(wanted.training, wanted.measure, wanted.other))
+        if found is None:
+            return _Missing(NOT_MEASURED)
+        if found.reason:
+            return _Missing(found.reason, expected=found.reason.startswith("failed"))
+        reading = found.reading(measure.field if isinstance(measure, Theory) else "", cell.column.unit)
+        if reading is None:
+            return _Missing("it is not a finite number for this network", expected=False)
+        where = f", {_hardware(self._environment(training))}" if isinstance(measure, Timing) else ""
+        return replace(reading, how=reading.how + where)
+
+    def _from_history(self, training: Training, measure: Timing) -> Reading | _Missing:
+        """Return a time or a peak of memory from the epochs of a training, or why there is none."""
+        history = (self._trained(training) or {})["history"]
+        where = _hardware(self._environment(training))
+        seconds = [epoch["time/epoch_seconds"] for epoch in history]
+        if measure.quantity == "training_minutes":
+            return Reading(sum(seconds) / 60, how=f"{len(seconds)} epochs, validation apart, {where}")
+        if measure.quantity == "epoch_seconds":
+            return Reading(statistics.median(seconds), how=f"median of {len(seconds)} epochs, validation apart, {where}")
+        for metric, what in ((GPU_METRIC, "largest sum of tensors on the GPU"), (PROCESS_METRIC, "resident memory of the whole process")):
+            peaks = [epoch[metric] for epoch in history if metric in epoch]
+            if peaks:
+                return Reading(max(peaks), how=f"{what}, {where}")
+        return _Missing("the peak of memory was not recorded when it was trained", expected=False)
+
+    def _state(self, training: Training) -> str:
+        if self._trained(training) is not None:
+            return "finished"
+        reason = self.failures.get(training.fingerprint)
+        return f"failed: {reason}" if reason else "not run"
+
+    def _environment(self, training: Training) -> Mapping[str, Any]:
+        if training.fingerprint not in self._environments:
+            details = read_config(model_folder(self.home, training)).get("details", {})
+            self._environments[training.fingerprint] = details.get("environment", {})
+        return self._environments[training.fingerprint]
+
+    def _run(self, training: Training) -> RunOutcome:
+        result = self._trained(training)
+        results = {base: found for (key, base), found in self._results.items() if key == training.key}
+        before = self.before.runs.get(training.key) if self.before is not None else None
+        if before is not None and before.fingerprint != training.fingerprint:
+            before = None
+        return RunOutcome(
+            fingerprint=training.fingerprint,
+            recipe=training.planned.recipe,
+            overrides=training.planned.overrides,
+            row=training.planned.row,
+            group=training.planned.group,
+            state=self._state(training),
+            epochs=result["num_epochs"] if result else None,
+            seconds=sum(epoch["time/epoch_seconds"] for epoch in result["history"]) if result else None,
+            mlflow_run=self.mlflow_runs.get(training.fingerprint) or (before.mlflow_run if before else ""),
+            environment=self._environment(training) if result else {},
+            checks=(before.checks if before else {}) | {base: _checks(found) for base, found in results.items()},
+            conclusion=(before.conclusion if before else {}) | {base: conclusion(training.key, found) for base, found in results.items()},
+            configuration=training.experiment.flatten(),
+        )
+
+
+def _place(training: Training, measure: Measure, other: Training | None) -> tuple[str, str, str]:
+    """Return where a reading is kept in memory: fields of one result are one entry."""
+    whole = replace(measure, field="") if isinstance(measure, Theory) else measure
+    return training.fingerprint, repr(whole), other.fingerprint if other is not None else ""
+
+
+def _reading(estimate: Estimate, how: str, protocol: str, failed: tuple[str, ...]) -> Reading:
+    return Reading(
+        100 * estimate.value,
+        100 * estimate.low,
+        100 * estimate.high,
+        how,
+        protocol,
+        estimate.num_samples,
+        estimate.num_draws,
+        failed_checks=failed,
+    )
+
+
+def _checks(result: EvaluationResult) -> tuple[CheckOutcome, ...]:
+    return tuple(CheckOutcome(each.id, each.title, each.status.value, each.explanation, each.advice) for each in result.verdicts)
+
+
+def _hardware(environment: Mapping[str, Any]) -> str:
+    hardware = environment.get("hardware", {})
+    gpus = [gpu["name"] for gpu in hardware.get("gpus", [])]
+    return f"{len(gpus)}x {gpus[0]}" if gpus else str(hardware.get("cpu") or cpu_model())

@@ -1,0 +1,95 @@
+"""What there is to reproduce, and what a reproduction would do, as rows for the terminal and as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis.papers import SCALES, get_item, list_items, plan
+from models.errors import UserError
+from orchestration.home import Home
+from orchestration.reproducing.cost import evaluation_cost, total, training_cost
+from orchestration.reproducing.plan import ItemPlan, dataset_names, evaluations, readings, resolved_experiment
+from orchestration.training.run_folder import RunFolder
+from trainers.data import DATASETS
+from trainers.data.location import data_root as locate_root
+from trainers.data.location import locate
+
+ESTIMATE = (
+    "Estimated from counts of forward passes, at a quarter of an H100's or H200's bf16 speed in training, 50 TFLOP/s in evaluations and "
+    "20 GFLOP/s of a CPU core; validation, studies and theory are not counted."
+)
+
+
+def catalogue() -> list[dict[str, Any]]:
+    """Return one row per table and figure of all papers: name, kind, title, and how many trainings it needs at each scale."""
+    rows = []
+    for name in list_items():
+        item = get_item(name)
+        row: dict[str, Any] = {"item": name, "kind": item.kind, "title": item.title}
+        for scale in SCALES:
+            runs = {(each.recipe, each.overrides) for each in plan(item, scale)}
+            row[scale] = len({resolved_experiment(recipe, overrides).fingerprint for recipe, overrides in runs})
+        rows.append(row)
+    return rows
+
+
+def describe(plans: Sequence[ItemPlan], home: Home) -> dict[str, Any]:
+    """Return what reproducing the items would do.
+
+    Trainings and evaluations that several items share are counted once, with the first of them.
+    """
+    seen: set[str] = set()
+    items = []
+    for planned in plans:
+        fresh = [each for each in planned.unique if each.fingerprint not in seen]
+        seen |= {each.fingerprint for each in fresh}
+        done = [each for each in planned.unique if RunFolder(home.run(each.fingerprint)).result() is not None]
+        attacks = {
+            (each.training.fingerprint, each.suite.model_dump_json(exclude={"name", "description"})): each
+            for each in evaluations(planned, home)
+        }
+        missing = [each for each in fresh if each not in done]
+        cost = total([training_cost(each.experiment) for each in missing])
+        cost += total([evaluation_cost(each.training.experiment, each.suite) for each in attacks.values()])
+        items.append(
+            {
+                "item": planned.item.name,
+                "title": planned.item.title,
+                "cells": sum(1 for _ in planned.cells()),
+                "trainings": len(planned.unique),
+                "already trained": len(done),
+                "evaluations": len(attacks),
+                "readings": len(readings(planned)),
+                "forward_passes": cost.passes,
+                "gpu_hours": cost.gpu_hours,
+                "core_hours": cost.core_hours,
+                "nothing to run": planned.item.nothing_to_run,
+            }
+        )
+    return {"items": items, "scale": plans[0].scale if plans else None, "estimate": ESTIMATE}
+
+
+def training_rows(planned: ItemPlan, home: Home) -> list[tuple[str, str, str, str, str]]:
+    """Return a row per training: row, recipe, overrides, fingerprint, state."""
+    rows = []
+    for each in planned.trainings.values():
+        folder = RunFolder(home.run(each.fingerprint))
+        state = "trained" if folder.result() else "interrupted, goes on" if folder.has_state else "new"
+        rows.append((each.key, each.planned.recipe, " ".join(each.planned.run.overrides), each.fingerprint, state))
+    return rows
+
+
+def missing_datasets(plans: Sequence[ItemPlan], data_root: Path | None) -> list[str]:
+    """Return the names of data sets whose files are not there."""
+    missing = []
+    for name in dataset_names(plans):
+        info = DATASETS[name]
+        if not info.files:
+            continue
+        try:
+            locate(info, locate_root(data_root))
+        except UserError:
+            missing.append(name)
+    return missing
