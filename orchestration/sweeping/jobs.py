@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from models.errors import UserError
@@ -50,6 +51,8 @@ class SweepJobs:
 
     def __init__(self, address: str | None = None) -> None:
         self.address = address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
+        # As Ray's own commands do, and its client does not: a token that is there is shown, unless RAY_AUTH_MODE says otherwise.
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         try:
             self.client = JobSubmissionClient(self.address)
         except (ConnectionError, RuntimeError, ValueError) as error:

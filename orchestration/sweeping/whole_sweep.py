@@ -5,7 +5,9 @@ The winner is chosen on validation images and reported on test images.
 
 from __future__ import annotations
 
+import json
 import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -30,7 +32,7 @@ from orchestration.sweeping.sweep import SweepOutcome, run_sweep, sweep_key
 from orchestration.sweeping.sweep_lock import only_driver
 from orchestration.tracking.tracker import Tracker
 from orchestration.training.resources import trial_resources
-from orchestration.training.run_folder import RunFolder
+from orchestration.training.run_folder import RunFolder, replace_text
 
 
 def run_whole_sweep(
@@ -50,8 +52,8 @@ def run_whole_sweep(
         summary: dict[str, Any] = {"complete": False}
         try:
             summary = _run_to_its_end(config, baselines, home, data_root, address, tracker, evaluate)
-        except UserError:
-            summary = {"complete": True}  # a mistake: the same command would fail again
+        except (UserError, NoWinner):
+            summary = {"complete": True}  # the same command would end in the same way
             raise
         finally:
             if not summary["complete"]:
@@ -85,13 +87,14 @@ def _run_to_its_end(
     if not outcome.best:
         reason = _no_winner(config, outcome, tracker)
         tracker.finish(outcome.parent_run, "FAILED")
-        raise RuntimeError(reason)
+        raise NoWinner(reason)
     winner = choose_winner(config, outcome)
     if config.repeats is not None:
         winner = _repeat(config, outcome, home, data_root, tracker)
     experiment = outcome.experiments[winner]
     show_trials(config, outcome, winner)
-    summary |= conclude_search(config, outcome, winner, tracker)
+    found = conclude_search(config, outcome, winner, tracker)
+    summary |= found
     selected_on = experiment.training.validation.select_on
     summary |= {"winner": winner, "winner_fingerprint": experiment.fingerprint, "selected_on": selected_on}
     tracker.set_tags(outcome.parent_run, {"rayndom.winner": winner, "rayndom.selected_on": selected_on})
@@ -108,6 +111,7 @@ def _run_to_its_end(
     export = export_target(target, home.root / "exports" / config.name)
     summary["export"] = str(export)
     tracker.log_folder(outcome.parent_run, export, "winner")
+    _keep_search(export / "search", found)
     tracker.log_json(outcome.parent_run, summary, "summary.json")
     tracker.log_metrics(
         outcome.parent_run, {f"winner/{name}": value for name, value in target.config["details"]["training"]["metrics"].items()}
@@ -142,6 +146,18 @@ def _no_winner(config: SweepConfig, outcome: SweepOutcome, tracker: Tracker) -> 
     return f"no trial satisfies the constraints {', '.join(each.key for each in config.constraints)}; relax them or widen the space"
 
 
+class NoWinner(RuntimeError):
+    """No trial can win: going on would not change that."""
+
+
+def _keep_search(folder: Path, found: dict[str, Any]) -> None:
+    """Leave what the search found beside the exported winner: front, importances, rank of the proxy, plots."""
+    folder.mkdir(exist_ok=True)
+    for plot in map(Path, found["plots"]):
+        shutil.copyfile(plot, folder / plot.name)
+    replace_text(folder / "search.json", json.dumps(found | {"plots": [Path(plot).name for plot in found["plots"]]}, indent=2))
+
+
 def _repeat(config: SweepConfig, outcome: SweepOutcome, home: Home, data_root: Path | None, tracker: Tracker) -> int:
     """Train the best trials with further seeds and return the winner by the mean."""
     assert config.repeats is not None
@@ -152,7 +168,7 @@ def _repeat(config: SweepConfig, outcome: SweepOutcome, home: Home, data_root: P
     log_repeats(tracker, outcome.parent_run, repeated, outcome.experiments)
     if winner is None:
         tracker.finish(outcome.parent_run, "FAILED")
-        raise RuntimeError("none of the repeated trials satisfies the constraints on the mean over seeds; repeat more of them")
+        raise NoWinner("none of the repeated trials satisfies the constraints on the mean over seeds; repeat more of them")
     return winner
 
 

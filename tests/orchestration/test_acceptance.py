@@ -115,6 +115,8 @@ def test_a_sweep_over_two_defences_killed_three_times_ends_whole(home, tmp_path,
     winner = int(parent.data.tags["rayndom.winner"])
     assert winner in {each["trial"] for each in found["front"]}
     exported = home.root / "exports" / "acceptance"
+    assert json.loads((exported / "search" / "search.json").read_text())["front"] == found["front"]
+    assert (exported / "search" / "pareto_front.png").is_file()
     model = load_pretrained(exported)
     assert sum(parameter.numel() for parameter in model.parameters()) > 0
     assert {"winner/model.safetensors", "winner/config.json"} <= {item.path for item in client.list_artifacts(parent.info.run_id, "winner")}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import secrets
 import shutil
 import signal
 import socket
@@ -22,7 +24,8 @@ from models.errors import UserError
 from orchestration.cli import main
 from orchestration.sweeping import jobs
 from orchestration.sweeping.jobs import SweepJobs
-from tests.orchestration.test_sweep_on_ray import assert_no_duplicates, write_sweep
+from tests.orchestration.sweep_process import assert_whole_record
+from tests.orchestration.test_sweep_on_ray import write_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -109,9 +112,13 @@ def free_ports(count):
         return [each.getsockname()[1] for each in sockets]
 
 
+TOKEN = secrets.token_hex(32)
+
+
 @pytest.fixture
 def private_head():
-    """A Ray head of this test alone. `ray stop` would end every Ray of the machine, so its own processes are ended one by one."""
+    """A Ray head of this test alone, which asks for a token. `ray stop` would end every Ray of the machine: its own processes are ended
+    one by one."""
     # Its own folder: the default one has a file that tells every `ray.init` of this machine to join the latest head.
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: socket names below it have at most 107 characters
     gcs, dashboard, client_port, agent, grpc, metrics = free_ports(6)
@@ -121,7 +128,8 @@ def private_head():
         f"--ray-client-server-port={client_port}", f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
         f"--metrics-export-port={metrics}",
     ]  # fmt: skip
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | own | {"OMP_NUM_THREADS": "1"}
     head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         yield f"http://127.0.0.1:{dashboard}"
@@ -140,43 +148,51 @@ def private_head():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def wait_for(jobs_there, job, words, seconds):
+def rayndom(address, *words, mode=None):
+    """Run a command against the head as on another computer: with the token, and nothing else said about it."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"} | {"RAY_AUTH_TOKEN": TOKEN}
+    environment |= {"RAY_AUTH_MODE": mode} if mode else {}
+    command = [sys.executable, "-m", "orchestration.cli", *words, "--address", address]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
+
+
+def wait_for(address, job, words, seconds):
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if words in jobs_there.logs(job):
-            return
-        if jobs_there.status(job) in ("FAILED", "SUCCEEDED"):
-            break
+    while True:
+        shown = rayndom(address, "logs", job).stdout
+        if words in shown:
+            return shown
+        if re.search(r"is (FAILED|SUCCEEDED)", shown) or time.monotonic() > deadline:
+            pytest.fail(f"{words!r} did not come:\n{shown}")
         time.sleep(1)
-    pytest.fail(f"{words!r} did not come:\n{jobs_there.logs(job)}")
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_sweep_on_a_head_of_its_own_is_stopped_and_resumed(private_head, home, tmp_path):
-    deadline = time.monotonic() + 90
-    while True:
-        try:
-            there = SweepJobs(private_head)
-            there.list()
-            break
-        except (UserError, RuntimeError):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(2)
+@pytest.mark.timeout(1200)
+def test_a_sweep_on_a_head_that_asks_for_a_token_is_stopped_and_resumed(private_head, home, tmp_path):
+    deadline = time.monotonic() + 200
+    while (known := rayndom(private_head, "logs")).returncode != 2 or "no sweep was submitted" not in known.stderr:
+        assert time.monotonic() < deadline, known.stderr
+        time.sleep(2)
+    refused = rayndom(private_head, "logs", mode="disabled")
+    assert refused.returncode == 2
+    assert "token" in refused.stderr.lower()
     path = write_sweep(tmp_path, trials=2, epochs=4, train=320)
-    environment = {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    first = there.submit(str(path), ["--no-evaluation", "--home", str(home.root)], (sys.executable, "-m", "orchestration.cli"), environment)
-    wait_for(there, first, "epoch 2/4", 200)
-    there.stop(first)
-    deadline = time.monotonic() + 60
-    while there.status(first) == "RUNNING":
+    program = f"{sys.executable} -m orchestration.cli"
+    submitted = rayndom(private_head, "submit", str(path), "--no-evaluation", "--home", str(home.root), "--program", program)
+    assert submitted.returncode == 0, submitted.stderr
+    job = re.search(r"job (raysubmit_\w+)", submitted.stdout)[1]
+    wait_for(private_head, job, "epoch 2/4", 300)
+    assert main(["status", "tiny", "--home", str(home.root)]) == 0
+    assert rayndom(private_head, "stop", "tiny").returncode == 0
+    deadline = time.monotonic() + 100
+    while "is STOPPED" not in rayndom(private_head, "logs", job).stdout:
         assert time.monotonic() < deadline
-        time.sleep(1)
-    second = there.resume("tiny")
-    wait_for(there, second, "winner exported", 250)
-    while there.status(second) == "RUNNING":
-        time.sleep(1)
-    assert there.status(second) == "SUCCEEDED"
-    assert_no_duplicates(home, 2)
+    resumed = rayndom(private_head, "resume", "tiny")
+    assert resumed.returncode == 0, resumed.stderr
+    second = re.search(r"job (raysubmit_\w+)", resumed.stdout)[1]
+    assert second != job
+    shown = wait_for(private_head, second, "winner exported", 400)
+    assert TOKEN not in shown
+    assert_whole_record(home, "tiny", 2)

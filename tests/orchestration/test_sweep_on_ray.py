@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from orchestration.sweeping.config import load_sweep
 from orchestration.sweeping.whole_sweep import run_whole_sweep
 from orchestration.tracking.tracker import PARENT_TAG
 
+ROOT = Path(__file__).resolve().parents[2]
 SWEEP = """
 description: a few tiny trials
 recipe: ctrw_digits
@@ -90,8 +93,7 @@ def test_a_sweep_ends_with_a_winner_and_is_not_run_twice(home, ray_cluster, tmp_
 def test_kill_minus_nine_in_the_middle_and_the_same_command_again(home, tmp_path):
     path = write_sweep(tmp_path, trials=4, epochs=6, train=320)
     command = [sys.executable, "-m", "orchestration.cli", "sweep", str(path), "--no-evaluation", "--home", str(home.root)]
-    root = Path(__file__).resolve().parents[2]
-    first = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ.copy())
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ.copy())
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         line = first.stdout.readline()
@@ -103,7 +105,76 @@ def test_kill_minus_nine_in_the_middle_and_the_same_command_again(home, tmp_path
     first.wait()
     finished_before = {path.parent.name for path in home.root.glob("runs/*/training.pt")}
     assert finished_before
-    second = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=280, check=False)
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
     assert second.returncode == 0, second.stdout + second.stderr
     assert finished_before <= {path.parent.name for path in home.root.glob("runs/*/training.pt")}
     assert_no_duplicates(home, 4)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_trials_with_two_workers_that_are_stopped_early_free_their_cores(home, tmp_path):
+    path = write_sweep(tmp_path, trials=4, epochs=4, extra="resources.workers: 2")
+    command = [sys.executable, "-m", "orchestration.cli", "sweep", str(path), "--no-evaluation", "--home", str(home.root)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "1 at a time" in ended.stdout
+    stopped = re.search(r"trial (\d+): stopped at", ended.stdout)
+    assert stopped, "a trial was stopped early"
+    assert re.search(r"trial \d+: epoch", ended.stdout[stopped.end() :]), "the next one got its cores"
+    assert_no_duplicates(home, 4)
+
+
+GOALS = """
+description: every goal that a sweep can have
+recipe: rna_digits
+settings:
+  data.image_size: 8
+  data.limit_train: 160
+  data.validation_size: 32
+  data.limit_test: 40
+  training.epochs: 4
+  training.batch_size: 32
+  training.attack.steps: 1
+  training.validation.steps: 1
+  training.validation.num_draws: 1
+space:
+  training.optimizer.learning_rate: {type: float, low: 0.02, high: 0.3, log: true}
+  defence.choice: {type: choice, choices: [per_layer, per_network]}
+objectives: [{metric: validation/robust_accuracy/T1}, {metric: model/latency_ms, mode: min}]
+constraints: [{metric: model/parameters, at_most: 1000000}, {metric: validation/clean_accuracy, at_least: 0.0}]
+measure: {num_examples: 8, num_draws: 2}
+num_trials: 8
+stopping: {grace_epochs: 2, reduction_factor: 4}
+repeats: {top: 2, seeds: [1]}
+baselines: [at_digits]
+num_test_examples: 8
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_goal_of_a_sweep_is_reached_shown_and_kept(home, ray_cluster, tmp_path, capsys):
+    path = tmp_path / "goals.yaml"
+    path.write_text(GOALS)
+    summary = run_whole_sweep(load_sweep(str(path)), home, None)
+    shown = capsys.readouterr().out
+    for words in ("Pareto front", "importance", "Spearman", "best trials over training seeds", "wins on validation images"):
+        assert words in shown
+    client = MlflowClient(tracking_uri=home.tracking_uri)
+    (parent,) = runs_of(home, "sweep")
+    found = json.loads(Path(client.download_artifacts(parent.info.run_id, "search.json")).read_text())
+    assert found["front"]
+    assert set(found["importances"]) == {"validation/robust_accuracy/T1", "model/latency_ms"}
+    assert {each["epoch"] for each in found["proxy"]} <= {2, 4}
+    assert len(found["proxy"]) >= 1
+    assert parent.data.tags["rayndom.selected_on"] == "validation"
+    repeats, (baseline,) = runs_of(home, "repeat"), runs_of(home, "baseline")
+    assert len(repeats) == 2
+    assert {run.info.status for run in (parent, baseline, *repeats)} == {"FINISHED"}
+    assert any(name.endswith("/standard_deviation") for name in parent.data.metrics)
+    assert set(summary["evaluation"]) == {"at_digits", "rna_digits (winner)"}
+    kept = {file.name for file in (Path(summary["export"]) / "search").iterdir()}
+    assert {"search.json", "pareto_front.png", "importances.png", "history.png", "parallel_coordinates.png"} <= kept
