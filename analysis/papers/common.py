@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from analysis.papers.gain import Gain
 from analysis.papers.model import Accuracy, Clean, Column, Item, Note, Paper, Row, Run, Theory, Timing, WorstCase
 from analysis.protocols import ProtocolName
 
@@ -188,5 +189,20 @@ PAPERS = (
         ),
         AMBIGUITIES,
         protocol="every model under every protocol, the unknown draw (T1) in front",
+        gains=tuple(
+            Gain(table, row, baseline, claimed_by)
+            for table in ("common.table1", "common.table2")
+            for row, baseline, claimed_by in (
+                ("ctrw", "at", "ctrw"),
+                ("ctrw_project", "at", "ctrw"),
+                ("rna", "at", "rna"),
+                ("dcs", "at", "dcs"),
+                ("red", "dverge", "red"),
+                ("red_adversarial", "at", "red"),
+                ("ps_red", "at", "red"),
+                ("rat_taylor", "trades", "rat"),
+                ("rat_surrogate", "trades", "rat"),
+            )
+        ),
     ),
 )

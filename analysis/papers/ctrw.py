@@ -5,6 +5,7 @@ Reference: Ma, Dong, Xu, "Adversarial Robustness through Random Weight Sampling"
 
 from __future__ import annotations
 
+from analysis.papers.gain import Gain
 from analysis.papers.model import (
     Accuracy,
     Clean,
@@ -373,5 +374,10 @@ PAPERS = (
         ),
         AMBIGUITIES,
         protocol="one draw is frozen and attacked, another one scores once (T0)",
+        gains=tuple(
+            Gain(table, f"{network}/ctrw", f"{network}/baseline")
+            for table in ("ctrw.table1", "ctrw.table2")
+            for network in ("resnet18", "wrn34")
+        ),
     ),
 )

@@ -5,6 +5,7 @@ Reference: Ma, Huang, Dong, You, Xu, "Adversarial Robustness via Deformable Conv
 
 from __future__ import annotations
 
+from analysis.papers.gain import Gain
 from analysis.papers.model import (
     Accuracy,
     Clean,
@@ -479,5 +480,10 @@ PAPERS = (
         ),
         AMBIGUITIES,
         protocol="one mask is frozen and attacked, another one scores (T0), mean of ten repetitions",
+        gains=tuple(
+            Gain("dcs.table1", f"{data}/{network}/dcs", f"{data}/{network}/conv")
+            for data in ("cifar10", "cifar100")
+            for network in ("resnet18", "wrn34")
+        ),
     ),
 )

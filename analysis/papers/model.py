@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from analysis.attacks.registry import attack_entry
+from analysis.papers.gain import Gain
 from analysis.protocols import ProtocolName
 from analysis.suites import AttackItem, Suite, load_suite
 from models.errors import UserError, unknown_name
@@ -395,6 +396,7 @@ class Paper:
         name: short name. title, authors, venue: of the paper. items: all its tables and figures, in its order.
         ambiguities: contradictions and gaps, by the keys that notes use: what they are and how they are resolved.
         protocol: what its own scripts evaluate, in words.
+        gains: rows and their baselines, whose difference its claim is.
     """
 
     name: str
@@ -404,8 +406,14 @@ class Paper:
     items: tuple[Item, ...]
     ambiguities: Mapping[str, str] = field(default_factory=dict)
     protocol: str = ""
+    gains: tuple[Gain, ...] = ()
 
     def __post_init__(self) -> None:
+        items = {item.name: item for item in self.items}
+        for gain in self.gains:
+            rows = [row.key for row in items[gain.item].rows] if gain.item in items else []
+            if not {gain.row, gain.baseline} <= set(rows):
+                raise ValueError(f"{self.name}: gain of {gain.row} over {gain.baseline} in {gain.item}, which does not exist")
         for item in self.items:
             if not item.name.startswith(f"{self.name}."):
                 raise ValueError(f"item {item.name} is not named after its paper {self.name}")

@@ -8,6 +8,7 @@ as extra rows, never under the paper's name.
 
 from __future__ import annotations
 
+from analysis.papers.gain import Gain
 from analysis.papers.model import (
     Accuracy,
     Clean,
@@ -394,5 +395,17 @@ PAPERS = (
         ),
         AMBIGUITIES,
         protocol="networks are deterministic at test time, so all protocols are one",
+        gains=(
+            *(
+                Gain("rat.table2", f"{data}/{base}/second", f"{data}/{base}")
+                for data in ("cifar10", "cifar100")
+                for base in ("trades", "awp")
+            ),
+            Gain("rat.table1", "second/0.2", "trades"),
+            Gain("rat.table1", "awp/second/0.2", "awp"),
+            Gain("rat.table3", "ours", "awp"),
+            Gain("rat.table5", "trades/ours", "trades"),
+            Gain("rat.table5", "awp/ours", "awp"),
+        ),
     ),
 )

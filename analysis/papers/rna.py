@@ -5,6 +5,7 @@ Reference: Dong, Chen, Wang, Xu, "Random Normalization Aggregation for Adversari
 
 from __future__ import annotations
 
+from analysis.papers.gain import Gain
 from analysis.papers.model import (
     Accuracy,
     Clean,
@@ -401,5 +402,8 @@ PAPERS = (
         ),
         AMBIGUITIES,
         protocol="one path is frozen and attacked, another one scores once (T0)",
+        gains=tuple(
+            Gain(table, f"{network}/rna", f"{network}/bn") for table in ("rna.table1", "rna.table2") for network in ("resnet18", "wrn")
+        ),
     ),
 )

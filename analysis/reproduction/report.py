@@ -1,0 +1,120 @@
+"""What a reproduction leaves behind: a folder per item, and one self-contained page per paper.
+
+write_item(outcome, folder)           table.md, table.tex, table.csv, item.html, figures/
+write_paper("ctrw", outcomes, path)   every table and figure, the companion, contradictions, trainings with verdicts and origin
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from analysis.figures import save_figure
+from analysis.papers import get_paper
+from analysis.papers.outcome import ItemOutcome
+from analysis.papers.scales import SCALES
+from analysis.protocols import PROTOCOL_TITLES
+from analysis.report import TEMPLATE_FOLDER
+from analysis.reproduction.cells import ItemView, view_of
+from analysis.reproduction.figures import draw
+from analysis.reproduction.figures.style import style
+from analysis.reproduction.formats import SCALE_SENTENCES
+from analysis.reproduction.pages import companion_pages, item_page, run_pages
+from analysis.reproduction.tables import to_csv, to_latex, to_markdown
+
+
+def write_item(outcome: ItemOutcome, folder: str | Path) -> dict[str, Path]:
+    """Write `table.md`, `table.tex`, `table.csv`, `item.html` and, for figures, `figures/`; return them by kind.
+
+    Equal outcomes give equal files.
+
+    Raises:
+        UserError: there is no such item, or the outcome is of another version of it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    view = view_of(outcome)
+    drawn = draw(view)
+    with style():
+        for name, figure in drawn.items():
+            save_figure(figure, folder / "figures" / name)
+    files = tuple(f"figures/{name}.png" for name in drawn)
+    written = {
+        "markdown": _replace(folder / "table.md", to_markdown(view, files)),
+        "latex": _replace(folder / "table.tex", to_latex(view)),
+        "csv": _replace(folder / "table.csv", to_csv(view)),
+        "html": _replace(folder / "item.html", render_item(outcome)),
+    }
+    if drawn:
+        written["figures"] = folder / "figures"
+    return written
+
+
+def write_paper(paper_name: str, outcomes: Sequence[ItemOutcome], path: str | Path) -> Path:
+    """Write the page of a paper; return where.
+
+    Args:
+        paper_name: short name, e.g. `ctrw`.
+        outcomes: of its tables and figures, at one scale or several, and of tables of other papers in which its defence stands (`common`),
+            which only the companion reads. What has no outcome is shown with what the paper prints.
+
+    Raises:
+        UserError: there is no such paper, or an outcome is of another version.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _replace(path, render_paper(paper_name, outcomes))
+
+
+def render_item(outcome: ItemOutcome) -> str:
+    """Return the page of an item."""
+    view = view_of(outcome)
+    return _render("reproduced_item.html", page=item_page(view), runs=run_pages([outcome]), **_common([view]))
+
+
+def render_paper(paper_name: str, outcomes: Sequence[ItemOutcome]) -> str:
+    """Return the page of a paper."""
+    paper = get_paper(paper_name)
+    by_item: dict[str, list[ItemOutcome]] = {}
+    for outcome in sorted(outcomes, key=lambda outcome: SCALES.index(outcome.scale), reverse=True):
+        by_item.setdefault(outcome.item, []).append(outcome)
+    views: list[ItemView] = []
+    for item in paper.items:
+        views += [ItemView(item, outcome) for outcome in by_item.get(item.name, [None])]
+    used = {key: [item.name for item in paper.items if any(note.key == key for note in item.notes)] for key in paper.ambiguities}
+    return _render(
+        "reproduced_paper.html",
+        paper=paper,
+        pages=[item_page(view) for view in views],
+        companion=companion_pages(paper_name, outcomes),
+        ambiguities=[{"key": key, "text": text, "items": used[key]} for key, text in paper.ambiguities.items()],
+        runs=run_pages(outcomes),
+        **_common(views),
+    )
+
+
+def _common(views: Sequence[ItemView]) -> dict[str, Any]:
+    present = [scale for scale in reversed(SCALES) if any(view.scale == scale for view in views)]
+    return {"scales": [{"name": scale, "sentence": SCALE_SENTENCES[scale]} for scale in present], "protocols": PROTOCOL_TITLES}
+
+
+def _render(template: str, **context: Any) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE_FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**context)
+
+
+def _replace(path: Path, text: str) -> Path:
+    partial = path.with_suffix(path.suffix + ".part")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+    return path
