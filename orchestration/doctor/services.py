@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from packaging.version import InvalidVersion, Version
+from sqlalchemy.engine import make_url
 
 from orchestration.doctor.check import CONNECT_TIMEOUT_S, Check, connection_error
 from orchestration.doctor.machine import filesystem_kind, is_network
@@ -24,7 +25,11 @@ from orchestration.home import Home
 RAY_PORTS = {"ray": 10001, "http": 8265, "https": 443, "": 6379}
 """Ports where an address without one is answered: Ray Client, the dashboard's job server, the head itself."""
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-DATABASE_DRIVERS = {"postgresql": "psycopg2", "mysql": "pymysql", "mssql": "pymssql"}
+DATABASE_DRIVERS = {
+    "postgresql": make_url("postgresql://").get_driver_name(),  # SQLAlchemy 2.1: psycopg; before: psycopg2
+    "mysql": "pymysql",
+    "mssql": "pymssql",
+}
 BUSY_S = 2.0
 UNSET = "unset MLFLOW_TRACKING_URI to use the SQLite file of the home folder"
 

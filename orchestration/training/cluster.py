@@ -20,6 +20,8 @@ import ray
 
 from models.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 
 def connect(address: str | None = None, *, dashboard: bool = False, num_cpus: int | None = None) -> dict[str, float]:
     """Join the Ray cluster at `address` (or RAY_ADDRESS), or start a local one, and return its resources.
@@ -36,17 +38,27 @@ def connect(address: str | None = None, *, dashboard: bool = False, num_cpus: in
     if not ray.is_initialized():
         address = address or os.environ.get("RAY_ADDRESS")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-        if address:
-            options["address"] = address
-        else:
-            options |= {"include_dashboard": dashboard, "num_cpus": num_cpus}
+        if not address:
+            _start(options | {"include_dashboard": dashboard, "num_cpus": num_cpus})
+            return ray.cluster_resources()
         try:
-            ray.init(**options)
+            ray.init(address=address, **options)
         except (ConnectionError, TimeoutError, RuntimeError) as error:
-            if not address:
-                raise
             raise UserError(f"no Ray cluster at {address}: {error}") from None
     return ray.cluster_resources()
+
+
+def _start(options: dict[str, Any]) -> None:
+    """Start a local Ray. It gives itself half a minute, which a busy machine may not have: then it is tried again."""
+    for tries_left in (2, 1, 0):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:
+            if "timed out during startup" not in str(error) or not tries_left:
+                raise
+            logger.warning("Ray did not start in time; is this machine busy? Trying again")
+            ray.shutdown()
 
 
 def alive_nodes() -> list[dict[str, float]]:

@@ -38,7 +38,7 @@ def postgres_program(name: str) -> str | None:
 
 def missing() -> list[str]:
     """Return what these tests need and this machine lacks."""
-    lacks = [f"Python package {name}" for name in ("psycopg2", "boto3", "moto") if importlib.util.find_spec(name) is None]
+    lacks = [f"Python package {name}" for name in ("psycopg", "boto3", "moto") if importlib.util.find_spec(name) is None]
     lacks += [f"PostgreSQL's {name}" for name in ("initdb", "postgres") if postgres_program(name) is None]
     if os.getuid() == 0 and not any(entry.pw_name == "postgres" for entry in pwd.getpwall()):
         lacks.append("a user `postgres` (PostgreSQL does not run as root)")
@@ -58,7 +58,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def database():
     """URI of an empty PostgreSQL database with a password."""
-    import psycopg2
+    import psycopg
 
     user = "postgres" if os.getuid() == 0 else None
     folder = Path(tempfile.mkdtemp(prefix="rayndom-postgres-", dir="/tmp"))  # a private folder of pytest is closed to another user
@@ -82,12 +82,12 @@ def database():
     subprocess.run(initialize, check=True, capture_output=True, user=user)
 
     def connect(name: str):
-        return psycopg2.connect(host="127.0.0.1", port=port, user="rayndom", password=DATABASE_PASSWORD, dbname=name, connect_timeout=2)
+        return psycopg.connect(host="127.0.0.1", port=port, user="rayndom", password=DATABASE_PASSWORD, dbname=name, connect_timeout=2)
 
     def is_up() -> bool:
         try:
             connect("postgres").close()
-        except psycopg2.OperationalError:
+        except psycopg.OperationalError:
             return False
         return True
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sqlite3
+from types import SimpleNamespace
 
 import pytest
 from optuna.trial import TrialState
@@ -20,6 +21,7 @@ from orchestration.sweeping.sweep_lock import only_driver
 from orchestration.sweeping.trial_record import complete_trial_records, open_trial_run
 from orchestration.tracking.tracker import Tracker
 from orchestration.training.run_folder import RunFolder
+from orchestration.training.trial import failure_reason
 
 ROBUST = "validation/robust_accuracy"
 
@@ -126,3 +128,31 @@ def test_a_locked_study_is_one_clear_error(tmp_path, monkeypatch):
 def test_a_full_disk_is_told_from_other_errors(code):
     assert is_full_disk(str(OSError(code, os.strerror(code), "training.pt")))
     assert not is_full_disk(json.dumps({"loss": "nan"}))
+
+
+DIED = """Failure # 1 (occurred at 2026-01-01)
+Traceback (most recent call last):
+ValueError: an earlier one
+Failure # 2 (occurred at 2026-01-01)
+Traceback (most recent call last):
+  File "x.py", line 1, in f
+ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.
+\tclass_name: ImplicitFunc
+The actor is dead because its owner has died. Name: None
+"""
+
+
+@pytest.mark.parametrize(
+    ("stored", "local", "reason"),
+    [
+        (DIED, None, "The actor died unexpectedly before finishing this task."),
+        (None, "Failure # 1 (x)\nTraceback\nOSError: [Errno 28] No space left on device", "OSError: [Errno 28] No space left on device"),
+        (None, None, "unknown"),
+    ],
+)
+def test_why_a_trial_broke_is_one_line(stored, local, reason, tmp_path):
+    file = tmp_path / "error.txt"
+    if local is not None:
+        file.write_text(local)
+    trial = SimpleNamespace(get_error=lambda: stored, error_file=str(file))
+    assert failure_reason(trial) == reason
