@@ -75,6 +75,7 @@ def frame_of_samples(result: EvaluationResult) -> list[dict[str, Any]]:
             "num_draws": block["num_draws"]["evaluation"],
             "num_forward": block["num_forward"],
             "num_backward": block["num_backward"],
+            "marked": result.marked,
         }
         columns = zip(
             samples["ids"],

@@ -36,7 +36,9 @@ class AttackItem(Config):
         default_factory=dict, description="Parameters that replace those above where the model is deterministic."
     )
     l2_parameters: dict[str, Any] = Field(default_factory=dict, description="Parameters that replace those above under the norm l2.")
-    models: Literal["all", "randomized", "deterministic"] = Field("all", description="Which models the attack is meant for.")
+    models: Literal["all", "randomized", "deterministic", "finite"] = Field(
+        "all", description="Which models the attack is meant for; `finite`: randomized ones whose draws are few enough to be enumerated."
+    )
     protocols: tuple[ProtocolName, ...] = Field(("T1",), min_length=1, description="Protocols it is run under.")
     num_draws: int = Field(DEFAULT_NUM_DRAWS, ge=1, description="E, draws averaged in each gradient under T1.")
     num_samples: int | None = Field(None, ge=1, description="Use only the first n samples of the suite; none: all.")
@@ -62,8 +64,10 @@ class AttackItem(Config):
             parameters |= self.deterministic_parameters
         return parameters | (self.l2_parameters if norm == "l2" else {})
 
-    def is_for(self, randomized: bool) -> bool:
-        """Return whether the attack is meant for a randomized, or a deterministic, model."""
+    def is_for(self, randomized: bool, *, finite: bool = False) -> bool:
+        """Return whether the attack is meant for a randomized, or a deterministic, model; `finite`: all of its draws are enumerated."""
+        if self.models == "finite":
+            return randomized and finite
         return self.models == "all" or (self.models == "randomized") == randomized
 
     def threat_model(self, base: ThreatModel) -> ThreatModel:
@@ -116,6 +120,17 @@ def load_suite(suite: str | Path | Suite, defence: str | None = None) -> Suite:
     if suite not in list_suites():
         raise unknown_name("suite", str(suite), list_suites())
     return _load_file(SUITE_FOLDER / f"{suite}.yaml")
+
+
+def with_surrogate(suite: Suite, folder: Path, weights: str) -> Suite:
+    """Return the suite with a transfer attack from another exported model: under C10 no white-box attack may be weaker.
+
+    Args:
+        folder: of the surrogate. weights: its hash, so that records of a surrogate that was trained again are not mistaken for these.
+    """
+    parameters = {"surrogate": str(folder), "weights": weights, "steps": 50}
+    item = AttackItem(name="transfer_surrogate", attack="transfer_surrogate", parameters=parameters)
+    return suite.model_copy(update={"name": f"{suite.name}_with_surrogate", "attacks": (*suite.attacks, item)})
 
 
 def _paper_suite(defence: str | None) -> Suite:

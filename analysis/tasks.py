@@ -201,7 +201,10 @@ def estimated_cost(task: BlockTask) -> float:
     entry = attack_entry(task.item.attack)
     parameters = parse_attack_parameters(task.item.attack, task.item.parameters_for(task.randomized, task.threat_model.norm))
     gradient_draws = task.item.num_draws if task.randomized and task.protocol == "T1" else 1
-    cost = entry.cost(parameters, gradient_draws, task.num_classes, gradient_draws == 1)
+    # Where no more draws are asked for than there are, each gradient takes all of them.
+    takes_all = task.num_configurations is not None and task.num_configurations <= min(gradient_draws, scoring.enumerate_up_to)
+    gradient_draws = task.num_configurations if takes_all and task.num_configurations is not None else gradient_draws
+    cost = entry.cost(parameters, gradient_draws, task.num_classes, takes_all or gradient_draws == 1)
     passes = cost.forward + _BACKWARD_COST * cost.backward
     if task.study is not None:
         return study_passes(task.study, passes, gradient_draws, draws, len(task.ids))

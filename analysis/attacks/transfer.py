@@ -20,6 +20,7 @@ from analysis.attacks.apgd import apgd
 from analysis.attacks.losses import LossName, attack_loss
 from analysis.attacks.registry import AttackEntry, AttackOutput, AttackProblem, Cost
 from analysis.draws import ONLY_DRAW, FixedDraws, FreshDraws
+from analysis.fingerprints import weights_hash
 from analysis.mean_draw import MeanDrawPredictor, has_mean_draw
 from models.configuration import Config
 from models.errors import UserError
@@ -51,6 +52,7 @@ class SurrogateParameters(TransferParameters):
     """Another model as the surrogate."""
 
     surrogate: str = Field(description="Folder of an exported model: model.safetensors and config.json.")
+    weights: str | None = Field(None, description="Hash that its weights must have; none: any.")
 
 
 def _static(model: AttackedModel, problem: AttackProblem, parameters: TransferParameters) -> AttackOutput:
@@ -116,6 +118,9 @@ def _stamp(folder: str) -> float:
 
 def _check_surrogate(parameters: SurrogateParameters, num_classes: int) -> None:
     network = _loaded(parameters.surrogate, _stamp(parameters.surrogate))
+    found = weights_hash(network)
+    if parameters.weights not in (None, found):
+        raise UserError(f"the weights of the surrogate {parameters.surrogate} are {found}, not {parameters.weights}: it was trained again")
     spec = getattr(network, "spec", None)
     if spec is not None and spec.num_classes != num_classes:
         raise UserError(f"the surrogate {parameters.surrogate} has {spec.num_classes} classes, the model has {num_classes}")

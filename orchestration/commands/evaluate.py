@@ -12,6 +12,7 @@ from orchestration.commands.command import Command, add_data_root
 def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", help="exported folder, run (16 digits), MLflow run id (32 digits), or models:/NAME@ALIAS")
     parser.add_argument("--suite", default="quick", help="quick, paper, standard, full, or a YAML file (default quick)")
+    parser.add_argument("--surrogate", metavar="TARGET", help="another model: also attack with points made on it, e.g. an AT baseline")
     parser.add_argument("--samples", type=int, help="test images (default: the suite's)")
     parser.add_argument("--draws", type=int, help="draws that score (default: the suite's)")
     parser.add_argument("--epsilon", help="radius, e.g. 8/255 (default: the one the model was trained for)")
@@ -24,6 +25,9 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from analysis.fingerprints import weights_hash
+    from analysis.suites import load_suite, with_surrogate
+    from models.weights import load_pretrained
     from orchestration.evaluating.evaluation_report import keep, show, suite_name
     from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare, run_jobs
     from orchestration.exporting.targets import resolve_target
@@ -32,8 +36,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
     home = Home.locate(arguments.home)
     target = resolve_target(arguments.target, home)
+    suite, name_of_suite = arguments.suite, suite_name(arguments.suite)
+    if arguments.surrogate:
+        other = resolve_target(arguments.surrogate, home).folder.absolute()
+        weights = weights_hash(load_pretrained(other, resample_on_forward=False))
+        suite = with_surrogate(load_suite(suite, target.config["model"]["defence"]), other, weights)
+        name_of_suite = suite.name
     settings = EvaluationSettings(
-        suite=arguments.suite,
+        suite=suite,
         threat_model=_threat_model(arguments, target.experiment),
         num_samples=arguments.samples,
         num_draws=arguments.draws,
@@ -48,13 +58,13 @@ def _run(arguments: argparse.Namespace) -> int:
     run_id = target.run_id
     if tracker is not None and run_id is None:
         run_id = tracker.find_run(target.experiment.fingerprint)
-    summary = keep(job, result, tracker, run_id, arguments.suite)
+    summary = keep(job, result, tracker, run_id, name_of_suite)
     from analysis.report import write_report
 
-    pages = job.records_path.with_name(f"report-{suite_name(arguments.suite)}")
+    pages = job.records_path.with_name(f"report-{name_of_suite}")
     write_report(job.name, result, pages)
     if tracker is not None and run_id is not None:
-        tracker.log_folder(run_id, pages, f"evaluation/{suite_name(arguments.suite)}")
+        tracker.log_folder(run_id, pages, f"evaluation/{name_of_suite}")
     console.result(summary)
     console.say(f"records {job.records_path}")
     console.say(f"report {pages / 'report.html'}")
@@ -83,6 +93,7 @@ EVALUATE = Command(
         "rayndom evaluate rayndom_home/exports/ctrw_bounds_digits --suite quick",
         "rayndom evaluate 5a632dea00def935 --suite standard --workers 2",
         "rayndom evaluate RUN_ID --suite paper --samples 200 --epsilon 8/255",
+        "rayndom evaluate RUN_ID --suite full --surrogate AT_RUN_ID --workers 8",
     ),
     _add,
     _run,

@@ -129,7 +129,7 @@ def run_jobs(
 
     Args:
         jobs: from `prepare`.
-        workers: 1: in this process, with all cores; more: Ray workers of one core each.
+        workers: 1: in this process, with all cores (or OMP_NUM_THREADS); more: Ray workers of one core each.
         gpus_per_worker: share of a GPU for each worker.
         address: of a Ray cluster.
         on_done: called when a job's last block is done.
@@ -197,7 +197,7 @@ class _Queue:
 
 
 def _run_here(queue: _Queue, gpus: float) -> None:
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     loaded: tuple[Path, nn.Module] | None = None
     while (taken := queue.take()) is not None:
         job, task = taken
@@ -305,8 +305,8 @@ class _Meter:
         fresh = self.work - self.resumed
         left = seconds / fresh * (self.total - self.work) if fresh else 0.0
         caption = (
-            f"{100 * self.work / self.total:.0f} % of the work, {fresh / seconds:.0f} forward passes of one image a second, "
-            f"{console.duration(left)} left"
+            f"{100 * self.work / self.total:.0f} % of the work, {fresh / seconds:.0f} images/s through the network "
+            f"(a backward pass counts as two), {console.duration(left)} left"
         )
         rows = [
             [

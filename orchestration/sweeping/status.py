@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 import fcntl
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from optuna.trial import FrozenTrial, TrialState
 from models.errors import UserError, unknown_name
 from orchestration.home import Home
 from orchestration.sweeping.config import SweepConfig
+from orchestration.sweeping.goals import format_goal
 from orchestration.sweeping.listener import dimension_cells, dimension_titles
-from orchestration.sweeping.study import is_feasible, spent, storage_url, superseded, target
+from orchestration.sweeping.study import METRICS, is_feasible, spent, storage_url, superseded, target
 from orchestration.sweeping.sweep import best_trials
 from orchestration.tracking.tracker import FINGERPRINT_TAG, PARENT_TAG, SWEEP_TAG, Tracker
 from orchestration.training.run_folder import RunFolder
@@ -32,7 +33,7 @@ class TrialStatus:
 
     Attributes:
         state: `running`, `interrupted` (its process is gone), `waiting`, `finished`, `stopped early`, `failed`, `infeasible`.
-        epoch: last epoch that is known, 0: none. values: of the objectives, once finished.
+        epoch: last epoch that is known, 0: none. values: of the objectives, metrics: all of them, once finished.
         seconds: since it was proposed, or until it ended.
     """
 
@@ -45,6 +46,7 @@ class TrialStatus:
     values: tuple[float, ...]
     seconds: float | None
     fingerprint: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class SweepStatus:
     @property
     def rows(self) -> list[list[Any]]:
         """Cells of the table of trials, the best marked with a star."""
+        goals = [objective.metric for objective in self.config.objectives]
         return [
             [
                 f"{each.number}{'*' if each.number in self.best else ''}",
@@ -81,7 +84,7 @@ class SweepStatus:
                 f"{each.epoch}/{self.epochs}",
                 *each.cells,
                 *("" if value is None else f"{100 * value:.1f}" for value in (each.clean, each.robust)),
-                *([f"{value:.4g}" for value in each.values] or [""] * len(self.config.objectives)),
+                *([format_goal(goal, value, each.metrics) for goal, value in zip(goals, each.values, strict=False)] or [""] * len(goals)),
                 "" if each.seconds is None else f"{each.seconds / 60:.1f}",
             ]
             for each in self.trials
@@ -173,6 +176,7 @@ def _trial(config: SweepConfig, home: Home, trial: FrozenTrial, metrics: dict[st
         values=tuple(trial.values or ()) if trial.state == TrialState.COMPLETE else (),
         seconds=seconds,
         fingerprint=fingerprint,
+        metrics=trial.user_attrs.get(METRICS, {}),
     )
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from optuna.trial import FrozenTrial
+
 from orchestration import console
 from orchestration.sweeping.analysis import MIN_TRIALS, RankCorrelation, full_trials, importances, infeasible, proxy_correlations
 from orchestration.sweeping.config import SweepConfig
+from orchestration.sweeping.goals import format_goal
 from orchestration.sweeping.listener import dimension_cells, dimension_titles
 from orchestration.sweeping.plots import write_plots
-from orchestration.sweeping.study import superseded
+from orchestration.sweeping.study import METRICS, superseded
 from orchestration.sweeping.sweep import SweepOutcome
 from orchestration.tracking.tracker import Tracker
 
@@ -26,7 +29,7 @@ def show_trials(config: SweepConfig, outcome: SweepOutcome, winner: int | None) 
             continue
         shown = dimension_cells(config, trial.user_attrs["values"])
         ended = ENDS.get(trial.state.name, trial.state.name.lower())
-        scores = [f"{value:.4g}" for value in (trial.values or [])] if trial.state.name == "COMPLETE" else ["" for _ in config.objectives]
+        scores = _scores(config, trial) if trial.state.name == "COMPLETE" else ["" for _ in config.objectives]
         front = "front" if len(config.objectives) > 1 else ""
         mark = "winner" if trial.number == winner else front if trial.number in outcome.best else ""
         mark = mark or ("violates a constraint" if trial.number in violating else "")
@@ -39,9 +42,14 @@ def show_trials(config: SweepConfig, outcome: SweepOutcome, winner: int | None) 
         console.say(f"trial {number} cannot win: not {reason}")
 
 
+def _scores(config: SweepConfig, trial: FrozenTrial) -> list[str]:
+    metrics = trial.user_attrs.get(METRICS, {})
+    return [format_goal(objective.metric, value, metrics) for objective, value in zip(config.objectives, trial.values, strict=True)]
+
+
 def _show_front(config: SweepConfig, outcome: SweepOutcome) -> None:
     trials = sorted((t for t in full_trials(outcome.study) if t.number in outcome.best), key=lambda t: -t.values[0])
-    rows = [[t.number, *dimension_cells(config, t.user_attrs["values"]), *(f"{value:.4g}" for value in t.values)] for t in trials]
+    rows = [[t.number, *dimension_cells(config, t.user_attrs["values"]), *_scores(config, t)] for t in trials]
     goals = [f"{objective.metric} ({objective.mode})" for objective in config.objectives]
     console.table("Pareto front: no trial is better in one of these without being worse in another", [
         "trial", *dimension_titles(config), *goals

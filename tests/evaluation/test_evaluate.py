@@ -300,6 +300,25 @@ def test_rows_of_correctness_survive_packing():
     assert (unpack_rows(pack_rows(matrix), 37) == matrix).all()
 
 
+def test_attacks_on_all_draws_are_planned_where_draws_can_be_enumerated():
+    suite = Suite(
+        name="mine",
+        attacks=(AttackItem(attack="fgsm"), AttackItem(attack="pgd", parameters={"steps": 2}, num_draws=512, models="finite")),
+    )
+    x, y = two_classes(6)
+
+    def planned(model, **options):
+        return [task.item.name for task in plan_blocks(model, x, y, suite, **options) if task.kind == "attack"]
+
+    members = torch.randn((3, 2, 64), generator=torch.Generator().manual_seed(1))
+    assert planned(Choice(members)) == ["fgsm", "pgd"]
+    assert planned(Choice(members), num_draws=2) == ["fgsm"], "then draws are sampled"
+    assert planned(MultiplicativeNoise(pattern(), 0.3)) == ["fgsm"]
+    assert planned(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).eval()) == ["fgsm"]
+    record = next(r for r in evaluate(Choice(members), x, y, suite).records if r["header"]["item"] and r["header"]["item"]["name"] == "pgd")
+    assert record["block"]["num_backward"] == 2 * 3, "two steps, each the exact mean over three members"
+
+
 def test_suites_extend_each_other(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(

@@ -14,7 +14,10 @@ from analysis.attacks.fab import fab_targeted, project_onto_hyperplane
 from analysis.attacks.mean_probability import mean_probability_gradient
 from analysis.attacks.registry import AttackProblem, attack_entry, check_attack, parse_attack_parameters
 from analysis.draws import ONLY_DRAW, FixedDraws, FreshDraws, all_configurations, seeded_draws, set_draw
+from analysis.fingerprints import weights_hash
 from analysis.mean_draw import MeanDrawPredictor, has_mean_draw
+from analysis.suites import load_suite, with_surrogate
+from analysis.tasks import plan_blocks
 from models import build_model
 from models.errors import UserError
 from models.threat_model import ThreatModel
@@ -250,6 +253,12 @@ def test_transfer_attacks_stay_in_the_ball_and_are_made_elsewhere(tmp_path):
     assert (cross_entropy(after, y) >= cross_entropy(before, y) - 1e-4).float().mean() > 0.8
     with pytest.raises(UserError, match="cannot be read"):
         check_attack("transfer_surrogate", {"surrogate": str(tmp_path / "absent")}, ThreatModel(), 4)
+    suite = with_surrogate(load_suite("quick"), folder, weights_hash(surrogate))
+    assert suite.name == "quick_with_surrogate"
+    assert [task.item.name for task in plan_blocks(model, x, y, suite) if task.item is not None][-2] == "transfer_surrogate"
+    other = build_model("at", backbone="resnet8", image_shape=(3, 8, 8), num_classes=4, seed=6)
+    with pytest.raises(UserError, match="it was trained again"):
+        plan_blocks(model, x, y, with_surrogate(load_suite("quick"), folder, weights_hash(other)))
     with pytest.raises(UserError, match="has 4 classes, the model has 10"):
         check_attack("transfer_surrogate", {"surrogate": str(folder)}, ThreatModel(), 10)
 

@@ -10,9 +10,11 @@ from models.registry import build_model
 from orchestration.sweeping.analysis import importances, infeasible, proxy_correlations, rungs, top_trials
 from orchestration.sweeping.config import load_sweep
 from orchestration.sweeping.plots import write_plots
-from orchestration.sweeping.repeats import Repeated, choose_by_mean, with_seeds
+from orchestration.sweeping.repeats import Repeated, choose_by_mean, show_repeats, with_seeds
 from orchestration.sweeping.study import StudySearch, open_study, proxy_values
-from orchestration.sweeping.sweep import RememberingAsha, best_trials, sweep_key
+from orchestration.sweeping.summary import show_trials
+from orchestration.sweeping.sweep import RememberingAsha, SweepOutcome, best_trials, sweep_key
+from orchestration.training.final_measures import MARKED_METRIC
 from orchestration.training.model_cost import cost_metrics
 
 ROBUST, CLEAN, SIZE = "validation/robust_accuracy", "validation/clean_accuracy", "model/parameters"
@@ -186,3 +188,24 @@ def test_the_summary_of_a_search_is_shown_and_kept(tmp_path, home, capsys, monke
     assert {each["trial"] for each in found["front"]} == {0, 1, 2, 3, 4}
     names = {item.path for item in tracker.client.list_artifacts(parent, "plots")}
     assert {"plots/pareto_front.png", "plots/parallel_coordinates.png", "plots/history.png"} <= names
+
+
+def test_accuracies_of_an_invalid_evaluation_carry_their_mark_in_every_table_of_a_sweep(tmp_path, capsys):
+    config = load_sweep("ctrw_bounds_digits", {"num_trials": 2, "objectives": [{"metric": f"{ROBUST}/T1"}, {"metric": CLEAN}]})
+    study = open_study(config, tmp_path)
+    search = StudySearch(config, study)
+    for name, marked in (("sound", 0.0), ("invalid", 1.0)):
+        search.suggest(name)
+        search.on_trial_complete(name, {"epoch": 12, "finished": True, f"{ROBUST}/T1": 0.5, CLEAN: 0.75, MARKED_METRIC: marked})
+    show_trials(config, SweepOutcome(True, [0, 1], {}, study, "", tmp_path, 0), 0)
+    lines = capsys.readouterr().out.splitlines()
+    shown = [line for line in lines if "0.75" in line]
+    assert len(shown) == 4, "two trials, in the table and on the front"
+    assert sum("0.5 (!)" in line for line in shown) == 2
+    assert not any("0.75 (!)" in line for line in lines), "clean accuracy of training is no number of the evaluation"
+
+    seeds = Repeated(1, (0, 1), {f"{ROBUST}/T1": (0.5, 0.7), CLEAN: (0.75, 0.75), MARKED_METRIC: (0.0, 1.0)})
+    show_repeats(config, [seeds], 1)
+    assert "0.6 (!) +-" in capsys.readouterr().out
+    constrained = load_sweep("ctrw_bounds_digits", {"constraints": [{"metric": MARKED_METRIC, "at_most": 0}]})
+    assert constrained.needs_protocols, "a user may forbid invalid evaluations to win"
