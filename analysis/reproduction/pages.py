@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from analysis import tables
 from analysis.figures import figure_as_png
@@ -13,7 +15,6 @@ from analysis.papers.outcome import ItemOutcome, Reading, RunOutcome
 from analysis.papers.scales import Scale
 from analysis.reproduction import companion
 from analysis.reproduction.cells import CellView, ItemView, progress
-from analysis.reproduction.figures import draw
 from analysis.reproduction.figures.style import style
 from analysis.reproduction.formats import (
     NOT_RUN,
@@ -24,13 +25,11 @@ from analysis.reproduction.formats import (
     format_value,
     protocol_of,
     what_is_measured,
+    without_honest,
 )
 from analysis.reproduction.layout import Layout, layout
 from analysis.reproduction.sheet import AGREES, DIFFERS, Footnotes, Kind, check_titles, legend, usual_samples
-from analysis.reproduction.tables import contradictions, how_measured, trainings
-
-_KIND_WORDS = {"printed": "printed", "paper": "ours", "honest": "honest"}
-_PROTOCOL_HEADS = {"worst": "worst", "": "ours"}
+from analysis.reproduction.tables import contradictions, how_measured
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,12 @@ class HtmlLine:
 
 @dataclass(frozen=True)
 class HtmlTable:
-    """A table with three rows of heads: groups of columns, columns, and whose number it is (label, tooltip, css class)."""
+    """A table with three rows of heads: groups of columns, columns, and whose number it is (label, tooltip, css class, footnote)."""
 
     corner: str
     groups: tuple[tuple[str, int], ...]
     heads: tuple[tuple[str, int], ...]
-    kinds: tuple[tuple[str, str, str], ...]
+    kinds: tuple[tuple[str, str, str, str], ...]
     lines: tuple[HtmlLine, ...]
     footnotes: tuple[tuple[str, str], ...]
 
@@ -89,17 +88,17 @@ def html_table(view: ItemView) -> HtmlTable:
         arranged.corner,
         _spans([(head.group, len(present)) for head, present in zip(arranged.heads, kinds, strict=True)]),
         tuple((head.title, len(present)) for head, present in zip(arranged.heads, kinds, strict=True)),
-        tuple(_kind_head(arranged, place, kind, view) for place, present in enumerate(kinds) for kind in present),
+        tuple(_kind_head(arranged, place, kind, footnotes) for place, present in enumerate(kinds) for kind in present),
         tuple(lines),
         footnotes.listed,
     )
 
 
-def item_page(view: ItemView) -> dict[str, Any]:
-    """Return everything that is shown of an item."""
+def item_page(view: ItemView, drawn: Mapping[str, Figure]) -> dict[str, Any]:
+    """Return everything that is shown of an item; `drawn`: its figures."""
     item, done = view.item, progress(view)
     with style():
-        figures = [{"name": name, "png": figure_as_png(figure)} for name, figure in draw(view).items()]
+        figures = [{"name": name, "png": figure_as_png(figure)} for name, figure in drawn.items()]
     return {
         "name": item.name,
         "anchor": anchor(item, view.scale),
@@ -116,7 +115,7 @@ def item_page(view: ItemView) -> dict[str, Any]:
         "how": how_measured(view),
         "planned": _planned(item) if view.outcome is None else [],
         "notes": contradictions(view),
-        "trainings": trainings(view),
+        "trainings": _links(view),
     }
 
 
@@ -145,8 +144,7 @@ def run_pages(outcomes: Sequence[ItemOutcome]) -> list[dict[str, Any]]:
     merged: dict[tuple[str, str], dict[str, Any]] = {}
     for outcome in outcomes:
         for key, run in outcome.runs.items():
-            name = run.fingerprint or f"{outcome.item} {key}"
-            page = merged.setdefault((outcome.scale, name), _run_page(run, outcome.scale, name))
+            page = merged.setdefault((outcome.scale, run.fingerprint), _run_page(run, outcome.scale))
             page["used"].append(f"{outcome.item}: {key}")
             page["checks"] |= {suite: list(checks) for suite, checks in run.checks.items()}
             page["conclusion"] |= dict(run.conclusion)
@@ -200,7 +198,13 @@ def _account_page(found: companion.Account) -> dict[str, Any]:
         "lines": lines,
         "sentences": companion.sentences(found),
         "verdicts": [
-            {"key": key, "fingerprint": run.fingerprint, "counts": companion.verdict_counts(run), "conclusion": dict(run.conclusion)}
+            {
+                "key": key,
+                "fingerprint": run.fingerprint,
+                "anchor": run_anchor(run.fingerprint, scale),
+                "counts": companion.verdict_counts(run),
+                "conclusion": dict(run.conclusion),
+            }
             for key, run in found.runs.items()
         ],
     }
@@ -210,10 +214,10 @@ def _account_title(found: companion.Account) -> str:
     return f"{found.defence} over {found.baseline} ({found.gain.item})"
 
 
-def _run_page(run: RunOutcome, scale: Scale, name: str) -> dict[str, Any]:
+def _run_page(run: RunOutcome, scale: Scale) -> dict[str, Any]:
     return {
-        "name": name,
-        "anchor": f"run-{name.replace(' ', '-')}-{scale}",
+        "name": run.fingerprint,
+        "anchor": run_anchor(run.fingerprint, scale),
         "scale": scale,
         "recipe": run.recipe,
         "overrides": list(run.overrides),
@@ -232,15 +236,39 @@ def _run_page(run: RunOutcome, scale: Scale, name: str) -> dict[str, Any]:
 
 def _origin(run: RunOutcome) -> Iterable[tuple[str, str]]:
     """Return commit, hardware and packages as recorded, flat; what was not recorded is not shown."""
+    for key, value in run.environment.items():
+        if key == "packages":
+            yield key, ", ".join(f"{name} {version}" for name, version in value.items())
+        else:
+            yield from _flat(key, value)
 
-    def walk(prefix: str, value: Any) -> Iterable[tuple[str, str]]:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                yield from walk(f"{prefix}.{key}" if prefix else str(key), inner)
-        elif value not in (None, "", []):
-            yield prefix, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
-    yield from walk("", dict(run.environment))
+def _flat(name: str, value: Any) -> Iterable[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(f"{name}.{key}", inner)
+    elif isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
+        for place, entry in enumerate(value):
+            yield from _flat(f"{name}.{place}", entry)
+    elif isinstance(value, list):
+        yield from [(name, ", ".join(map(str, value)))] if value else []
+    elif value not in (None, ""):
+        yield name, str(value)
+
+
+def _links(view: ItemView) -> list[dict[str, str]]:
+    """Return, per training of an item, its key, state, fingerprint and place on the page."""
+    if view.outcome is None:
+        return []
+    return [
+        {"key": key, "state": run.state, "fingerprint": run.fingerprint, "anchor": run_anchor(run.fingerprint, view.outcome.scale)}
+        for key, run in view.outcome.runs.items()
+    ]
+
+
+def run_anchor(fingerprint: str, scale: Scale) -> str:
+    """Return the name of a training's place on a page."""
+    return f"run-{fingerprint}-{scale}"
 
 
 def _planned(item: Item) -> list[str]:
@@ -264,20 +292,21 @@ def _kinds(view: ItemView, cells: Sequence[CellView | None]) -> tuple[Kind, ...]
     return tuple(kinds) or ("paper",)
 
 
-def _kind_head(arranged: Layout, place: int, kind: Kind, view: ItemView) -> tuple[str, str, str]:
-    measures = [line.cells[place].cell.column.measure for line in arranged.lines if line.cells[place] is not None]  # type: ignore[union-attr]
+def _kind_head(arranged: Layout, place: int, kind: Kind, footnotes: Footnotes) -> tuple[str, str, str, str]:
+    cells = [cell for line in arranged.lines if (cell := line.cells[place]) is not None]
+    measures = [cell.cell.column.measure for cell in cells if not cell.quoted]
     if kind == "printed":
-        return "printed", "as the paper prints it", kind
-    measure = measures[-1] if measures else None
+        return "printed", "as the paper prints it", kind, ""
+    if not measures:
+        return "ours", "ours", kind, ""
     if kind == "honest":
-        counterpart = next((each.honest for each in reversed(measures) if each.honest not in (None, each)), None)
-        name = protocol_of(counterpart) if counterpart is not None else ""
-        words = what_is_measured(counterpart) if counterpart is not None else ""
-        return f"honest {_PROTOCOL_HEADS.get(name, name)}", f"ours under the honest protocol: {words}", kind
-    if measure is None:
-        return "ours", "ours", kind
-    name = protocol_of(measure)
-    return "ours" if name == "worst" else f"ours {name}".strip(), f"ours: {what_is_measured(measure)}", kind
+        (counterpart, *_) = [each.honest for each in measures if each.honest is not None and each.honest != each]
+        name = protocol_of(counterpart)
+        return f"honest {name}".strip(), f"ours under the honest protocol: {what_is_measured(counterpart)}", kind, ""
+    # The last one: where steps or radii are lines, the first is clean images.
+    name, missing = protocol_of(measures[-1]), without_honest(measures[-1])
+    label = "ours" if name == "worst" else f"ours {name}".strip()
+    return label, f"ours: {what_is_measured(measures[-1])}", kind, footnotes.letter(f"no honest number: {missing}") if missing else ""
 
 
 def _html_cell(cell: CellView | None, kind: Kind, usual: int | None, footnotes: Footnotes) -> HtmlCell:

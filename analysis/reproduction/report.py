@@ -7,11 +7,12 @@ write_paper("ctrw", outcomes, path)   every table and figure, the companion, con
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from matplotlib.figure import Figure
 
 from analysis.figures import save_figure
 from analysis.papers import get_paper
@@ -30,7 +31,7 @@ from analysis.reproduction.tables import to_csv, to_latex, to_markdown
 def write_item(outcome: ItemOutcome, folder: str | Path) -> dict[str, Path]:
     """Write `table.md`, `table.tex`, `table.csv`, `item.html` and, for figures, `figures/`; return them by kind.
 
-    Equal outcomes give equal files.
+    Equal outcomes give equal files. An illustration has no table, so that only its pages are written.
 
     Raises:
         UserError: there is no such item, or the outcome is of another version of it.
@@ -45,10 +46,11 @@ def write_item(outcome: ItemOutcome, folder: str | Path) -> dict[str, Path]:
     files = tuple(f"figures/{name}.png" for name in drawn)
     written = {
         "markdown": _replace(folder / "table.md", to_markdown(view, files)),
-        "latex": _replace(folder / "table.tex", to_latex(view)),
-        "csv": _replace(folder / "table.csv", to_csv(view)),
-        "html": _replace(folder / "item.html", render_item(outcome)),
+        "html": _replace(folder / "item.html", _render_item(view, drawn)),
     }
+    if view.item.rows:
+        written["latex"] = _replace(folder / "table.tex", to_latex(view))
+        written["csv"] = _replace(folder / "table.csv", to_csv(view))
     if drawn:
         written["figures"] = folder / "figures"
     return written
@@ -70,12 +72,6 @@ def write_paper(paper_name: str, outcomes: Sequence[ItemOutcome], path: str | Pa
     return _replace(path, render_paper(paper_name, outcomes))
 
 
-def render_item(outcome: ItemOutcome) -> str:
-    """Return the page of an item."""
-    view = view_of(outcome)
-    return _render("reproduced_item.html", page=item_page(view), runs=run_pages([outcome]), **_common([view]))
-
-
 def render_paper(paper_name: str, outcomes: Sequence[ItemOutcome]) -> str:
     """Return the page of a paper."""
     paper = get_paper(paper_name)
@@ -89,12 +85,17 @@ def render_paper(paper_name: str, outcomes: Sequence[ItemOutcome]) -> str:
     return _render(
         "reproduced_paper.html",
         paper=paper,
-        pages=[item_page(view) for view in views],
+        pages=[item_page(view, draw(view)) for view in views],
         companion=companion_pages(paper_name, outcomes),
         ambiguities=[{"key": key, "text": text, "items": used[key]} for key, text in paper.ambiguities.items()],
         runs=run_pages(outcomes),
         **_common(views),
     )
+
+
+def _render_item(view: ItemView, drawn: Mapping[str, Figure]) -> str:
+    runs = run_pages([view.outcome]) if view.outcome is not None else []
+    return _render("reproduced_item.html", page=item_page(view, drawn), runs=runs, **_common([view]))
 
 
 def _common(views: Sequence[ItemView]) -> dict[str, Any]:

@@ -146,6 +146,8 @@ def readings_of(view: ItemView, kind: Kind) -> list[Reading]:
 def legend(view: ItemView) -> Iterable[str]:
     """Return what a reader needs below a table: the scale first, then samples, marks and rows that are not run."""
     cells = list(view.cells())
+    if not cells:
+        return
     if view.scale is None:
         yield f"{NOT_RUN[0].upper()}{NOT_RUN[1:]}: printed values only." if any(cell.printed for cell in cells) else f"{NOT_RUN}."
     else:
