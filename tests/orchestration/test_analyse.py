@@ -39,7 +39,7 @@ OWN = {
     "red": {"accuracy_matrix", "transfer_matrix", "member_cosines", "lipschitz", "rsi_bounds", "feature_diversity"},
 }
 ALL_RANDOMIZED = {"draw_cosines", "draw_transfer"}
-ALL_MODELS = {"weight_noise", "sharpness", "hessian", "smoothness", "cost"}
+ALL_MODELS = {"weight_noise", "sharpness", "hessian", "smoothness", "cost", "weight_landscape", "input_landscape", "expansion"}
 
 
 @pytest.fixture(scope="module")
@@ -303,6 +303,34 @@ def test_cost_and_cosines_between_draws(subjects):
     direct = transferability.gradient_cosines(subject.model, x, y, transferability.random_pairs(subject.model, 2, 0))
     assert row["mean cosine"] == direct.mean
     assert sum(row["histogram -1 to 1"]) == 20
+
+
+def test_landscapes_meet_the_loss_at_rest(subjects):
+    subject = subjects["ctrw"]
+    at_rest = {row["images"]: row["loss"] for row in rows_of("weight_noise", subject)}
+    rows = rows_of("weight_landscape", subject)
+    assert len(rows) == 2 * 11
+    for row in rows:
+        assert row["lowest"] <= row["mean loss"] <= row["highest"]
+        if row["position"] == 0:
+            assert row["lowest"] == pytest.approx(row["highest"]) == pytest.approx(at_rest[row["images"]], rel=1e-5)
+    landscapes = rows_of("input_landscape", subject)
+    x, y = subject.images(4)
+    with subject.one_draw(), torch.no_grad():
+        losses = torch.nn.functional.cross_entropy(subject.model(x), y, reduction="none")
+    assert [row["loss"] for row in landscapes] == pytest.approx(losses[: len(landscapes)].tolist(), rel=1e-4)
+    assert all(row["rise"] >= max(0.0, row["rise along the gradient"]) for row in landscapes)
+
+
+def test_expansion_errors_grow_with_the_noise_and_need_rules():
+    model = build_model("at", backbone="resnet8", num_classes=10, image_shape=(1, 8, 8)).eval()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand((8, 1, 8, 8), generator=generator), torch.arange(8)
+    subject = Subject(model, lambda: images)
+    errors = {(row["noise"], row["sigma"]): row["first order"] for row in rows_of("expansion", subject)}
+    assert errors["absolute", 1e-4] < errors["absolute", 1e-3] < errors["absolute", 1e-2]
+    other = build_model("single_normalization", backbone="resnet8", num_classes=10, image_shape=(1, 8, 8), normalization="ln").eval()
+    assert "no rule" in compute(quantity("expansion"), Subject(other, lambda: images))["error"]
 
 
 def test_the_attack_is_pgd_within_the_threat_model_of_the_recipe(subjects):
