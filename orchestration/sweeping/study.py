@@ -26,6 +26,7 @@ from orchestration.sweeping.config import SweepConfig
 
 RESUMES = "resumes"  # of a trial that runs another one again: that one's number
 RETRY = "retry"
+PASSED = "passed"  # of a suggestion: epochs that an earlier start trained and let go on
 PROXY = "proxy"  # epoch -> the metric that early stopping watches
 METRICS = "metrics"  # of the finished trial
 
@@ -160,7 +161,7 @@ class StudySearch(OptunaSearch):
         self._target = target(config)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return `{"values": ...}` for a new trial, or that the sweep has all its trials."""
+        """Return `values`, `number` and `passed` of a new trial, or that the sweep has all its trials."""
         if trial_id not in self._ot_trials:
             if spent(self._ot_study) + len(self._running()) >= self._target:
                 return Searcher.FINISHED
@@ -169,7 +170,12 @@ class StudySearch(OptunaSearch):
         values = suggest(self.config.space or {}, trial)
         trial.set_user_attr("values", {name: value for name, value in values.items()})
         trial.set_user_attr("fingerprint", self.config.experiment(values).fingerprint)
-        return {"values": values, "number": trial.number}
+        return {"values": values, "number": trial.number, PASSED: self._passed(trial)}
+
+    def _passed(self, trial: optuna.Trial) -> int:
+        """Return the last epoch after which an interrupted start let this trial go on."""
+        earlier = trial.user_attrs.get(RESUMES)
+        return 0 if earlier is None else max(proxy_values(self.config, self._ot_study.trials[earlier]), default=0)
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Report an epoch's value, for single-objective sweeps; keep what early stopping compares."""

@@ -24,6 +24,7 @@ from orchestration.sweeping.cluster_watch import ClusterWatch
 from orchestration.sweeping.config import SweepConfig
 from orchestration.sweeping.listener import SweepListener
 from orchestration.sweeping.study import (
+    PASSED,
     STUDY_ERRORS,
     StudyAway,
     StudySearch,
@@ -87,7 +88,14 @@ def sweep_key(config: SweepConfig) -> str:
 
 
 class RememberingAsha(AsyncHyperBandScheduler):
-    """ASHA that also compares with trials of earlier starts of the same sweep, and that stops no trial at its last epoch."""
+    """ASHA over several starts of a sweep: it also compares with trials of earlier starts, does not judge again the epochs of a trial
+    that an earlier start let go on, and stops no trial at its last epoch."""
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Decide as ASHA does, but let a trial that goes on after an interruption come to where it was."""
+        action = super().on_trial_result(controller, trial, result)
+        passed = (getattr(trial, "config", None) or {}).get(PASSED, 0)
+        return self.CONTINUE if action == self.STOP and result[self._time_attr] <= passed else action
 
     def spare_the_last_epoch(self, epochs: int) -> None:
         """Leave out rungs at or beyond the last epoch: what has trained to its end counts, whatever the others did."""

@@ -51,7 +51,7 @@ class Service:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, seconds: float = 120) -> None:
+    def start(self, seconds: float = 300) -> None:
         """Start it and wait until it answers."""
         with self.log.open("ab") as file:
             self.process = subprocess.Popen(
@@ -106,4 +106,6 @@ class TrackingServer(Service):
         self.uri = f"http://127.0.0.1:{port}"
         own = ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "artifacts")]
         command = [sys.executable, "-m", "mlflow", "server", *(stores or own), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-        super().__init__(command, folder / "server.log", lambda: answers(f"{self.uri}/health"), environment=environment)
+        # Without the processes for jobs of its own, which nobody here gives it.
+        variables = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | (environment or {})
+        super().__init__(command, folder / "server.log", lambda: answers(f"{self.uri}/health"), environment=variables)

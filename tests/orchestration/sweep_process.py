@@ -151,9 +151,7 @@ def assert_whole_record(home: Home, name: str, trials: int, uri: str | None = No
             steps = [each.step for each in client.get_metric_history(child.info.run_id, metric)]
             assert steps == list(range(1, last + 1)), (trial.number, metric, steps)
         epochs += last
-        for objective, value in zip(study.directions, trial.values or [], strict=False):
-            assert objective is not None and value in child.data.metrics.values()
-        assert max(Counter(child.data.params).values()) == 1
+        assert set(trial.values or []) <= set(child.data.metrics.values()), trial.number
     states = Counter(trial.state.name for trial in counted)
     return {"trials": trials, "children": len(children), "epochs": epochs, "run again": len(again), **states}
 

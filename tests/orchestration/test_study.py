@@ -164,6 +164,29 @@ def test_asha_remembers_trials_of_earlier_starts(config, tmp_path):
     assert scheduler.on_trial_result(None, trial, result) == "STOP"
 
 
+def test_a_resumed_trial_is_not_stopped_before_it_is_where_it_was(config, tmp_path):
+    from types import SimpleNamespace
+
+    metric = "validation/robust_accuracy"
+    search = StudySearch(config, open_study(config, tmp_path))
+    search.suggest("a")
+    for epoch in (1, 2, 3):
+        search.on_trial_result("a", {"epoch": epoch, metric: 0.1})
+    # kill -9; meanwhile nothing changed, but the next start knows better trials by the time it replays this one
+    resumed = StudySearch(config, open_study(config, tmp_path)).suggest("b")
+    assert resumed["passed"] == 3
+    scheduler = RememberingAsha(time_attr="epoch", metric=metric, mode="max", max_t=13, grace_period=2, reduction_factor=2)
+    for index in range(3):
+        better = SimpleNamespace(trial_id=f"better{index}", config={})
+        scheduler.on_trial_add(None, better)
+        for epoch in (2, 4):
+            scheduler.on_trial_result(None, better, {"epoch": epoch, metric: 0.8 + 0.01 * index})
+    trial = SimpleNamespace(trial_id="b", config=resumed)
+    scheduler.on_trial_add(None, trial)
+    assert scheduler.on_trial_result(None, trial, {"epoch": 2, metric: 0.1}) == "CONTINUE"
+    assert scheduler.on_trial_result(None, trial, {"epoch": 4, metric: 0.1}) == "STOP"
+
+
 def test_asha_stops_no_trial_at_its_last_epoch():
     from types import SimpleNamespace
 
