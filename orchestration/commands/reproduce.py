@@ -30,6 +30,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", default="", metavar="KEY,KEY", help="only these rows; patterns as 'cifar10/*' fit")
     parser.add_argument("--columns", default="", metavar="KEY,KEY", help="only these columns")
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained and evaluated, and what it would cost")
+    parser.add_argument("--render", action="store_true", help="run nothing: write tables, figures and pages of what has been found so far")
     parser.add_argument("--list", action="store_true", help="list all tables and figures")
     parser.add_argument("--gpus-per-worker", type=float, help="share of a GPU for each worker, instead of the recipes'; 0: train on CPUs")
     parser.add_argument("--address", help="Ray cluster (default: RAY_ADDRESS, else a local Ray)")
@@ -52,6 +53,8 @@ def _run(arguments: argparse.Namespace) -> int:
     data_root = Path(arguments.data_root).absolute() if arguments.data_root else None
     if arguments.dry_run:
         return _dry_run(plans, home, data_root)
+    if arguments.render:
+        return _render_stored(plans, home)
     return _reproduce(plans, home, data_root, arguments.address)
 
 
@@ -112,7 +115,7 @@ def _reproduce(plans: Sequence[Any], home: Any, data_root: Path | None, address:
 
     started = time.monotonic()
     _show_plan(plans, home)
-    check_before_start(plans, data_root, address)
+    check_before_start(plans, home, data_root, address)
     results: dict[str, Any] = {}
     problems: dict[str, list[str]] = {}
     for planned in plans:
@@ -139,6 +142,23 @@ def _reproduce(plans: Sequence[Any], home: Any, data_root: Path | None, address:
             console.warn(f"{name}: {problem}")
     console.say(f"done in {console.duration(time.monotonic() - started)}")
     return 1 if problems else 0
+
+
+def _render_stored(plans: Sequence[Any], home: Any) -> int:
+    from models.errors import UserError
+    from orchestration.reproducing.ledger import outcome_folder, read_outcome
+
+    stored = {planned.item.name: read_outcome(home, planned.item.name, planned.scale) for planned in plans}
+    if not any(stored.values()):
+        raise UserError(f"nothing of {', '.join(stored)} has been reproduced at scale {plans[0].scale} in {home.root}")
+    for name, outcome in stored.items():
+        if outcome is not None:
+            _render(outcome, outcome_folder(home, name, outcome.scale))
+    reports = _write_papers(plans, home)
+    console.result({"reports": {paper: str(path) for paper, path in reports.items()}})
+    for paper, path in reports.items():
+        console.say(f"{paper}: {path}")
+    return 0
 
 
 def _render(outcome: Any, folder: Path) -> Mapping[str, Path]:

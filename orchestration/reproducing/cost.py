@@ -22,7 +22,7 @@ GPU_FLOPS = 2e14
 """Floating-point operations a second in training: a quarter of the bf16 peak of an H100 or H200."""
 GPU_EVALUATION_FLOPS = 5e13
 """In evaluations, which compute in fp32."""
-CORE_FLOPS = 2e10
+CORE_FLOPS = 1e10
 """Of one CPU core."""
 
 _STREAMED_SIDE = 224

@@ -31,6 +31,7 @@ from orchestration.sweeping.listed_experiments import Listed, train_all
 from orchestration.tracking.tracker import Tracker
 from orchestration.training import cluster
 from orchestration.training.resources import concurrency, trial_resources
+from orchestration.training.run_folder import RunFolder
 from trainers.data import load_data
 
 REPRODUCTION_TAG = "rayndom.reproduction"
@@ -39,8 +40,8 @@ KIND = "row"
 _NOT_IN_NAMES = re.compile(r"[^\w\-. /]")
 
 
-def check_before_start(plans: Sequence[ItemPlan], data_root: Path | None, address: str | None) -> None:
-    """Find out before anything starts whether data sets and resources are there.
+def check_before_start(plans: Sequence[ItemPlan], home: Home, data_root: Path | None, address: str | None) -> None:
+    """Find out before anything starts whether data sets and resources are there; Ray is not started for what CPUs have trained already.
 
     Raises:
         UserError: they are not; says what to do.
@@ -48,7 +49,7 @@ def check_before_start(plans: Sequence[ItemPlan], data_root: Path | None, addres
     experiments = {each.fingerprint: each.experiment for planned in plans for each in planned.trainings.values()}
     for data in {json_hash(each.data.model_dump(mode="json")): each.data for each in experiments.values()}.values():
         load_data(data, data_root)
-    if not experiments:
+    if not any(each.resources.gpus_per_worker or RunFolder(home.run(each.fingerprint)).result() is None for each in experiments.values()):
         return
     available = cluster.connect(address)
     for resources in {each.resources for each in experiments.values()}:

@@ -19,7 +19,7 @@ from analysis.statistics import Estimate
 from models.weights import read_config
 from orchestration.environment import cpu_model
 from orchestration.home import Home
-from orchestration.reproducing.plan import TRANSFER, ItemPlan, Training, model_folder, reading_of, training_key, transfer_attack
+from orchestration.reproducing.plan import TRANSFER, ItemPlan, Training, model_folder, plan_item, reading_of, training_key, transfer_attack
 from orchestration.reproducing.reading_jobs import ReadingJob
 from orchestration.training.run_folder import RunFolder, replace_text
 from trainers.peak_memory import GPU_METRIC, PROCESS_METRIC
@@ -61,6 +61,7 @@ class Ledger:
 
     def __init__(self, planned: ItemPlan, home: Home) -> None:
         self.planned, self.home = planned, home
+        self.everything = plan_item(planned.item, planned.scale).trainings
         self.before = read_outcome(home, planned.item.name, planned.scale)
         self.failures: dict[str, str] = {}
         self.mlflow_runs: dict[str, str] = {}
@@ -117,36 +118,32 @@ class Ledger:
     def outcome(self) -> ItemOutcome:
         """Return all that is known, cells that were found earlier and not asked for this time included."""
         item = self.planned.item
-        runs = {key: self._run(training) for key, training in self.planned.trainings.items()}
-        cells = []
+        cells, keys = [], set(self.planned.trainings)
         for cell in item.cells():
             if cell.run is None:
                 cells.append(CellOutcome(cell.row.key, cell.column.key, reason=f"quoted by the paper from {cell.row.quoted}"))
             elif self.planned.wants(cell):
                 found = self._cell(cell)
                 if found.reason in (NOT_EVALUATED, NOT_MEASURED):
-                    kept, _ = self._earlier(cell, runs)
-                    found = kept if kept.paper is not None else found
+                    earlier = self._earlier(cell)
+                    found = earlier if earlier.paper is not None else found
                 cells.append(found)
             else:
-                kept, run = self._earlier(cell, runs)
-                cells.append(kept)
-                if run is not None and kept.run not in runs:
-                    runs[kept.run] = run
-        order = [training_key(item, row.key, column) for row in item.rows for column in item.columns]
-        ordered = dict(sorted(runs.items(), key=lambda entry: order.index(entry[0])))
-        return ItemOutcome(item.name, self.planned.scale, tuple(cells), ordered)
+                cells.append(self._earlier(cell))
+                keys.add(cells[-1].run)
+        runs = {key: self._run(training) for key, training in self.everything.items() if key in keys}
+        return ItemOutcome(item.name, self.planned.scale, tuple(cells), runs)
 
-    def _earlier(self, cell: Cell, runs: Mapping[str, RunOutcome]) -> tuple[CellOutcome, RunOutcome | None]:
+    def _earlier(self, cell: Cell) -> CellOutcome:
         """Return what an earlier reproduction found for a cell, if its training is still the same one."""
         key = training_key(self.planned.item, cell.row.key, cell.column)
-        before = self.before
-        found = before.cell(cell.row.key, cell.column.key) if before is not None else None
-        run = before.runs.get(key) if before is not None else None
-        same = key not in runs or (run is not None and run.fingerprint == runs[key].fingerprint)
-        if found is None or run is None or not same:
-            return CellOutcome(cell.row.key, cell.column.key, run=key, reason=NOT_ASKED), None
-        return found, run
+        run = self._earlier_run(key)
+        found = self.before.cell(cell.row.key, cell.column.key) if self.before is not None else None
+        return CellOutcome(cell.row.key, cell.column.key, run=key, reason=NOT_ASKED) if run is None or found is None else found
+
+    def _earlier_run(self, key: str) -> RunOutcome | None:
+        run = self.before.runs.get(key) if self.before is not None else None
+        return run if run is not None and run.fingerprint == self.everything[key].fingerprint else None
 
     def _cell(self, cell: Cell) -> CellOutcome:
         training = self.planned.training(cell.row.key, cell.column)
@@ -252,9 +249,7 @@ class Ledger:
     def _run(self, training: Training) -> RunOutcome:
         result = self._trained(training)
         results = {base: found for (key, base), found in self._results.items() if key == training.key}
-        before = self.before.runs.get(training.key) if self.before is not None else None
-        if before is not None and before.fingerprint != training.fingerprint:
-            before = None
+        before = self._earlier_run(training.key)
         return RunOutcome(
             fingerprint=training.fingerprint,
             recipe=training.planned.recipe,

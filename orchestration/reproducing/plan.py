@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis.papers import Cell, Item, PlannedRun, Scale, evaluation_suites, get_item, list_items, list_papers, plan
@@ -253,7 +253,9 @@ def readings(planned: ItemPlan, trained: Collection[str] | None = None) -> list[
             continue
         fingerprints = [each.fingerprint for each in (reading.training, reading.other) if each is not None]
         if trained is None or all(each in trained for each in fingerprints):
-            found.setdefault(f"{fingerprints} {reading.measure}", reading)
+            # Cells that read different fields of one result share it.
+            whole = replace(reading.measure, field="") if isinstance(reading.measure, Theory) else reading.measure
+            found.setdefault(f"{fingerprints} {whole}", reading)
     return list(found.values())
 
 

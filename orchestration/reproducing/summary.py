@@ -18,7 +18,7 @@ from trainers.data.location import locate
 
 ESTIMATE = (
     "Estimated from counts of forward passes, at a quarter of an H100's or H200's bf16 speed in training, 50 TFLOP/s in evaluations and "
-    "20 GFLOP/s of a CPU core; validation, studies and theory are not counted."
+    "10 GFLOP/s of a CPU core; validation, studies and theory are not counted."
 )
 
 

@@ -79,6 +79,9 @@ def train_all(
 
     Args:
         on_end: called when an experiment has finished or failed for good.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it.
     """
     pending = [each for each in listed if not _is_done(RunFolder(home.run(each.experiment.fingerprint)), measure)]
     _complete_records(kind, [each for each in listed if each not in pending], home, tracker, parent, measure)
@@ -162,6 +165,7 @@ class _Listener(tune.Callback):
         self.rows: dict[str, list[str]] = {}
         self.runs: dict[str, str] = {}
         self.failures: dict[str, str] = {}
+        self.over: set[str] = set()
         self.on_end = on_end
         self.writer = BackgroundWriter(tracker.uri)
 
@@ -204,6 +208,10 @@ class _Listener(tune.Callback):
         self._log(experiment, "set_tags", {"rayndom.error": reason})
         self._log(experiment, "finish", "FAILED")
         console.warn(f"{self.titles[experiment.fingerprint]} failed: {reason}")
+        self._end(experiment)
+
+    def _end(self, experiment: ExperimentConfig) -> None:
+        self.over.add(experiment.fingerprint)
         self.on_end(experiment)
 
     def _open(self, experiment: ExperimentConfig) -> None:

@@ -15,7 +15,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from analysis.papers import SCALES, get_item, list_items
-from analysis.papers.outcome import CellOutcome, ItemOutcome, Reading
+from analysis.papers.outcome import CellOutcome, ItemOutcome, Reading, RunOutcome
 from orchestration.cli import main
 from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare, run_jobs, test_images
 from orchestration.exporting.targets import Target
@@ -267,19 +267,30 @@ def test_an_illustration_is_stored_without_training(home):
     assert read_outcome(home, "rna.fig4", "smoke") == outcome
 
 
-def test_numbers_of_another_training_are_not_kept(home):
-    planned = plan_tables("ctrw.table4", {"in"})
+def test_what_was_found_before_is_kept_unless_its_training_is_another(home):
+    training = plan_tables("ctrw.table4").trainings["out"]
     cell = CellOutcome("out", "natural", Reading(50.0), run="out")
-    for fingerprint, kept in (("0" * 16, None), (plan_tables("ctrw.table4").trainings["out"].fingerprint, Reading(50.0))):
-        del kept
-        run = Ledger(plan_tables("ctrw.table4", {"out"}), home).outcome().runs["out"]
-        before = ItemOutcome("ctrw.table4", "smoke", (cell,), {"out": replace(run, fingerprint=fingerprint)})
+    for fingerprint, kept in ((training.fingerprint, Reading(50.0)), ("0" * 16, None)):
+        before = ItemOutcome("ctrw.table4", "smoke", (cell,), {"out": RunOutcome(fingerprint, training.planned.recipe)})
         path = outcome_folder(home, "ctrw.table4", "smoke") / "outcome.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(before.to_json())
-        both = Ledger(plan_tables("ctrw.table4"), home).outcome()
-        assert both.cell("out", "natural").paper is None, "it has no network now"
-        assert Ledger(planned, home).outcome().cell("out", "natural").paper == Reading(50.0), "it was not asked for"
+        assert Ledger(plan_tables("ctrw.table4", {"in"}), home).outcome().cell("out", "natural").paper == kept
+        asked = Ledger(plan_tables("ctrw.table4"), home).outcome().cell("out", "natural")
+        assert (asked.paper, asked.reason) == (None, "not run"), "its network is not there"
+
+
+def test_what_has_been_found_is_rendered_without_running(capsys, home):
+    where = ["--home", str(home.root)]
+    code, _, err = run(capsys, "ctrw.table4", "--render", *where)
+    assert code == 2
+    assert "has been reproduced" in err
+    Ledger(plan_tables("ctrw.table4", {"in"}), home).write()
+    code, out, _ = run(capsys, "ctrw.table4", "--render", "--json", *where)
+    assert code == 0
+    assert "not run" in Path(json.loads(out)["reports"]["ctrw"]).read_text()
+    assert "not run" in (outcome_folder(home, "ctrw.table4", "smoke") / "table.md").read_text()
+    assert not (home.root / "runs").exists()
 
 
 @pytest.mark.ray
