@@ -29,6 +29,7 @@ class Reading:
         num_samples, num_draws: what it was measured on.
         series: what a figure draws, by name, as nested lists of numbers. `values`: of a distribution or histogram. `grid`, `x`, `y`: of a
             landscape, `grid[i][j]` at `y[i]` and `x[j]` (several: `grids`, a list, with `labels`).
+            `ids` and `correct`: of an accuracy, the images and the share of draws on which each is right; rows are then compared in pairs.
         failed_checks: keys of failed checks of the evaluation, e.g. `C7`: a number with any must not be believed.
     """
 

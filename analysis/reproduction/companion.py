@@ -175,7 +175,9 @@ def _strand_sentence(strand: Strand, scale: Scale) -> str:
 
 
 def _share(strand: Strand, paper: Difference | None, gain: Difference, scale: Scale) -> str:
-    """Return the share that remains: of the printed gain at paper scale, else of ours under the paper's protocol."""
+    """Return the share that remains: of the printed gain at paper scale, else of ours under the paper's protocol; of a loss none."""
+    if gain.value <= 0:
+        return ""
     if scale == "paper" and strand.printed is not None and strand.printed > 0:
         return f" ({100 * gain.value / strand.printed:.0f} % of the printed {strand.printed:+.1f})"
     if paper is not None and paper.separated == 1:
@@ -197,9 +199,22 @@ def _worth(found: Account) -> Iterable[str]:
     suspicious = sorted({key for gain in differences for key in gain.suspicious}, key=lambda key: (len(key), key))
     if suspicious:
         yield f"Failed checks: {', '.join(suspicious)}. Gains that rest on them must not be believed."
+    elif elsewhere := _failed_elsewhere(found):
+        yield f"No check failed behind these numbers; in other evaluations of the same trainings: {', '.join(elsewhere)}."
     else:
-        yield "No check failed in the evaluations behind these numbers."
+        yield "No check failed in the evaluations of these trainings."
     yield "One training each: how much another seed changes is not in the intervals, so a difference is not yet a ranking."
+
+
+def _failed_elsewhere(found: Account) -> list[str]:
+    failed = [
+        f"{check.key} ({suite})"
+        for run in found.runs.values()
+        for suite, checks in run.checks.items()
+        for check in checks
+        if check.verdict == "FAIL"
+    ]
+    return list(dict.fromkeys(failed))
 
 
 def signed(gain: Difference) -> str:

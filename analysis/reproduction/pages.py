@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -74,7 +74,7 @@ class HtmlTable:
 
 def html_table(view: ItemView) -> HtmlTable:
     """Return the table of an item: under each column the printed number, ours and the honest one, as far as it has them."""
-    arranged, footnotes = layout(view), Footnotes()
+    arranged, footnotes = layout(view) if view.outcome is not None else _printed_part(layout(view)), Footnotes()
     kinds = [_kinds(view, [line.cells[place] for line in arranged.lines]) for place in range(len(arranged.heads))]
     usual = {kind: usual_samples(view, kind) for kind in ("paper", "honest")}
     lines, before = [], ""
@@ -92,6 +92,17 @@ def html_table(view: ItemView) -> HtmlTable:
         tuple(lines),
         footnotes.listed,
     )
+
+
+def _printed_part(whole: Layout) -> Layout:
+    """Return the lines and columns in which something is printed: of an item that was not run, the rest is empty."""
+    places = [place for place in range(len(whole.heads)) if any(_is_printed(line.cells[place]) for line in whole.lines)]
+    lines = [replace(line, cells=tuple(line.cells[place] for place in places)) for line in whole.lines if any(map(_is_printed, line.cells))]
+    return Layout(tuple(whole.heads[place] for place in places), tuple(lines), whole.corner)
+
+
+def _is_printed(cell: CellView | None) -> bool:
+    return cell is not None and bool(cell.printed)
 
 
 def item_page(view: ItemView, drawn: Mapping[str, Figure]) -> dict[str, Any]:

@@ -149,11 +149,11 @@ def legend(view: ItemView) -> Iterable[str]:
     if not cells:
         return
     if view.scale is None:
-        yield f"{NOT_RUN[0].upper()}{NOT_RUN[1:]}: printed values only." if any(cell.printed for cell in cells) else f"{NOT_RUN}."
+        yield f"{NOT_RUN[0].upper()}{NOT_RUN[1:]}{': printed values only' if any(cell.printed for cell in cells) else ''}."
     else:
         yield SCALE_SENTENCES[view.scale]
         yield from _samples(view)
-    if any(cell.readings for cell in cells):
+    if any(reading.low is not None for cell in cells for reading in cell.readings):
         yield "Brackets: 95 % interval."
     if "honest" in kinds_of(view):
         yield (

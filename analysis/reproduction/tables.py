@@ -11,6 +11,7 @@ from analysis import tables
 from analysis.papers import get_paper
 from analysis.papers.outcome import ItemOutcome, Reading
 from analysis.reproduction.cells import CellView, ItemView, view_of
+from analysis.reproduction.formats import describe_series
 from analysis.reproduction.latex import escape
 from analysis.reproduction.sheet import Entry, Sheet, SheetLine, sheet_of
 
@@ -195,6 +196,7 @@ def _tidy_reading(cell: CellView, reading: Reading | None) -> dict[str, Any]:
         return {}
     return {
         "value": reading.value,
+        "text": describe_series(reading.series) if reading.value is None else None,
         "low": reading.low,
         "high": reading.high,
         "protocol": reading.protocol,

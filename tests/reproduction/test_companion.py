@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from analysis.papers import get_item, papers
+from analysis.papers import get_item, get_paper, papers
+from analysis.papers.gain import Gain
 from analysis.papers.outcome import ItemOutcome, Reading
 from analysis.reproduction.companion import accounts, difference, gains_of, sentences, signed
 from analysis.reproduction.report import render_paper
@@ -42,6 +43,13 @@ def test_every_paper_says_what_it_claims():
             assert not item.row(gain.baseline).quoted
             assert gain.claimed_by in ("", *papers())
     assert [gain.item for gain in gains_of("rna")][-2:] == ["common.table1", "common.table2"]
+
+
+def test_a_gain_over_nothing_is_a_mistake():
+    with pytest.raises(ValueError, match="does not exist"):
+        dataclasses.replace(get_paper("ctrw"), gains=(Gain("ctrw.table1", "resnet18/ctrw", "resnet18/none"),))
+    with pytest.raises(ValueError, match="does not exist"):
+        dataclasses.replace(get_paper("ctrw"), gains=(Gain("rna.table1", "resnet18/rna", "resnet18/bn"),))
 
 
 def test_newcombes_interval_of_a_difference():

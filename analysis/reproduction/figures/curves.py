@@ -45,7 +45,7 @@ def draw_lines(view: ItemView) -> Figure:
         _dress(axes, view, kind, curves)
     panels[0].set_ylabel(_value_label(view))
     _limits(panels[0], view)
-    _legend(figure, [curve.name for curve in curves], view)
+    _legend(figure, curves, view)
     return figure
 
 
@@ -79,7 +79,7 @@ def draw_bands(view: ItemView) -> Figure:
     axes.set_title("mean, and band from minimum to maximum over the pairs", loc="left", color="#333333")
     axes.set_ylabel(_value_label(view))
     _limits(axes, view)
-    _legend(figure, [row.label for row in item.rows], view)
+    _legend(figure, means, view)
     return figure
 
 
@@ -189,10 +189,11 @@ def _limits(axes: Any, view: ItemView) -> None:
         axes.set_ylim(max(middle - half, -2), min(middle + half, 102))
 
 
-def _legend(figure: Figure, names: Sequence[str], view: ItemView) -> None:
+def _legend(figure: Figure, curves: Sequence[Curve], view: ItemView) -> None:
     handles = [
-        Line2D([], [], color=style.color_of(place), linestyle=style.line_of(place), marker=style.marker_of(place), label=name)
-        for place, name in enumerate(names)
+        Line2D([], [], color=style.color_of(place), linestyle=style.line_of(place), marker=style.marker_of(place), label=curve.name)
+        for place, curve in enumerate(curves)
+        if any(cell.readings or cell.printed for _, cell in curve.points)
     ]
     if any(cell.printed for cell in view.cells()):
         handles.append(

@@ -48,9 +48,10 @@ def draw_heatmaps(view: ItemView) -> Figure:
             axes.set_title(": ".join(filter(None, (grid.title, title))), loc="left", color="#333333")
             axes.set_xlabel(item.figure.x_label)
         row[0].set_ylabel(item.figure.y_label)
-    bar = figure.colorbar(image, ax=panels.ravel().tolist(), shrink=0.9, pad=0.02)
-    bar.set_label("accuracy in %" if all(column.unit == "%" for column in item.columns) else "")
-    bar.outline.set_linewidth(0.5)
+    if view.outcome is not None:
+        bar = figure.colorbar(image, ax=panels.ravel().tolist(), shrink=0.9, pad=0.02)
+        bar.set_label("accuracy in %" if all(column.unit == "%" for column in item.columns) else "")
+        bar.outline.set_linewidth(0.5)
     if any(cell.printed for cell in view.cells()):
         figure.supxlabel("in parentheses: printed in the paper", fontsize=7, color=style.PRINTED)
     return figure
@@ -102,7 +103,15 @@ def _number(axes: Any, x: int, y: int, cell: CellView | None, kind: Kind, shade:
     reading = reading_for(cell, kind)
     printed = f"({cell.printed})" if cell.printed and kind == "paper" else ""
     if reading is None or reading.value is None:
-        axes.text(x, y, "\n".join(filter(None, ("–", printed))), ha="center", va="center", color="#777777", fontsize=6.5)
+        axes.text(
+            x,
+            y,
+            printed if cell.scale is None else "\n".join(filter(None, ("–", printed))),
+            ha="center",
+            va="center",
+            color="#777777",
+            fontsize=6.5,
+        )
         return
     text = format_value(reading.value, cell.unit, cell.scale or "smoke") + (" (!)" if reading.failed_checks else "")
     color = "black" if shade > 0.55 else "white"
