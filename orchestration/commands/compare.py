@@ -14,13 +14,13 @@ from orchestration.commands.frames import Format, add_format, begin, show_frame
 
 def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run (16 digits), MLflow run id (32 digits), exported folder, or recipe")
-    parser.add_argument("--all", action="store_true", help="show equal parameters and every metric too")
+    parser.add_argument("--all", action="store_true", help="show equal parameters, every metric and, of more than two runs, all pairs too")
     add_format(parser)
     add_data_root(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from orchestration.evaluating.run_comparison import find_runs, marks, metric_rows, paired_rows, parameter_rows
+    from orchestration.evaluating.run_comparison import find_runs, marks, metric_rows, paired_rows, parameter_rows, standing_rows
     from orchestration.home import Home
 
     chosen = begin(arguments)
@@ -29,15 +29,27 @@ def _run(arguments: argparse.Namespace) -> int:
     parameters = parameter_rows(runs, everything=arguments.all)
     metrics = metric_rows(runs, everything=arguments.all)
     pairs, notes = paired_rows(runs, home, Path(arguments.data_root).absolute() if arguments.data_root else None)
+    standing, reasons = standing_rows(runs, pairs)
     warnings = marks(runs)
     if chosen == "json":
         frames = {"parameters": parameters, "metrics": [_plain(row) for row in metrics], "pairs": pairs}
+        frames["standing"] = [_plain(row) for row in standing]
         console.result({"runs": {run.label: str(run.target.folder) for run in runs}} | frames | {"notes": [*warnings, *notes]})
         return 0
     if parameters:
         show_frame("parameters" if arguments.all else "parameters that differ", _in_words(parameters), chosen)
     else:
         console.say("no parameter differs")
+    if len(runs) > 2 and not arguments.all:
+        show_frame(
+            "test images, 95 % intervals; differences sample by sample, Holm's correction over all pairs",
+            [_side_by_side(row, chosen) for row in standing],
+            chosen,
+        )
+        for note in [*reasons, *warnings, *notes]:
+            console.say(note)
+        console.say("`--all` shows every parameter and metric, and all pairs")
+        return 0
     show_frame("metrics: accuracy at the selected epoch, and on test images [95 %]", _cells(metrics, chosen), chosen)
     if pairs:
         show_frame(
@@ -69,6 +81,22 @@ def _cells(rows: Sequence[Mapping[str, Any]], chosen: Format) -> list[dict[str, 
             cells = {name: getattr(value, part) for name, value in row.items() if isinstance(value, Estimate)}
             shown.append({name: value for name, value in row.items() if value is None or name == "metric"} | cells)
             shown[-1]["metric"] += suffix
+    return shown
+
+
+def _side_by_side(row: Mapping[str, Any], chosen: Format) -> dict[str, Any]:
+    """Return a row of the table of runs; in CSV the ends of an interval are columns of their own."""
+    from analysis.statistics import Estimate
+    from analysis.tables import format_estimate
+
+    shown: dict[str, Any] = {}
+    for name, value in row.items():
+        if not isinstance(value, Estimate):
+            shown[name] = value
+        elif chosen != "csv":
+            shown[name] = format_estimate(value)
+        else:
+            shown |= {name: value.value, f"{name} low": value.low, f"{name} high": value.high, f"{name} marked": value.marked}
     return shown
 
 

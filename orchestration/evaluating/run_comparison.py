@@ -29,6 +29,9 @@ from orchestration.recipes import FOLDER, list_recipes, load_recipe
 from orchestration.training.run_folder import RunFolder
 
 PROTOCOLS = ("T0", "T1", "T2")
+SEEDS = " + "
+"""Joins the labels of the training seeds of one method."""
+
 _RESULT = "result-"
 _UNTOLD = ("name", "description")
 _IDENTIFIER = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}")
@@ -149,6 +152,39 @@ def metric_rows(runs: Sequence[StoredRun], *, everything: bool) -> list[Row]:
     return rows
 
 
+def standing_rows(runs: Sequence[StoredRun], pairs: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """Return one row per run and suite: its accuracies, and whether it can be told apart from the first run.
+
+    Args:
+        pairs: what `paired_rows` returned.
+
+    Returns:
+        The rows, and sentences on why each answer is what it is.
+    """
+    rows: list[Row] = []
+    reasons: dict[str, list[str]] = {}
+    reference = runs[0].label
+    for suite in list(dict.fromkeys(itertools.chain(*(run.evaluations for run in runs)))) or [None]:
+        for run in runs:
+            accuracies = _accuracies(run.evaluations.get(suite) if suite else None, everything=False)
+            row: Row = {"run": run.label, "suite": suite}
+            row |= {"clean": accuracies.get("clean"), "worst attack per sample T1": accuracies.get("worst attack per sample T1")}
+            row |= {f"{reference} minus it": None, "p (Holm)": None, "answer": "the reference" if run is runs[0] else None}
+            pair = next((pair for pair in pairs if pair["suite"] == suite and _is_pair(pair, reference, run.label)), None)
+            if pair is not None:
+                row |= {f"{reference} minus it": pair["difference"], "p (Holm)": pair["p (Holm)"]}
+                row["answer"] = {"first is better": f"below {reference}", "second is better": f"above {reference}"}.get(
+                    pair["answer"], pair["answer"]
+                )
+                reasons.setdefault(f"{row['answer']}: {pair['reason']}", []).append(run.label)
+            rows.append(row)
+    return rows, [f"{', '.join(dict.fromkeys(labels))}: {reason}" for reason, labels in reasons.items()]
+
+
+def _is_pair(pair: Row, first: str, second: str) -> bool:
+    return first in pair["first"].split(SEEDS) and second in pair["second"].split(SEEDS)
+
+
 def marks(runs: Sequence[StoredRun]) -> list[str]:
     """Return a sentence for each stored evaluation that must not be believed or is not finished."""
     said = []
@@ -232,7 +268,7 @@ def _by_method(runs: Sequence[StoredRun], results: dict[str, EvaluationResult]) 
         methods.setdefault(json.dumps(seedless, sort_keys=True) if seedless else run.label, []).append(run)
     if len(methods) == 1:  # seeds of one method: there is nothing but checkpoints to compare
         return {label: [result] for label, result in results.items()}
-    return {" + ".join(run.label for run in group): [results[run.label] for run in group] for group in methods.values()}
+    return {SEEDS.join(run.label for run in group): [results[run.label] for run in group] for group in methods.values()}
 
 
 def _result(run: StoredRun, suite: str, home: Home, data_root: Path | None) -> EvaluationResult:
