@@ -77,7 +77,7 @@ def _show_plan(plans: Sequence[Any], home: Any) -> dict[str, Any]:
     from orchestration.reproducing.summary import describe
 
     report = describe(plans, home)
-    shown = ("item", "cells", "trainings", "already trained", "evaluations", "readings")
+    shown = ("item", "cells", "trainings", "already trained", "evaluations", "already evaluated", "readings")
     costs = [Cost(row["forward_passes"], row["gpu_hours"], row["core_hours"]) for row in report["items"]]
     console.table(
         f"plan at scale {report['scale']}",

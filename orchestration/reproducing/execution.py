@@ -28,7 +28,7 @@ from orchestration.reproducing.ledger import Ledger, outcome_folder
 from orchestration.reproducing.plan import TRANSFER, Evaluation, ItemPlan, evaluations, model_folder, readings
 from orchestration.reproducing.reading_jobs import HashedWeights, ReadingJob, reading_job, run_readings
 from orchestration.sweeping.listed_experiments import Listed, train_all
-from orchestration.tracking.tracker import Tracker
+from orchestration.tracking.tracker import FINGERPRINT_TAG, Tracker
 from orchestration.training import cluster
 from orchestration.training.resources import concurrency, trial_resources
 from orchestration.training.run_folder import RunFolder
@@ -105,15 +105,15 @@ def _train(planned: ItemPlan, ledger: Ledger, home: Home, data_root: Path | None
 
     listed = [Listed(f"{planned.item.name} {each.key}", each.experiment) for each in planned.unique]
     failures = train_all(KIND, listed, home, data_root, tracker, parent, on_end=ended)
+    children = {run.data.tags[FINGERPRINT_TAG]: run.info.run_id for run in tracker.children(parent, KIND)}
     for training in planned.unique:
         if training.fingerprint in failures:
             ledger.training_failed(training, failures[training.fingerprint])
             continue
-        run_id = tracker.find_run(training.fingerprint)
-        if run_id is not None:
-            ledger.mlflow_runs[training.fingerprint] = run_id
-            if not any(entry.path == "model" for entry in tracker.client.list_artifacts(run_id)):
-                tracker.log_folder(run_id, model_folder(home, training), "model")
+        run_id = children[training.fingerprint]
+        ledger.mlflow_runs[training.fingerprint] = run_id
+        if not any(entry.path == "model" for entry in tracker.client.list_artifacts(run_id)):
+            tracker.log_folder(run_id, model_folder(home, training), "model")
 
 
 class _Images:

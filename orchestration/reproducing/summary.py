@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from analysis.papers import SCALES, get_item, list_items, plan
+from analysis.papers.outcome import ItemOutcome
 from models.errors import UserError
 from orchestration.home import Home
 from orchestration.reproducing.cost import evaluation_cost, total, training_cost
-from orchestration.reproducing.plan import ItemPlan, dataset_names, evaluations, readings, resolved_experiment
+from orchestration.reproducing.ledger import read_outcome
+from orchestration.reproducing.plan import Evaluation, ItemPlan, dataset_names, evaluations, readings, resolved_experiment
 from orchestration.training.run_folder import RunFolder
 from trainers.data import DATASETS
 from trainers.data.location import data_root as locate_root
@@ -38,9 +40,10 @@ def catalogue() -> list[dict[str, Any]]:
 def describe(plans: Sequence[ItemPlan], home: Home) -> dict[str, Any]:
     """Return what reproducing the items would do.
 
-    Trainings and evaluations that several items share are counted once, with the first of them.
+    The cost of trainings and evaluations that several items share is counted once, with the first of them.
     """
     seen: set[str] = set()
+    counted: set[tuple[str, str]] = set()
     items = []
     for planned in plans:
         fresh = [each for each in planned.unique if each.fingerprint not in seen]
@@ -50,9 +53,13 @@ def describe(plans: Sequence[ItemPlan], home: Home) -> dict[str, Any]:
             (each.training.fingerprint, each.suite.model_dump_json(exclude={"name", "description"})): each
             for each in evaluations(planned, home)
         }
+        before = read_outcome(home, planned.item.name, planned.scale)
+        evaluated = [key for key, each in attacks.items() if _is_evaluated(each, before)]
+        lacking = [each for key, each in attacks.items() if key not in evaluated and key not in counted]
+        counted |= attacks.keys()
         missing = [each for each in fresh if each not in done]
         cost = total([training_cost(each.experiment) for each in missing])
-        cost += total([evaluation_cost(each.training.experiment, each.suite) for each in attacks.values()])
+        cost += total([evaluation_cost(each.training.experiment, each.suite) for each in lacking])
         items.append(
             {
                 "item": planned.item.name,
@@ -61,6 +68,7 @@ def describe(plans: Sequence[ItemPlan], home: Home) -> dict[str, Any]:
                 "trainings": len(planned.unique),
                 "already trained": len(done),
                 "evaluations": len(attacks),
+                "already evaluated": len(evaluated),
                 "readings": len(readings(planned)),
                 "forward_passes": cost.passes,
                 "gpu_hours": cost.gpu_hours,
@@ -69,6 +77,12 @@ def describe(plans: Sequence[ItemPlan], home: Home) -> dict[str, Any]:
             }
         )
     return {"items": items, "scale": plans[0].scale if plans else None, "estimate": ESTIMATE}
+
+
+def _is_evaluated(evaluation: Evaluation, before: ItemOutcome | None) -> bool:
+    """Return whether the item's outcome holds an evaluation. Records that other items left count only when it is run."""
+    run = before.runs.get(evaluation.training.key) if before is not None else None
+    return run is not None and run.fingerprint == evaluation.training.fingerprint and evaluation.base in run.checks
 
 
 def training_rows(planned: ItemPlan, home: Home) -> list[tuple[str, str, str, str, str]]:

@@ -97,6 +97,8 @@ def train_all(
         with listener.board:
             for resources, group in groups.items():
                 _train_alike(kind, [each.experiment for each in group], resources, home, data_root, measure, listener)
+                if any(each.experiment.fingerprint not in listener.over for each in group):
+                    raise KeyboardInterrupt  # Tune takes Ctrl-C as a wish to end in good order, and returns
     except BaseException:
         with contextlib.suppress(StoreAway):  # what is raised already says why training ended
             listener.writer.close(patience_s=5)
@@ -188,7 +190,7 @@ class _Listener(tune.Callback):
         if result["finished"]:
             self._log(experiment, "log_metrics", {f"selected/{name}": value for name, value in numbers.items()})
             self._log(experiment, "finish")
-            self.on_end(experiment)
+            self._end(experiment)
             return
         self._log(experiment, "log_epoch", result["epoch"], numbers)
         accuracies = [
