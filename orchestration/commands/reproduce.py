@@ -164,25 +164,30 @@ def _render_stored(plans: Sequence[Any], home: Any) -> int:
 def _render(outcome: Any, folder: Path) -> Mapping[str, Path]:
     """Write tables and figures of an item, and show its table."""
     from analysis.reproduction.report import write_item
-    from analysis.reproduction.tables import terminal_rows
+    from analysis.reproduction.tables import footnotes, terminal_rows
 
     files = write_item(outcome, folder)
     if outcome.cells:
         header, rows = terminal_rows(outcome)
         console.table(f"{outcome.item} at scale {outcome.scale}", header, rows)
+        for note in footnotes(outcome):
+            console.say(note)
     return files
 
 
 def _write_papers(plans: Sequence[Any], home: Any) -> dict[str, Path]:
     """Write a page per paper over all of its items that were reproduced at this scale, now or earlier."""
     from analysis.papers import get_paper
+    from analysis.reproduction.companion import gains_of
     from analysis.reproduction.report import write_paper
     from orchestration.reproducing.ledger import read_outcome
 
     reports = {}
     scale = plans[0].scale
     for paper in dict.fromkeys(planned.item.name.partition(".")[0] for planned in plans):
-        outcomes = [read_outcome(home, item.name, scale) for item in get_paper(paper).items]
+        # What remains of a claimed gain may be measured in the table of all defences.
+        names = dict.fromkeys((*(item.name for item in get_paper(paper).items), *(gain.item for gain in gains_of(paper))))
+        outcomes = [read_outcome(home, name, scale) for name in names]
         path = home.root / "reproductions" / f"{paper}-{scale}.html"
         reports[paper] = write_paper(paper, [outcome for outcome in outcomes if outcome is not None], path)
     return reports

@@ -134,6 +134,8 @@ def _surface(axes: Any, landscape: Landscape, norm: Normalize, view: ItemView) -
     axes.set_zlim(norm.vmin, norm.vmax)
     axes.view_init(elev=26, azim=-58)
     axes.set_box_aspect((1, 1, 0.75), zoom=0.88)
+    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+        axis.set_major_locator(MaxNLocator(4))
     axes.tick_params(pad=-2, labelsize=5.5)
     axes.set_xlabel(_short(view, "x"), labelpad=-5, fontsize=6.5)
     axes.set_ylabel(_short(view, "y"), labelpad=-5, fontsize=6.5)
