@@ -115,7 +115,7 @@ def plot_attacks(result: EvaluationResult, title: str = "") -> Figure:
         axes.errorbar([100 * estimate.value], [height], xerr=whiskers, marker="o", markersize=4, fillstyle=filled, color="tab:blue")
     if result.headline is not None:
         axes.axvline(100 * result.headline.value, color="tab:orange", linewidth=1, label="worst attack per sample (T1)")
-        axes.legend(fontsize=_FONT - 1, loc="lower right")
+        axes.legend(fontsize=_FONT - 1, loc="lower right", bbox_to_anchor=(1, 1), frameon=False)  # above: rows fill the axes
     axes.set_yticks(range(len(rows)), [f"{row.attack}, {row.protocol}" for row in rows], fontsize=_FONT)
     axes.set_title(title, fontsize=_FONT + 1)
     _label(axes, "accuracy in %", "", result.marked)
