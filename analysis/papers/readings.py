@@ -62,12 +62,12 @@ class Found:
     reason: str = ""
 
     def reading(self, name: str, unit: str) -> Reading | None:
-        """Return one number, or the series if `name` is empty and there is one; None if there is neither.
+        """Return the number of that name; the series, if none has it and there is one; None if there is neither.
 
         Shares become percent in columns of unit `%`.
         """
         value = self.numbers.get(name or "value")
-        if name or not self.series:
+        if name in self.numbers or not self.series:
             if value is None or not math.isfinite(value):
                 return None
             return Reading(100 * value if unit == "%" else value, how=self.how, num_samples=self.num_samples, num_draws=self.num_draws)
