@@ -24,6 +24,7 @@ EPILOG = """examples:
   rayndom train ctrw_digits --training.epochs 5  train a recipe, one field changed
   rayndom sweep ctrw_bounds_digits               search CTRW's bounds A and B
   rayndom evaluate FOLDER --suite quick          how robust is it, under which protocol
+  rayndom reproduce ctrw.table4                  a paper's table, small, beside the printed numbers
 
 `rayndom COMMAND --help` explains a command."""
 
