@@ -67,7 +67,7 @@ class BackgroundWriter:
             raise self._failed[0]
         if self._given_up and waiting:
             raise StoreAway(
-                f"the MLflow store {self.uri} stayed away ({_first_line(self._away)}); {waiting} entries wait. Nothing is lost: what was "
+                f"the MLflow store {self.uri} stayed away ({_cause(self._away)}); {waiting} entries wait. Nothing is lost: what was "
                 "trained is kept, and the same command again logs the rest"
             )
 
@@ -95,12 +95,15 @@ class BackgroundWriter:
 
     def _wait_for_store(self, error: BaseException) -> None:
         if self._away is None:
-            console.warn(f"the MLflow store {self.uri} is away ({_first_line(error)}); training goes on, and what cannot be logged waits")
+            console.warn(f"the MLflow store {self.uri} is away ({_cause(error)}); training goes on, and what cannot be logged waits")
         self._away = error
         with self._changed:
             self._changed.wait_for(lambda: self._given_up, timeout=self.retry_s)
 
 
-def _first_line(error: BaseException | None) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:200] if text else type(error).__name__
+def _cause(error: BaseException | None) -> str:
+    text = str(error).strip()
+    for cause in ("Connection refused", "timed out", "Name or service not known", "database is locked", "database or disk is full"):
+        if cause in text:
+            return cause  # without the address and the tries around it
+    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 # With MLflow's own seven tries a call to a server that is away takes minutes. It must fail sooner, to be told and tried again.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 
 import mlflow
 from mlflow.entities import Metric, Param, Run, RunTag
@@ -265,3 +265,4 @@ def _check_reachable(uri: str) -> None:
 def _quiet() -> None:
     for name in ("mlflow.store.db.utils", "alembic", "mlflow.tracking"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for each try; what follows says it once
