@@ -142,7 +142,7 @@ def status(view: ItemView) -> str:
         return "nothing to run"
     if view.outcome is None:
         return NOT_RUN
-    parts = [f"{done.measured} of {done.wanted} cells"]
+    parts = [f"{done.measured} of {done.wanted} cells"] if done.wanted else ["no cell can have a number"]
     if done.judged:
         parts.append(f"{done.agreeing} of {done.judged} agree")
     if done.suspicious:

@@ -159,6 +159,14 @@ def test_tables_have_no_figures_and_illustrations_no_table(tmp_path):
     assert "it draws an idea" in written["markdown"].read_text()
 
 
+def test_an_item_whose_numbers_cannot_exist_says_so():
+    outcome = synthetic_outcome("ctrw.fig3a")
+    cells = tuple(dataclasses.replace(cell, paper=None, reason="the network has no sigma", expected=False) for cell in outcome.cells)
+    page = render_paper("ctrw", [dataclasses.replace(outcome, cells=cells)])
+    assert "no cell can have a number" in page
+    assert "the network has no sigma" in page
+
+
 def test_texts_are_escaped(tmp_path):
     outcome = synthetic_outcome("ctrw.table7")
     cells = (dataclasses.replace(outcome.cells[0], paper=None, honest=None, reason="failed: <b>&"), *outcome.cells[1:])

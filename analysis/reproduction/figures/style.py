@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from analysis.papers.scales import Scale
 from analysis.reproduction.cells import ItemView
@@ -102,6 +103,7 @@ def watermark(figure: Figure, view: ItemView) -> None:
             fontsize=16,
             fontweight="bold",
             zorder=_IN_FRONT if solid else 5,
+            path_effects=[withStroke(linewidth=2.5, foreground="white", alpha=0.35)],  # dark maps would swallow it
         )
     figure.suptitle(text, fontsize=7, color=color, fontweight="bold", ha="right", x=0.99)
 
