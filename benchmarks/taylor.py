@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.timing import Timing, describe_hardware, hardware, interleaved
+from benchmarks.timing import Timing, describe_hardware, hardware, interleaved, paired_ratio
 from models import build_model
 from models.threat_model import ThreatModel
 from trainers.config import InnerAttackConfig
@@ -167,11 +167,11 @@ def measure(batch_size: int, rounds: int, names: list[str] | None = None) -> dic
 
 
 def bars_of(timings: Mapping[str, Timing]) -> list[dict[str, Any]]:
-    """Return each bar with its measured ratio of medians."""
+    """Return each bar with its measured ratio, the median over rounds."""
     rows = []
     for limits, kind in ((AT_MOST, "at_most"), (AT_LEAST, "at_least")):
         for slower, faster, limit in limits:
-            ratio = timings[slower].median / timings[faster].median
+            ratio = paired_ratio(timings[slower], timings[faster])
             met = ratio <= limit if kind == "at_most" else ratio >= limit
             rows.append({"variant": slower, "reference": faster, "bar": kind, "limit": limit, "measured": ratio, "met": met})
     return rows
@@ -185,7 +185,7 @@ def table_of(timings: Mapping[str, Timing], bars: list[dict[str, Any]], batch_si
         f"{'':20s}{'median':>9s}{'min':>9s}{'max':>9s}{'over trades':>13s}",
     ]
     for name, timing in timings.items():
-        ratio = timing.median / timings[TRADES].median
+        ratio = paired_ratio(timing, timings[TRADES])
         lines.append(f"{name:20s}{timing.median:9.1f}{timing.minimum:9.1f}{timing.maximum:9.1f}{ratio:12.2f}x")
     for bar in bars:
         words = "at most" if bar["bar"] == "at_most" else "at least"

@@ -36,6 +36,11 @@ class Timing:
         return max(self.milliseconds)
 
 
+def paired_ratio(slower: Timing, faster: Timing) -> float:
+    """Return the median over rounds of how many times as long `slower` took: rounds that the machine spent on others cancel."""
+    return statistics.median(a / b for a, b in zip(slower.milliseconds, faster.milliseconds, strict=True))
+
+
 @dataclass(frozen=True)
 class Bar:
     """A speed that must be reached: `reference` must take at least `at_least` times as long as `variant` (medians)."""
