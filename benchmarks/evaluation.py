@@ -8,16 +8,18 @@ start, the radius is searched so that half are left), and CTRW. Each measurement
 * torchattacks: its PGD-20 and APGD-20, and EOTPGD-20 with 4 draws per gradient on CTRW redrawn at each forward.
 * rayndom, every image to the end: the same number of passes, batch normalization folded; folding and its check are inside the time.
 * rayndom, as it evaluates: images that err are left alone, which only a deterministic model allows.
-* rayndom, bf16 proxy: PGD-20 in bf16. For information; no reported number is ever made this way.
+* rayndom, bf16 proxy: PGD-20 in bf16, every image to the end, folded as well. No reported number is ever made this way.
 
 torchattacks' APGD leaves out what is misclassified from the start, so against it "to the end" is more work and has no bar.
 
-Exit code 1 if a bar is missed: never slower than torchattacks on the same work, and 1.5 times as fast on the half-robust model.
+Exit code 1 if a bar is missed: never slower than torchattacks on the same work, 1.5 times as fast on the half-robust model, and, on a
+CPU with AMX, the bf16 proxy 3.5 times as fast as torchattacks on the same work.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 from collections.abc import Callable
@@ -39,7 +41,6 @@ from models.randomness import ResampleOnForward
 from models.threat_model import ThreatModel
 from trainers.attacks import pgd
 from trainers.memory_format import channels_last, to_channels_last_
-from trainers.precision import Precision
 
 STEPS, DRAWS = 20, 4
 NEVER_SLOWER = 0.98  # up to the noise of a shared machine
@@ -54,6 +55,12 @@ BARS = (
     Bar(EXIT_APGD, LIBRARY_APGD, 1.5),
     Bar(EOT, LIBRARY_EOT, NEVER_SLOWER),
 )
+PROXY_BAR = Bar(PROXY, LIBRARY_PGD, 3.5)
+
+
+def bars(amx: bool) -> tuple[Bar, ...]:
+    """Return the bars of this machine: bf16 is fast only where the CPU has matrix units for it."""
+    return (*BARS, PROXY_BAR) if amx else BARS
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,17 @@ def _accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     return (model(x).argmax(1) == y).float().mean().item()
 
 
+class InHalfPrecision(nn.Module):
+    """A copy of a network with bf16 weights, from float32 pixels to float32 logits."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.bfloat16()).float()
+
+
 Attack = Callable[[], Tensor]
 
 
@@ -139,8 +157,9 @@ def attacks(deterministic: Case, random: Case) -> dict[str, tuple[Case, Attack]]
     to_the_end, until_success = {"steps": STEPS}, {"steps": STEPS, "stop_at_success": True}
 
     def proxy() -> Tensor:
-        options = {"epsilon": epsilon, "step_size": epsilon / 4, "steps": STEPS, "precision": Precision("bf16", "cpu")}
-        return pgd(model, deterministic.x, deterministic.y, **options)
+        folded, _ = folded_for_evaluation(model, deterministic.x[:2])
+        halved = InHalfPrecision(folded)
+        return pgd(halved, channels_last(deterministic.x), deterministic.y, epsilon=epsilon, step_size=epsilon / 4, steps=STEPS)
 
     return {
         LIBRARY_PGD: (deterministic, library(deterministic, torchattacks.PGD(model, **step))),
@@ -158,7 +177,9 @@ def attacks(deterministic: Case, random: Case) -> dict[str, tuple[Case, Attack]]
     }
 
 
-def record_of(backbone: str, batch_size: int, timings: dict[str, Timing], accuracies: dict[str, float], epsilon: float) -> dict[str, Any]:
+def record_of(
+    backbone: str, batch_size: int, timings: dict[str, Timing], accuracies: dict[str, float], epsilon: float, amx: bool
+) -> dict[str, Any]:
     """Return the result for one backbone as data."""
     return {
         "backbone": backbone,
@@ -184,7 +205,7 @@ def record_of(backbone: str, batch_size: int, timings: dict[str, Timing], accura
                 "measured": bar.ratio(timings),
                 "met": bar.is_met(timings),
             }
-            for bar in BARS
+            for bar in bars(amx)
         ],
     }
 
@@ -227,7 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
         variants = attacks(deterministic, random)
         accuracies = {name: _accuracy(case.model, attack(), case.y) for name, (case, attack) in variants.items()}
         timings = interleaved({name: attack for name, (_, attack) in variants.items()}, options.rounds)
-        records.append(record_of(backbone, options.batch_size, timings, accuracies, deterministic.epsilon))
+        records.append(record_of(backbone, options.batch_size, timings, accuracies, deterministic.epsilon, facts["amx_bf16"]))
         print(f"\n{table_of(records[-1])}", flush=True)
     if options.json is not None:
         options.json.write_text(json.dumps({"hardware": facts, "steps": STEPS, "draws": DRAWS, "results": records}, indent=2) + "\n")

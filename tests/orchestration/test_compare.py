@@ -5,18 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 
 import pytest
 
 from analysis.comparison import compare
+from analysis.evidence import Check, Finding, Status
+from analysis.fingerprints import weights_hash
 from analysis.statistics import Estimate
+from models.weights import load_pretrained
 from orchestration.cli import main
 from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare
 from orchestration.evaluating.run_comparison import find_runs, metric_rows, paired_rows, parameter_rows
 from orchestration.experiment import flatten
 from orchestration.exporting.targets import resolve_target
 from orchestration.home import Home
+from orchestration.tracking.tracker import Tracker
 from orchestration.training.run_folder import RunFolder
 
 TINY = [
@@ -146,6 +151,49 @@ def test_formats(chosen, compared_home, capsys):
         table = {row["metric"]: row for row in csv.DictReader(io.StringIO("\n".join(lines)))}
         low, value, high = (float(table[f"test/quick/worst attack T1{part}"]["ctrw_digits"]) for part in (" low", "", " high"))
         assert low <= value <= high
+
+
+def test_a_failed_check_marks_the_numbers_wherever_they_are_shown(compared_home, fingerprints, capsys, monkeypatch):
+    invalid = Check("C1", "randomness is alive", "Do not report this.", lambda evidence: Finding(Status.FAIL, "made up"))
+    where = ["--home", str(compared_home.root)]
+    evaluation = ["evaluate", fingerprints["ctrw_digits"], *EVALUATION, *where]
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("analysis.verdicts.CHECKS", (invalid,))
+            capsys.readouterr()
+            assert main(evaluation) == 0  # from its records: nothing is attacked again
+            out = capsys.readouterr().out
+        accuracies = re.findall(r"\d+\.\d % \[[^]]*\](?: \(!\))?", out)
+        assert len(accuracies) >= 7
+        assert all(each.endswith("(!)") for each in accuracies)
+        assert "evaluation invalid" in out
+
+        target = resolve_target(fingerprints["ctrw_digits"], compared_home)
+        card = (target.folder / "README.md").read_text()
+        assert "must not be believed as they are: C1 failed" in card
+        assert all(line.count("(!)") for line in card.splitlines() if "pgd_20" in line)
+        exported = compared_home.root / "marked"
+        assert main(["export", fingerprints["ctrw_digits"], "--to", str(exported), *where]) == 0
+        assert (exported / "README.md").read_text() == card
+        checkpoint = weights_hash(load_pretrained(target.folder, resample_on_forward=False))
+        page = compared_home.evaluation(checkpoint[:16]) / "report-quick" / "report.html"
+        assert 'body class="invalid"' in page.read_text()
+        tracker = Tracker(compared_home, "rayndom")
+        tags = tracker.client.get_run(tracker.find_run(fingerprints["ctrw_digits"])).data.tags
+        assert (tags["rayndom.marked"], tags["rayndom.marked.quick"], tags["rayndom.failed_checks"]) == ("True", "True", "C1")
+
+        _, out, err = run(capsys, compared_home, "ctrw_digits", "at_digits", "--format", "markdown")
+        rows = [line.split("|") for line in out.splitlines() if "test/quick/" in line and line.startswith("| test")]
+        assert rows
+        assert all("(!)" in row[2] and "(!)" not in row[3] for row in rows)
+        assert "C1 (randomness is alive) failed" in err
+        _, out, _ = run(capsys, compared_home, "ctrw_digits", "at_digits", "--json")
+        headline = next(row for row in json.loads(out)["metrics"] if row["metric"] == "test/quick/worst attack per sample T1")
+        assert (headline["ctrw_digits"]["marked"], headline["at_digits"]["marked"]) == (True, False)
+        _, out, _ = run(capsys, compared_home, "ctrw_digits", "at_digits", "--format", "csv")
+        assert "test/quick/worst attack T1 marked,True,False" in out
+    finally:
+        assert main(evaluation) == 0
 
 
 def test_equal_names_are_told_apart(compared_home, fingerprints, capsys):
