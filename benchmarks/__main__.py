@@ -8,7 +8,7 @@ import sys
 
 import benchmarks
 
-HELPERS = {"__main__", "timing"}
+HELPERS = {"__main__", "timing", "turns"}
 
 
 def main(names: list[str]) -> int:

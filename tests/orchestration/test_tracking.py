@@ -13,6 +13,7 @@ from orchestration.home import Home
 from orchestration.recipes import load_recipe
 from orchestration.tracking.background_writer import BackgroundWriter
 from orchestration.tracking.tracker import PARENT_TAG, StoreAway, Tracker, display_uri
+from tests.orchestration.services import TrackingServer
 
 
 @pytest.fixture
@@ -133,3 +134,37 @@ def test_a_home_that_cannot_be_written_is_one_clear_message(tmp_path):
     file.write_text("")
     with pytest.raises(UserError, match="--home"):
         Home.locate(file / "home")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_real_server_that_was_down_for_a_while_has_everything_once(tmp_path, monkeypatch, capsys):
+    with TrackingServer(tmp_path / "server") as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        home = Home.locate(tmp_path / "home")
+        tracker = Tracker(home, "test")
+        first, second = (tracker.run("run", {"rayndom.fingerprint": name}, name) for name in ("abc", "abd"))
+        writer = BackgroundWriter(server.uri, retry_s=0.5)
+        writer.later(tracker.log_epoch, first, 1, {"train/loss": 1.0})
+        server.stop()
+        for epoch in (2, 3):
+            writer.later(tracker.log_epoch, first, epoch, {"train/loss": float(epoch)})
+        writer.later(tracker.log_json, first, {"a": 1}, "config.json")
+        writer.later(tracker.finish, first)
+        writer.later(tracker.log_epoch, second, 1, {"train/loss": 1.0})
+        deadline = time.monotonic() + 60
+        while "is away (Connection refused)" not in capsys.readouterr().err:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        server.start()
+        writer.close()
+        for run_id, epochs in ((first, [1, 2, 3]), (second, [1])):
+            assert [step for step, _ in values(tracker, run_id)] == epochs
+        assert tracker.client.get_run(first).info.status == "FINISHED"
+        assert tracker.client.list_artifacts(first)[0].path == "config.json"
+        server.stop()
+        gone = BackgroundWriter(server.uri, retry_s=0.2, patience_s=1)
+        gone.later(tracker.finish, second)
+        with pytest.raises(StoreAway, match="Connection refused"):
+            gone.close()
