@@ -20,6 +20,8 @@ from urllib.parse import urlsplit
 
 # With MLflow's own seven tries a call to a server that is away takes minutes. It must fail sooner, to be told and tried again.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+# MLflow prints a link when a run ends, with the user and password that the address may hold; `Tracker.link` shows it without.
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 
 import mlflow
 from mlflow.entities import Metric, Param, Run, RunTag
