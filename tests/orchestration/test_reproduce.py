@@ -198,7 +198,7 @@ def test_a_table_is_filled_and_what_it_shares_is_not_computed_again(home, ray_cl
     assert (cell.honest.num_samples, cell.honest.num_draws) == (10, 2)
     assert outcome.cell("in", "natural").honest is None, "clean accuracy is the same under every protocol"
     assert outcome.cell("out", "pgd20").reason == "not asked for"
-    (training,) = outcome.runs.values()
+    training = outcome.runs["in"]
     assert training.state == "finished"
     assert training.checks["paper_ctrw"][0].key == "C1"
     assert training.environment["hardware"]["cores"]
