@@ -25,6 +25,7 @@ AMBIGUITIES = {
     "clean": "These ensembles train their cross-entropy on clean images, as in their papers.",
     "control": "Controls of RAT, which is worth what it gains over them.",
     "averaged": "Deterministic networks have no averaged answer; the cell stays empty.",
+    "arc": "ARC walks through the members of an ensemble, or through frozen draws; on deterministic networks it is not run.",
 }
 
 
@@ -135,6 +136,7 @@ COLUMNS = (
     Column("known", "PGD-20, known draw (T2)", _pgd("T2"), "accuracy"),
     Column("retries", "APGD-CE, worst of k draws (T3)", Accuracy(SUITE, "apgd_ce_50", protocol="T3", num_draws=10), "accuracy"),
     Column("averaged", "APGD-CE on the averaged answer (T4)", Accuracy(SUITE, "apgd_ce_50_averaged", protocol="T4"), "accuracy"),
+    Column("arc", "ARC on frozen draws (T1)", Accuracy(SUITE, "arc_20", protocol="T1", num_draws=10), "accuracy"),
     Column("worst", "worst attack per image (T1)", WorstCase(SUITE), "accuracy"),
     Column(
         "cosine",
@@ -155,6 +157,7 @@ SHARED_NOTES = (
     Note("clean", rows=("gal", "adp", "dverge", "trs", "red")),
     Note("control", rows=("rat_direct", "label_smoothing")),
     Note("averaged", columns=("averaged",)),
+    Note("arc", columns=("arc",)),
 )
 
 PAPERS = (

@@ -129,7 +129,7 @@ class ItemOutcome:
 
     def to_json(self) -> str:
         """Return it as JSON."""
-        return json.dumps({"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}, indent=1) + "\n"
+        return json.dumps({"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}) + "\n"
 
     @classmethod
     def from_json(cls, text: str, source: str | Path = "outcome") -> ItemOutcome:

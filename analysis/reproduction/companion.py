@@ -19,7 +19,7 @@ from analysis.reproduction.cells import ItemView, view_of
 from analysis.reproduction.formats import NOT_RUN, protocol_of
 from analysis.statistics import paired_bootstrap
 
-PROTOCOLS = ("T0", "T1", "T2", "T3", "T4", "worst")
+PROTOCOLS = ("T0", "T1", "T2", "T3", "T4", "ARC", "worst")
 ALWAYS_SHOWN = ("T0", "T1", "T2", "worst")
 
 PROTOCOL_WORDS = {
@@ -28,6 +28,7 @@ PROTOCOL_WORDS = {
     "T2": "known draw (T2)",
     "T3": "worst of k draws (T3)",
     "T4": "averaged answer (T4)",
+    "ARC": "ARC, held against the baseline's worst attack",
     "worst": "worst attack per image",
 }
 
@@ -162,7 +163,7 @@ def _strand_sentence(strand: Strand, scale: Scale) -> str:
     if strand.clean or scale == "smoke":
         return ""
     paper = strand.ours.get("T0")
-    honest = [(name, strand.ours[name]) for name in ("T1", "T2", "worst") if name in strand.ours]
+    honest = [(name, strand.ours[name]) for name in ("T1", "T2", "ARC", "worst") if name in strand.ours]
     if not honest:
         return ""
     parts = []
@@ -244,6 +245,12 @@ def _strand(view: ItemView, gain: Gain, name: str, columns: Sequence[Column]) ->
         if defence.cell.published is not None and baseline.cell.published is not None:
             printed = defence.cell.published.value - baseline.cell.published.value
             printed_text = f"{defence.printed} against {baseline.printed}"
+        if _is_arc(column):
+            # A deterministic baseline has no draws to walk through; its worst attack is what is known of it.
+            worst = next((view.cell(gain.baseline, each.key) for each in columns if isinstance(each.measure, WorstCase)), None)
+            against = baseline if baseline.paper is not None or worst is None else worst
+            _take(ours, missing, "ARC", defence.paper, against.paper, defence.reason or against.reason)
+            continue
         # A number that is the same under every protocol stands under the paper's.
         protocol = protocol_of(column.measure) or "T0"
         _take(ours, missing, protocol, defence.paper, baseline.paper, defence.reason or baseline.reason)
@@ -273,18 +280,29 @@ def _same_images(defence: Reading, baseline: Reading) -> tuple[list[float], list
 
 
 def _strands(columns: Sequence[Column]) -> dict[str, list[Column]]:
-    """Return the columns by attack, by its name: columns that differ in protocol alone are one attack."""
+    """Return the columns by attack, by its name: columns that differ in protocol alone are one attack. ARC stands beside the worst."""
     by_attack: dict[tuple[str, str], list[Column]] = {}
     for column in columns:
         measure = column.measure
         if isinstance(measure, Accuracy | WorstCase | Clean):
-            by_attack.setdefault((column.group, measure.row_name if isinstance(measure, Accuracy) else column.key), []).append(column)
+            by_attack.setdefault((column.group, _attack_name(column)), []).append(column)
     several = len({group for group, _ in by_attack}) > 1
     named = {}
-    for (group, attack), alike in by_attack.items():
+    for (group, attack), found in by_attack.items():
+        alike = sorted(found, key=_is_arc)
         label = attack.replace("_", " ") if len(alike) > 1 else alike[0].label
         named[_name(group if several else "", label)] = alike
     return named
+
+
+def _attack_name(column: Column) -> str:
+    if isinstance(column.measure, WorstCase) or _is_arc(column):
+        return "worst attack"
+    return column.measure.row_name if isinstance(column.measure, Accuracy) else column.key
+
+
+def _is_arc(column: Column) -> bool:
+    return isinstance(column.measure, Accuracy) and column.measure.item.attack == "arc"
 
 
 def _separation(gain: Difference) -> str:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from analysis.conclusion import conclusion
-from analysis.papers import Cell
+from analysis.measurements import measurements
+from analysis.papers import Cell, get_paper
 from analysis.papers.model import Accuracy, Clean, Measure, Theory, Timing, TransferAccuracy, WorstCase
 from analysis.papers.outcome import CellOutcome, CheckOutcome, ItemOutcome, Reading, RunOutcome
 from analysis.papers.readings import Found
 from analysis.papers.scales import attack_item, read_row
-from analysis.result import EvaluationResult
+from analysis.result import EvaluationResult, Row
 from analysis.statistics import Estimate
 from models.weights import read_config
 from orchestration.environment import cpu_model
@@ -181,25 +182,43 @@ class Ledger:
         failed = tuple(verdict.id for verdict in result.failed)
         if isinstance(measure, Clean):
             row = next(row for row in result.rows if row.attack == "clean" and row.protocol != "T4")
-            return _reading(result.clean or row.estimate, f"clean images, {row.caption}", "", failed)
+            return _reading(result.clean or row.estimate, f"clean images, {row.caption}", "", failed, self._images(cell, result, row))
         if isinstance(measure, WorstCase):
             found = result.headline
             if found is None:
                 return _Missing("no bounded attack of the suite ran against an unknown draw")
             how = f"worst of {len(result.headline_attacks)} attacks for each image, R={found.num_draws}, n={found.num_samples}"
-            return _reading(found, how, "T1", failed)
+            images = per_image(result.worst.ids, result.worst.correct_SR) if result.worst is not None and self._in_a_gain(cell) else {}
+            return _reading(found, how, "T1", failed, images)
         assert isinstance(measure, Accuracy | TransferAccuracy)
         row = read_row(measure, result, name)
         if row is not None:
             attack = measure.attack if isinstance(measure, TransferAccuracy) else measure
             source = f" made on {attacked.key}, answered by {training.key}" if isinstance(measure, TransferAccuracy) else ""
-            return _reading(row.estimate, f"{attack.row_name}{source}, {row.caption}", attack.protocol, failed)
+            images = self._images(cell, result, row)
+            return _reading(row.estimate, f"{attack.row_name}{source}, {row.caption}", attack.protocol, failed, images)
         if isinstance(measure, Accuracy):
             randomized = result.header["num_configurations"] != 1
             if not attack_item(measure, training.planned.run, self.planned.scale).is_for(randomized):
                 kind = "randomized" if randomized else "deterministic"
                 return _Missing(f"{measure.attack} is not for {kind} networks", expected=False)
         return _Missing("the evaluation has no such row")
+
+    def _in_a_gain(self, cell: Cell) -> bool:
+        """Return whether a claimed gain rests on the cell's row, so that it will be compared with another row image by image."""
+        gains = get_paper(self.planned.item.name.partition(".")[0]).gains
+        return any(cell.row.key in (gain.row, gain.baseline) for gain in gains if gain.item == self.planned.item.name)
+
+    def _images(self, cell: Cell, result: EvaluationResult, row: Row) -> Mapping[str, Any]:
+        """Return on which images a row is right, where it will be compared image by image; of T3, which is no mean over draws, nothing."""
+        if not self._in_a_gain(cell) or row.protocol == "T3":
+            return {}
+        for measured in measurements(result.records):
+            if (measured.kind, measured.name) != ("clean" if row.attack == "clean" else "attack", row.attack):
+                continue
+            if measured.protocol == row.protocol or "=" in row.protocol:
+                return per_image(measured.ids, measured.matrix())
+        return {}
 
     def _measured(self, cell: Cell, training: Training) -> Reading | _Missing:
         """Return a quantity of the theory, a time or a size of memory."""
@@ -273,7 +292,12 @@ def _place(training: Training, measure: Measure, other: Training | None) -> tupl
     return training.fingerprint, repr(whole), other.fingerprint if other is not None else ""
 
 
-def _reading(estimate: Estimate, how: str, protocol: str, failed: tuple[str, ...]) -> Reading:
+def per_image(ids_S: Any, correct_SR: Any) -> Mapping[str, Any]:
+    """Return the series of a reading that says on which images (S) an answer is right: the share of draws (R) on which it is."""
+    return {"ids": [int(each) for each in ids_S], "correct": [round(float(share), 4) for share in correct_SR.mean(1)]}
+
+
+def _reading(estimate: Estimate, how: str, protocol: str, failed: tuple[str, ...], images: Mapping[str, Any]) -> Reading:
     return Reading(
         100 * estimate.value,
         100 * estimate.low,
@@ -282,6 +306,7 @@ def _reading(estimate: Estimate, how: str, protocol: str, failed: tuple[str, ...
         protocol,
         estimate.num_samples,
         estimate.num_draws,
+        images,
         failed_checks=failed,
     )
 

@@ -197,6 +197,7 @@ def test_a_table_is_filled_and_what_it_shares_is_not_computed_again(home, ray_cl
     assert cell.paper.low <= cell.paper.value <= cell.paper.high <= 100
     assert (cell.honest.num_samples, cell.honest.num_draws) == (10, 2)
     assert outcome.cell("in", "natural").honest is None, "clean accuracy is the same under every protocol"
+    assert not cell.paper.series, "no claimed gain rests on this row, so its images are not kept"
     assert outcome.cell("out", "pgd20").reason == "not asked for"
     training = outcome.runs["in"]
     assert training.state == "finished"
@@ -394,3 +395,12 @@ def test_kill_minus_nine_and_the_same_command_ends_as_without_it(tmp_path, migra
     fingerprints = [run.data.tags[FINGERPRINT_TAG] for run in runs if FINGERPRINT_TAG in run.data.tags]
     assert len(fingerprints) == len(set(fingerprints)) == 2
     assert all(run.info.status == "FINISHED" for run in runs)
+
+
+def test_the_images_of_a_reading_are_the_shares_of_draws_on_which_they_are_right():
+    import numpy
+
+    from orchestration.reproducing.ledger import per_image
+
+    correct = numpy.array([[True, False, True], [False, False, False]])
+    assert per_image(numpy.array([7, 3]), correct) == {"ids": [7, 3], "correct": [0.6667, 0.0]}

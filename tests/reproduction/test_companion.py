@@ -151,5 +151,23 @@ def test_the_common_table_answers_for_known_draws():
     assert account.gain.row == "rna"
     (strand,) = [strand for strand in account.strands if strand.label == "pgd 20"]
     assert set(strand.ours) == {"T0", "T1", "T2"}
-    assert account.protocols == ("T0", "T1", "T2", "T3", "T4", "worst")
+    assert account.protocols == ("T0", "T1", "T2", "T3", "T4", "ARC", "worst")
     assert any("known draw (T2)" in sentence for sentence in sentences(account))
+
+
+def test_arc_is_held_against_the_worst_attack_of_a_baseline_without_draws():
+    outcome = synthetic_outcome("common.table1", "short")
+    values = {("rna", "arc"): 40.0, ("rna", "worst"): 42.0, ("at", "worst"): 37.5}
+    cells = []
+    for cell in outcome.cells:
+        key = (cell.row, cell.column)
+        if key in values:
+            cell = dataclasses.replace(cell, paper=Reading(values[key], values[key] - 2, values[key] + 2, num_samples=200), honest=None)
+        elif key == ("at", "arc"):
+            cell = dataclasses.replace(cell, paper=None, honest=None, reason="not for deterministic networks", expected=False)
+        cells.append(cell)
+    account = next(each for each in accounts("rna", [dataclasses.replace(outcome, cells=tuple(cells))]) if each.measured)
+    (strand,) = [strand for strand in account.strands if "ARC" in strand.ours]
+    assert strand.ours["ARC"].value == pytest.approx(2.5)
+    assert strand.ours["worst"].value == pytest.approx(4.5)
+    assert any("ARC, held against the baseline's worst attack +2.5" in sentence for sentence in sentences(account))
