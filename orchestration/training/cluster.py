@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import socket
+from collections.abc import Iterator
 from typing import Any
 
 # Read by Ray at import: a driver started by `uv run` would otherwise ship and rebuild the environment for every worker.
@@ -49,16 +52,43 @@ def connect(address: str | None = None, *, dashboard: bool = False, num_cpus: in
 
 
 def _start(options: dict[str, Any]) -> None:
-    """Start a local Ray. It gives itself half a minute, which a busy machine may not have: then it is tried again."""
+    """Start a local Ray. It gives itself half a minute, which a busy machine may not have: then it is tried again.
+
+    Its processes are told its address. Some of them ask Ray for its state without naming it (the cleaner that frees a dead trial's workers
+    does), which fails for ever on a machine that has another Ray too.
+    """
     for tries_left in (2, 1, 0):
+        port = _free_port()
         try:
-            ray.init(**options)
+            with _environment(RAY_GCS_SERVER_PORT=str(port), RAY_ADDRESS=f"{ray.util.get_node_ip_address()}:{port}"):
+                ray.init(address="local", **options)
             return
         except Exception as error:
             if "timed out during startup" not in str(error) or not tries_left:
                 raise
             logger.warning("Ray did not start in time; is this machine busy? Trying again")
             ray.shutdown()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Set environment variables for the processes that are started inside."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def alive_nodes() -> list[dict[str, float]]:
