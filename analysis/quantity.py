@@ -147,6 +147,7 @@ STOCHASTIC_CONVOLUTIONS = Requirement("stochastic convolutions (dcs)", _has(Stoc
 RANDOM_NORMALIZATIONS = Requirement("random normalizations (rna)", _has(RandomNormalization2d))
 NORMALIZATION_FAMILY = Requirement("normalizations of the RNA family (rna, single_normalization)", _has(Normalization2d))
 ENSEMBLE = Requirement("an ensemble (red, ps_red, gal, adp, dverge, trs)", _has(Ensemble))
+SINGLE_NETWORK = Requirement("a single network, not an ensemble", lambda model: not _has(Ensemble)(model))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from analysis.quantity import ANY_MODEL, Finding, NotComputable, Quantity, Subject
+from analysis.quantity import ANY_MODEL, SINGLE_NETWORK, Finding, NotComputable, Quantity, Subject
 from analysis.theory.flatness import expansion_errors, weight_landscape
 from analysis.theory.landscape import input_landscape
 from models.errors import UserError
@@ -132,7 +132,7 @@ QUANTITIES = (
         "How well Taylor terms predict what weight noise does to the logits",
         "an error far below 1: the network is near its expansion at that sigma, which is what rat_taylor's terms presume",
         "Jin et al., RAT, CVPR 2023, Eq. 6",
-        ANY_MODEL,
+        SINGLE_NETWORK,
         _expansion,
         cheap=False,
     ),
