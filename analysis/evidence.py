@@ -26,21 +26,26 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Outcome of one check: what it is, what was seen, what to do about it."""
+    """Outcome of one check: what it is, what was seen, what to do about it.
+
+    `attacks`: names of the attacks whose numbers it is about; none: the whole evaluation.
+    """
 
     id: str
     title: str
     status: Status
     explanation: str
     advice: str = ""
+    attacks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check's function returns; the advice is shown unless the check passed."""
+    """What a check's function returns; the advice is shown unless the check passed. `attacks`: see `Verdict`."""
 
     status: Status
     explanation: str
+    attacks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

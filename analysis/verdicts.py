@@ -28,7 +28,7 @@ def run_checks(measurements: Sequence[Measurement]) -> list[Verdict]:
         finding = check.run(evidence)
         needs_advice = finding.status in (Status.WARN, Status.FAIL)
         advice = check.advice if needs_advice else ""
-        verdicts.append(Verdict(check.id, check.title, finding.status, finding.explanation, advice))
+        verdicts.append(Verdict(check.id, check.title, finding.status, finding.explanation, advice, finding.attacks))
     return verdicts
 
 
@@ -94,7 +94,7 @@ def _validity(evidence: Evidence) -> Finding:
 
 
 def _nothing_skipped(evidence: Evidence) -> Finding:
-    problems = []
+    problems, names = [], []
     for each in evidence.attacks:
         if attack_entry(each.attack or "").requires is not None and (not each.randomized or each.protocol == "T2"):
             continue  # the library returns the image where it fails; harmless where the attacked function is the scored one
@@ -103,8 +103,9 @@ def _nothing_skipped(evidence: Evidence) -> Finding:
         allowed = evidence.skippable_share(each) + 0.01
         if unchanged > allowed and each.header["radius"] > 0:
             problems.append(f"{each.name} ({each.protocol}) returned {unchanged:.1%} of images unchanged, at most {allowed:.1%} may be")
+            names.append(each.name)
     if problems:
-        return Finding(Status.FAIL, "; ".join(problems))
+        return Finding(Status.FAIL, "; ".join(problems), tuple(dict.fromkeys(names)))
     if not evidence.attacks:
         return skipped("no attack is finished")
     return Finding(Status.PASS, "every attack perturbed every image it had a reason to perturb")

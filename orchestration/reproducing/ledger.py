@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -179,8 +179,8 @@ class Ledger:
         if result is None:
             reasons = [self._not_evaluated.get((training.key, base)) for base in bases]
             return _Missing(next((reason for reason in reasons if reason), NOT_EVALUATED))
-        failed = tuple(verdict.id for verdict in result.failed)
         if isinstance(measure, Clean):
+            failed = failed_checks(result, ())
             row = next(row for row in result.rows if row.attack == "clean" and row.protocol != "T4")
             return _reading(result.clean or row.estimate, f"clean images, {row.caption}", "", failed, self._images(cell, result, row))
         if isinstance(measure, WorstCase):
@@ -188,6 +188,7 @@ class Ledger:
             if found is None:
                 return _Missing("no bounded attack of the suite ran against an unknown draw")
             how = f"worst of {len(result.headline_attacks)} attacks for each image, R={found.num_draws}, n={found.num_samples}"
+            failed = failed_checks(result, result.headline_attacks)
             images = per_image(result.worst.ids, result.worst.correct_SR) if result.worst is not None and self._in_a_gain(cell) else {}
             return _reading(found, how, "T1", failed, images)
         assert isinstance(measure, Accuracy | TransferAccuracy)
@@ -196,6 +197,7 @@ class Ledger:
             attack = measure.attack if isinstance(measure, TransferAccuracy) else measure
             source = f" made on {attacked.key}, answered by {training.key}" if isinstance(measure, TransferAccuracy) else ""
             images = self._images(cell, result, row)
+            failed = failed_checks(result, (row.attack,))
             return _reading(row.estimate, f"{attack.row_name}{source}, {row.caption}", attack.protocol, failed, images)
         if isinstance(measure, Accuracy):
             randomized = result.header["num_configurations"] != 1
@@ -290,6 +292,12 @@ def _place(training: Training, measure: Measure, other: Training | None) -> tupl
     """Return where a reading is kept in memory: fields of one result are one entry."""
     whole = replace(measure, field="") if isinstance(measure, Theory) else measure
     return training.fingerprint, repr(whole), other.fingerprint if other is not None else ""
+
+
+def failed_checks(result: EvaluationResult, attacks: Iterable[str]) -> tuple[str, ...]:
+    """Return the keys of the failed checks that forbid to believe a number: those about the whole evaluation, or about one of `attacks`."""
+    behind = set(attacks)
+    return tuple(verdict.id for verdict in result.failed if not verdict.attacks or behind & set(verdict.attacks))
 
 
 def per_image(ids_S: Any, correct_SR: Any) -> Mapping[str, Any]:

@@ -132,7 +132,8 @@ def test_every_quantity_leaves_the_model_as_it_was(defence, subjects):
         assert (state["seed"], state["position"]) == (draws[name]["seed"], draws[name]["position"])
         for buffer, value in state["draw"]["buffers"].items():
             assert torch.equal(value, draws[name]["draw"]["buffers"][buffer])
-    assert {entry.name for entry in choose(model, ["all"])} == OWN[defence] | ALL_RANDOMIZED | (ALL_MODELS if defence == "red" else SINGLE_NETWORKS)
+    any_model = ALL_MODELS if defence == "red" else SINGLE_NETWORKS
+    assert {entry.name for entry in choose(model, ["all"])} == OWN[defence] | ALL_RANDOMIZED | any_model
 
 
 def test_ctrw_against_direct_calls(subjects):

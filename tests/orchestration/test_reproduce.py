@@ -404,3 +404,16 @@ def test_the_images_of_a_reading_are_the_shares_of_draws_on_which_they_are_right
 
     correct = numpy.array([[True, False, True], [False, False, False]])
     assert per_image(numpy.array([7, 3]), correct) == {"ids": [7, 3], "correct": [0.6667, 0.0]}
+
+
+def test_a_check_about_one_attack_marks_the_numbers_of_that_attack_alone():
+    from types import SimpleNamespace
+
+    from analysis.evidence import Status, Verdict
+    from orchestration.reproducing.ledger import failed_checks
+
+    about_one = Verdict("C4", "skipped", Status.FAIL, "", attacks=("autoattack_of_torchattacks",))
+    about_all = Verdict("C12", "gradient", Status.FAIL, "")
+    assert failed_checks(SimpleNamespace(failed=(about_one,)), ("pgd_20",)) == ()
+    assert failed_checks(SimpleNamespace(failed=(about_one,)), ("pgd_20", "autoattack_of_torchattacks")) == ("C4",)
+    assert failed_checks(SimpleNamespace(failed=(about_one, about_all)), ()) == ("C12",)
