@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_NAMES = 40
+
 
 class UserError(ValueError):
     """A mistake in what the user asked for. The command line prints the message alone and exits with code 2."""
@@ -18,8 +20,13 @@ def nearest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
 
 
 def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> UserError:
-    """Build the error for a name that does not exist: what it is, what is allowed, which names are nearest."""
+    """Build the error for a name that does not exist: what it is, what is allowed, which names are nearest.
+
+    Of a long list with near names only those are shown: a page of names hides the one that was meant.
+    """
     pool = sorted(allowed)
     close = nearest(name, pool)
     hint = f" Did you mean {' or '.join(repr(candidate) for candidate in close)}?" if close else ""
+    if close and len(pool) > MOST_NAMES:
+        return UserError(f"unknown {kind} {name!r}.{hint} There are {len(pool)}.")
     return UserError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(pool) if pool else 'none'}.")

@@ -71,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not debug:
         warnings.filterwarnings("ignore")
         logging.getLogger("mlflow").setLevel(logging.ERROR)
+        # Why a trial failed is one line of ours; Tune would print the stack of every process on the way.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         return _run(arguments)

@@ -54,6 +54,13 @@ class StudyAway(RuntimeError):
         super().__init__(f"the study {folder / 'study.db'} cannot be used: {cause}. {hint} and start the same command again.")
 
 
+def study_error(error: BaseException | None) -> BaseException | None:
+    """Return what the study's storage raised behind an error, None if it was something else: Tune wraps what its searcher raises."""
+    while error is not None and not isinstance(error, STUDY_ERRORS):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def storage_url(folder: Path) -> str:
     """Return the URL of a sweep's study; optuna-dashboard opens it."""
     return f"sqlite:///{folder / 'study.db'}"

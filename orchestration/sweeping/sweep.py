@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 from ray import tune
+from ray.tune.error import TuneError
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 
 from orchestration import console
@@ -32,6 +33,7 @@ from orchestration.sweeping.study import (
     open_study,
     proxy_values,
     spent,
+    study_error,
     superseded,
     target,
 )
@@ -245,8 +247,11 @@ def _tune(
     )
     try:
         tuner.fit()
-    except STUDY_ERRORS as error:
-        raise StudyAway(folder, error) from error
+    except (*STUDY_ERRORS, TuneError) as error:
+        behind = study_error(error)
+        if behind is None:
+            raise
+        raise StudyAway(folder, behind) from error
     if listener.full_disk is not None:
         raise NoSpace(f"a trial could not write ({listener.full_disk}); make room below {home.root}. All finished epochs are kept")
 

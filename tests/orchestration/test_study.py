@@ -256,3 +256,20 @@ def test_what_does_not_fit_is_said_before_anything_starts():
         concurrency(TrialResources(4, 0, 4), {"CPU": 2})
     with pytest.raises(UserError, match=r"gpus_per_worker 0 \(train on CPUs\)"):
         concurrency(TrialResources(1, 1, 1), {"CPU": 2})
+
+
+def test_what_the_storage_raised_is_found_behind_what_tune_made_of_it():
+    import traceback
+
+    import optuna
+    from ray.tune.error import TuneError
+
+    from orchestration.sweeping.study import study_error
+
+    with pytest.raises(TuneError) as wrapped:
+        try:
+            raise optuna.exceptions.StorageInternalError("locked")
+        except Exception:
+            raise TuneError(traceback.format_exc())  # noqa: B904  as Tune does it
+    assert isinstance(study_error(wrapped.value), optuna.exceptions.StorageInternalError)
+    assert study_error(TuneError("something else")) is None
