@@ -266,10 +266,13 @@ def test_what_the_storage_raised_is_found_behind_what_tune_made_of_it():
 
     from orchestration.sweeping.study import study_error
 
-    with pytest.raises(TuneError) as wrapped:
+    def as_tune_does() -> None:
         try:
             raise optuna.exceptions.StorageInternalError("locked")
         except Exception:
-            raise TuneError(traceback.format_exc())  # noqa: B904  as Tune does it
+            raise TuneError(traceback.format_exc())  # noqa: B904
+
+    with pytest.raises(TuneError) as wrapped:
+        as_tune_does()
     assert isinstance(study_error(wrapped.value), optuna.exceptions.StorageInternalError)
     assert study_error(TuneError("something else")) is None
