@@ -12,6 +12,14 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # or other tests on the same cores would starve the workers
 
 
+@pytest.fixture(autouse=True)
+def plain_output():
+    """Each test begins with lines for people on the output; a command that was run with `--json` would leave them on the error stream."""
+    from orchestration import console
+
+    console.use_json(False)
+
+
 @pytest.fixture(scope="session")
 def migrated_store(tmp_path_factory):
     """Path of an SQLite file with MLflow's schema."""
