@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from analysis.latex import escape
 from analysis.statistics import Estimate
 
 Frame = Sequence[Mapping[str, Any]]
@@ -15,21 +16,6 @@ MARK = "(!)"
 """Stands behind every number of an evaluation with a failed check."""
 
 MISSING = "–"
-_LATEX_SPECIAL = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "–": "--",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-}
 
 
 def format_percent(value: float, low: float | None = None, high: float | None = None, *, marked: bool = False) -> str:
@@ -99,12 +85,12 @@ def to_latex(
     """Return the frame as a LaTeX table with booktabs rules; special characters are escaped."""
     names = columns_of(frame, columns)
     alignment = "".join("r" if _is_numeric(frame, name) else "l" for name in names)
-    heads = [_escaped((titles or {}).get(name, name)) for name in names]
+    heads = [escape((titles or {}).get(name, name)) for name in names]
     lines = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", " & ".join(heads) + r" \\", r"\midrule"]
-    lines += [" & ".join(_escaped(_cell(row.get(name))) for name in names) + r" \\" for row in frame]
+    lines += [" & ".join(escape(_cell(row.get(name))) for name in names) + r" \\" for row in frame]
     lines += [r"\bottomrule", r"\end{tabular}"]
     if caption is not None or label is not None:
-        caption_line = [rf"\caption{{{_escaped(caption)}}}"] if caption is not None else []
+        caption_line = [rf"\caption{{{escape(caption)}}}"] if caption is not None else []
         label_line = [rf"\label{{{label}}}"] if label is not None else []
         lines = [r"\begin{table}", r"\centering", *caption_line, *label_line, *lines, r"\end{table}"]
     return "\n".join(lines) + "\n"
@@ -125,7 +111,3 @@ def _cell(value: Any) -> str:
 def _is_numeric(frame: Frame, name: str) -> bool:
     values = [row[name] for row in frame if row.get(name) is not None]
     return bool(values) and all(isinstance(value, int | float | Estimate) and not isinstance(value, bool) for value in values)
-
-
-def _escaped(text: str) -> str:
-    return "".join(_LATEX_SPECIAL.get(character, character) for character in text)

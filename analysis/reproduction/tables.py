@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from analysis import tables
+from analysis.latex import escape
 from analysis.papers import get_paper
 from analysis.papers.outcome import ItemOutcome, Reading
 from analysis.reproduction.cells import CellView, ItemView, view_of
 from analysis.reproduction.formats import describe_series
-from analysis.reproduction.latex import escape
 from analysis.reproduction.sheet import Entry, Sheet, SheetLine, sheet_of
 
 _MOST_WAYS = 4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from orchestration.experiment import ExperimentConfig, ResourcesConfig
 from orchestration.home import Home
 from orchestration.sweeping.trial_record import log_history
 from orchestration.tracking.background_writer import BackgroundWriter
-from orchestration.tracking.tracker import FINGERPRINT_TAG, StoreAway, Tracker
+from orchestration.tracking.tracker import FINGERPRINT_TAG, Tracker
 from orchestration.training import cluster
 from orchestration.training.final_measures import MeasureConfig, kept_protocol_metrics
 from orchestration.training.resources import concurrency, trial_resources
@@ -93,17 +92,11 @@ def train_all(
     groups: dict[ResourcesConfig, list[Listed]] = {}
     for each in pending:
         groups.setdefault(each.experiment.resources, []).append(each)
-    try:
-        with listener.board:
-            for resources, group in groups.items():
-                _train_alike(kind, [each.experiment for each in group], resources, home, data_root, measure, listener)
-                if any(each.experiment.fingerprint not in listener.over for each in group):
-                    raise KeyboardInterrupt  # Tune takes Ctrl-C as a wish to end in good order, and returns
-    except BaseException:
-        with contextlib.suppress(StoreAway):  # what is raised already says why training ended
-            listener.writer.close(patience_s=5)
-        raise
-    listener.writer.close()
+    with listener.writer, listener.board:
+        for resources, group in groups.items():
+            _train_alike(kind, [each.experiment for each in group], resources, home, data_root, measure, listener)
+            if any(each.experiment.fingerprint not in listener.over for each in group):
+                raise KeyboardInterrupt  # Tune takes Ctrl-C as a wish to end in good order, and returns
     return listener.failures
 
 
@@ -116,7 +109,7 @@ def _train_alike(
     measure: MeasureConfig | None,
     listener: _Listener,
 ) -> None:
-    at_once = concurrency(trial_resources(resources), cluster.connect())
+    at_once = concurrency(trial_resources(resources), cluster.connect(dashboard=resources.workers > 1))
     start = f"{time.time_ns():x}"
     by_fingerprint = {each.fingerprint: each for each in experiments}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import time
@@ -38,7 +37,7 @@ from orchestration.sweeping.study import (
     target,
 )
 from orchestration.sweeping.trial_record import complete_trial_records
-from orchestration.tracking.tracker import SWEEP_TAG, StoreAway, Tracker
+from orchestration.tracking.tracker import SWEEP_TAG, Tracker
 from orchestration.training import cluster
 from orchestration.training.resources import concurrency, trial_resources
 from orchestration.training.run_folder import replace_text
@@ -125,7 +124,7 @@ def run_sweep(config: SweepConfig, home: Home, data_root: Path | None, *, addres
     base = config.experiment({})
     need = trial_resources(base.resources)
     console.say(f"joining Ray at {address}" if address else "starting Ray")
-    available = cluster.connect(address, dashboard=need.workers > 1 and config.stopping is not None)
+    available = cluster.connect(address, dashboard=need.workers > 1)
     at_once = concurrency(need, available, config.max_concurrent_trials, cluster.alive_nodes())
     key = sweep_key(config)
     folder = home.sweep(key)
@@ -146,14 +145,8 @@ def run_sweep(config: SweepConfig, home: Home, data_root: Path | None, *, addres
     if done < wanted:
         watch = ClusterWatch(need, local=cluster.is_local(address))
         listener = SweepListener(config, tracker, parent, key, done, wanted, watch)
-        try:
-            with listener.board:
-                _tune(config, base, home, data_root, study, at_once, wanted - done, listener, folder, key)
-        except BaseException:
-            with contextlib.suppress(StoreAway):  # what is raised already says why the sweep ended
-                listener.writer.close(patience_s=5)
-            raise
-        listener.writer.close()
+        with listener.writer, listener.board:
+            _tune(config, base, home, data_root, study, at_once, wanted - done, listener, folder, key)
     study = open_study_readonly(config, folder, study)
     complete = spent(study) >= wanted
     return SweepOutcome(

@@ -7,6 +7,7 @@ so everything given to it must leave the same record when it is done twice, as a
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -42,6 +43,17 @@ class BackgroundWriter:
         with self._changed:
             self._waiting.append((function, arguments))
             self._changed.notify_all()
+
+    def __enter__(self) -> BackgroundWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        """Write what waits. After an error only briefly, and without one of its own: what is raised already says why the work ended."""
+        if error is None:
+            self.close()
+            return
+        with contextlib.suppress(StoreAway):
+            self.close(patience_s=5)
 
     def close(self, *, patience_s: float | None = None) -> None:
         """Wait until everything is done, and for a store that is away at most `patience_s` seconds.

@@ -31,8 +31,8 @@ def connect(address: str | None = None, *, dashboard: bool = False, num_cpus: in
 
     Args:
         address: e.g. `auto` or `ray://host:10001`; None: RAY_ADDRESS, else a local Ray in this machine's processes.
-        dashboard: start the dashboard with a local Ray. Trials with several workers that may be stopped early need it: Ray's cleaner
-            asks it which placement groups to free.
+        dashboard: start the dashboard with a local Ray. Trials with several workers need it: Ray's cleaner asks it which
+            placement groups of stopped or killed trials to free.
         num_cpus: CPUs that a local Ray may use; None: all.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from orchestration.environment import collect_environment
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
 from orchestration.tracking.background_writer import BackgroundWriter
-from orchestration.tracking.tracker import FINGERPRINT_TAG, StoreAway, Tracker
+from orchestration.tracking.tracker import FINGERPRINT_TAG, Tracker
 from orchestration.training.run_folder import RunFolder
 from orchestration.training.training_run import RunResult, train_here
 from trainers.reporting import EpochReport
@@ -103,26 +102,24 @@ def run_single(
         writer.later(tracker.log_epoch, run_id, report.epoch, dict(report.metrics))
         progress.epoch(report, replayed=report.epoch <= known)
 
-    try:
-        with progress.board:
-            if experiment.resources.workers > 1:
-                from orchestration.training.group_run import train_in_group
+    with writer:
+        try:
+            with progress.board:
+                if experiment.resources.workers > 1:
+                    from orchestration.training.group_run import train_in_group
 
-                result = train_in_group(experiment, folder, home, data_root, address, on_epoch)
-            else:
-                with folder.locked():
-                    result = train_here(experiment, folder, data_root, on_epoch=on_epoch, on_step=progress.step)
-    except BaseException as error:
-        if not isinstance(error, KeyboardInterrupt | SystemExit):
-            writer.later(tracker.set_tags, run_id, {"rayndom.error": str(error)})
-        writer.later(tracker.finish, run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
-        with contextlib.suppress(StoreAway):  # what is raised already says why training ended
-            writer.close(patience_s=5)
-        raise
-    writer.later(tracker.log_metrics, run_id, {f"selected/{name}": value for name, value in result.metrics.items()})
-    writer.later(_log_model, tracker, run_id, result)
-    writer.later(tracker.finish, run_id)
-    writer.close()
+                    result = train_in_group(experiment, folder, home, data_root, address, on_epoch)
+                else:
+                    with folder.locked():
+                        result = train_here(experiment, folder, data_root, on_epoch=on_epoch, on_step=progress.step)
+        except BaseException as error:
+            if not isinstance(error, KeyboardInterrupt | SystemExit):
+                writer.later(tracker.set_tags, run_id, {"rayndom.error": str(error)})
+            writer.later(tracker.finish, run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+            raise
+        writer.later(tracker.log_metrics, run_id, {f"selected/{name}": value for name, value in result.metrics.items()})
+        writer.later(_log_model, tracker, run_id, result)
+        writer.later(tracker.finish, run_id)
     return result, run_id
 
 
