@@ -15,11 +15,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from analysis.blocks import run_block
-from analysis.records import Record, append_record, read_records
+from analysis.evaluation.blocks import run_block
+from analysis.evaluation.records import Record, append_record, read_records
+from analysis.evaluation.suites import Suite
+from analysis.evaluation.tasks import MAX_BLOCK_SIZE, BlockTask, plan_blocks
 from analysis.result import EvaluationResult, collect
-from analysis.suites import Suite
-from analysis.tasks import MAX_BLOCK_SIZE, BlockTask, plan_blocks
 from models.threat_model import ThreatModel
 
 __all__ = [
@@ -74,7 +74,7 @@ def evaluate(
         model: maps pixels in [0,1] (B, C, H, W) to logits (B, K); evaluated in eval mode on the device of its parameters; modes,
             weights, draws and streams are as before afterwards. `ResampleOnForward` is taken off: protocols control the draws.
         x, y: test images (N, C, H, W) in [0,1] and labels (N,), on any device.
-        suite: name, path of a YAML file, or a `Suite`; see `analysis.suites.load_suite`.
+        suite: name, path of a YAML file, or a `Suite`; see `analysis.evaluation.suites.load_suite`.
         defence: its name, for suite `paper`; None: what the model says of itself.
         threat_model: norm and radius; None: linf 8/255.
         seed: root of all seeds: equal seeds give equal records, whoever runs the blocks.

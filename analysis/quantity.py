@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from analysis.draws import seeded_draws, set_draw
-from analysis.tasks import class_balanced_order
+from analysis.attacked_model.draws import seeded_draws, set_draw
+from analysis.evaluation.tasks import class_balanced_order
 from analysis.theory.transferability import Attack, undisturbed
 from models.ensemble import Ensemble
 from models.errors import UserError, unknown_name

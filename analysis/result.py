@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis import statistics, tables
-from analysis.measurements import Measurement, common_rows, measurements
-from analysis.records import Record, check_same_evaluation
+from analysis import statistics
+from analysis.checks.verdicts import Status, Verdict, run_checks
+from analysis.evaluation.measurements import Measurement, common_rows, measurements
+from analysis.evaluation.records import Record, check_same_evaluation
+from analysis.evaluation.tasks import PLAN_FIELDS, BlockTask
+from analysis.reporting import tables
 from analysis.statistics import Estimate
-from analysis.tasks import PLAN_FIELDS, BlockTask
-from analysis.verdicts import Status, Verdict, run_checks
 from models.threat_model import format_pixel_fraction
 
 

@@ -1,6 +1,6 @@
 """What was computed, as tidy frames: from the records of evaluations, and from an MLflow server; and frames as Parquet files.
 
-A frame is a list of dictionaries, one observation per row, one variable per key, as `analysis.tables` takes it.
+A frame is a list of dictionaries, one observation per row, one variable per key, as `analysis.reporting.tables` takes it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from analysis.records import Record, read_records
+from analysis.evaluation.records import Record, read_records
+from analysis.reporting.tables import Frame, columns_of
 from analysis.result import EvaluationResult, collect
-from analysis.tables import Frame, columns_of
 from models.errors import UserError
 
 

@@ -31,10 +31,10 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from analysis.attacked_model import AttackedModel, Predictor
+from analysis.attacked_model.draws import ONLY_DRAW, FixedDraws, FreshDraws
+from analysis.attacked_model.folding import folded_for_evaluation
+from analysis.attacked_model.model import AttackedModel, Predictor
 from analysis.attacks.registry import AttackProblem, attack_entry, parse_attack_parameters
-from analysis.draws import ONLY_DRAW, FixedDraws, FreshDraws
-from analysis.folding import folded_for_evaluation
 from benchmarks.timing import Bar, Timing, describe_hardware, hardware, interleaved
 from models import build_model
 from models.randomness import ResampleOnForward

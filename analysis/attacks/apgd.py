@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from analysis.attacked_model import AttackedModel, BestPoint
+from analysis.attacked_model.model import AttackedModel, BestPoint
 from analysis.attacks.losses import (
     LossName,
     TargetedDifferenceOfLogitsRatio,

@@ -18,9 +18,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from analysis.attacked_model import AttackedModel, BestPoint
+from analysis.attacked_model.draws import Draw, FixedDraws
+from analysis.attacked_model.model import AttackedModel, BestPoint
 from analysis.attacks.registry import AttackEntry, AttackOutput, AttackProblem, Cost
-from analysis.draws import Draw, FixedDraws
 from models.configuration import Config
 from models.randomness import derive_seed
 from models.threat_model import Norm

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from pydantic import Field
 
-from analysis.attacked_model import AttackedModel, BestPoint
+from analysis.attacked_model.model import AttackedModel, BestPoint
 from analysis.attacks import apgd, fab, square
 from analysis.attacks.registry import AttackEntry, AttackOutput, AttackProblem, Cost
 from models.configuration import Config

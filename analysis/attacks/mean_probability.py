@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from analysis.attacked_model import AttackedModel, BestPoint
+from analysis.attacked_model.model import AttackedModel, BestPoint
 from analysis.attacks.registry import AttackEntry, AttackOutput, AttackProblem, Cost
 from models.configuration import Config
 from models.randomness import derive_seed

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from analysis.attacked_model import AttackedModel
+from analysis.attacked_model.model import AttackedModel
 from analysis.attacks.losses import LossName, attack_loss
 from analysis.attacks.registry import AttackEntry, AttackOutput, AttackProblem, Cost
 from models.configuration import Config

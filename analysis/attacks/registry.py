@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import analysis.attacks
-from analysis.attacked_model import AttackedModel
+from analysis.attacked_model.model import AttackedModel
 from models.configuration import Config
 from models.errors import UserError, nearest, unknown_name
 from models.registry import scan

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from analysis.attacked_model import AttackedModel
+from analysis.attacked_model.model import AttackedModel
 from analysis.attacks.registry import AttackEntry, AttackOutput, AttackProblem, Cost
 from models.configuration import Config
 from trainers.attacks import ball_around, margin

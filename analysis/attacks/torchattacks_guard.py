@@ -20,9 +20,9 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from analysis.attacked_model import AttackedModel
+from analysis.attacked_model.model import AttackedModel
+from analysis.attacked_model.state_guard import restored_state
 from analysis.attacks.registry import AttackEntry, AttackOutput, AttackProblem, Cost
-from analysis.state_guard import restored_state
 from models.configuration import Config
 from models.errors import UserError, nearest
 from models.randomness import resample

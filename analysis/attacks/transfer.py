@@ -15,13 +15,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from analysis.attacked_model import AttackedModel, Predictor
+from analysis.attacked_model.draws import ONLY_DRAW, FixedDraws, FreshDraws
+from analysis.attacked_model.mean_draw import MeanDrawPredictor, has_mean_draw
+from analysis.attacked_model.model import AttackedModel, Predictor
 from analysis.attacks.apgd import apgd
 from analysis.attacks.losses import LossName, attack_loss
 from analysis.attacks.registry import AttackEntry, AttackOutput, AttackProblem, Cost
-from analysis.draws import ONLY_DRAW, FixedDraws, FreshDraws
 from analysis.fingerprints import weights_hash
-from analysis.mean_draw import MeanDrawPredictor, has_mean_draw
 from models.configuration import Config
 from models.errors import UserError
 from models.randomness import is_randomized

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from analysis.evaluation.protocols import ProtocolName
 from analysis.papers.gain import Gain
 from analysis.papers.model import Accuracy, Clean, Column, Item, Note, Paper, Row, Run, Theory, Timing, WorstCase
-from analysis.protocols import ProtocolName
 
 SUITE = "standard"
 BASELINES, RANDOMIZED, ENSEMBLES, WEIGHTS, COMBINED = "baselines", "random layers", "ensembles", "training by weight noise", "combinations"

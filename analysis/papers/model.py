@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from analysis.attacks.registry import attack_entry
+from analysis.evaluation.protocols import ProtocolName
+from analysis.evaluation.suites import AttackItem, Suite, load_suite
 from analysis.papers.gain import Gain
-from analysis.protocols import ProtocolName
-from analysis.suites import AttackItem, Suite, load_suite
 from models.errors import UserError, unknown_name
 from models.threat_model import Norm, format_pixel_fraction, parse_pixel_fraction
 

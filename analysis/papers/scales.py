@@ -21,11 +21,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from analysis.evaluation.protocols import ProtocolName, Scoring
+from analysis.evaluation.suites import AttackItem, Suite
 from analysis.papers.model import Accuracy, Clean, Column, Item, Measure, Run, Theory, TransferAccuracy, WorstCase, shipped_suite
-from analysis.protocols import ProtocolName, Scoring
 from analysis.result import EvaluationResult, Row
 from analysis.statistics import Estimate
-from analysis.suites import AttackItem, Suite
 from models.errors import unknown_name
 from models.threat_model import parse_pixel_fraction
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from analysis.draws import all_configurations, set_draw
+from analysis.attacked_model.draws import all_configurations, set_draw
 from analysis.quantity import RANDOMIZED, Finding, Quantity, Subject
 from analysis.theory.ctrw_bounds import pairs_at_correlation
 from analysis.theory.dcs_gradients import pairs_with_overlap

@@ -8,11 +8,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from analysis import tables
-from analysis.figures import figure_as_png
 from analysis.papers.model import Item
 from analysis.papers.outcome import ItemOutcome, Reading, RunOutcome
 from analysis.papers.scales import Scale
+from analysis.reporting import tables
+from analysis.reporting.figures import figure_as_png
 from analysis.reproduction import companion
 from analysis.reproduction.cells import CellView, ItemView, progress
 from analysis.reproduction.figures.style import style

@@ -14,12 +14,12 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 
-from analysis.figures import save_figure
+from analysis.evaluation.protocols import PROTOCOL_TITLES
 from analysis.papers import get_paper
 from analysis.papers.outcome import ItemOutcome
 from analysis.papers.scales import SCALES
-from analysis.protocols import PROTOCOL_TITLES
-from analysis.report import TEMPLATE_FOLDER
+from analysis.reporting.figures import save_figure
+from analysis.reporting.report import TEMPLATE_FOLDER
 from analysis.reproduction.cells import ItemView, view_of
 from analysis.reproduction.figures import draw
 from analysis.reproduction.figures.style import style

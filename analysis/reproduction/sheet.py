@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from string import ascii_lowercase
 from typing import Literal
 
-from analysis import tables
 from analysis.papers.outcome import Reading
 from analysis.papers.scales import Scale
+from analysis.reporting import tables
 from analysis.reproduction.cells import CellView, ItemView
 from analysis.reproduction.formats import (
     NOT_RUN,

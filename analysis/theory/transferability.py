@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from analysis.draws import seeded_draws, set_draw
+from analysis.attacked_model.draws import seeded_draws, set_draw
 from models.batch_statistics import mode
 from models.ensemble import Ensemble
 from models.layers.random_normalization import RandomNormalization2d

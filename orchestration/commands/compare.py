@@ -66,8 +66,8 @@ def _in_words(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _cells(rows: Sequence[Mapping[str, Any]], chosen: Format) -> list[dict[str, Any]]:
     """Return metrics as a reader or a program wants them: CSV has rows of their own for the ends of intervals."""
+    from analysis.reporting.tables import format_estimate
     from analysis.statistics import Estimate
-    from analysis.tables import format_estimate
 
     shown: list[dict[str, Any]] = []
     for row in rows:
@@ -86,8 +86,8 @@ def _cells(rows: Sequence[Mapping[str, Any]], chosen: Format) -> list[dict[str, 
 
 def _side_by_side(row: Mapping[str, Any], chosen: Format) -> dict[str, Any]:
     """Return a row of the table of runs; in CSV the ends of an interval are columns of their own."""
+    from analysis.reporting.tables import format_estimate
     from analysis.statistics import Estimate
-    from analysis.tables import format_estimate
 
     shown: dict[str, Any] = {}
     for name, value in row.items():

@@ -25,8 +25,8 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from analysis.evaluation.suites import load_suite, with_surrogate
     from analysis.fingerprints import weights_hash
-    from analysis.suites import load_suite, with_surrogate
     from models.weights import load_pretrained
     from orchestration.evaluating.evaluation_report import keep, show, suite_name
     from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare, run_jobs
@@ -59,7 +59,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if tracker is not None and run_id is None:
         run_id = tracker.find_run(target.experiment.fingerprint)
     summary = keep(job, result, tracker, run_id, name_of_suite)
-    from analysis.report import write_report
+    from analysis.reporting.report import write_report
 
     pages = job.records_path.with_name(f"report-{name_of_suite}")
     write_report(job.name, result, pages)

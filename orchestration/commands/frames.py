@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from analysis.tables import columns_of, to_csv, to_latex, to_markdown
+from analysis.reporting.tables import columns_of, to_csv, to_latex, to_markdown
 from orchestration import console
 
 Format = Literal["table", "markdown", "latex", "csv", "json"]

@@ -37,7 +37,7 @@ def _rows(kind: str) -> Iterable[tuple[str, str]]:
         from orchestration.sweeping.config import list_sweeps
 
         return list_sweeps().items()
-    from analysis.suites import PAPER, list_suites, load_suite
+    from analysis.evaluation.suites import PAPER, list_suites, load_suite
 
     paper = "the attacks and settings of the paper that proposed the model's defence, under T0"
     return [(name, paper if name == PAPER else load_suite(name).description) for name in list_suites()]

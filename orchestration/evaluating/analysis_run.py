@@ -12,7 +12,7 @@ import torch
 
 from analysis.fingerprints import weights_hash
 from analysis.quantity import MOST_IMAGES, Subject
-from analysis.quantity_report import Record, choose, compute, metrics_of
+from analysis.reporting.quantity_report import Record, choose, compute, metrics_of
 from models.errors import UserError
 from models.threat_model import ThreatModel
 from models.weights import load_pretrained

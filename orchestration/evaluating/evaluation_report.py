@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from analysis import tables
-from analysis.conclusion import conclusion
+from analysis.reporting import tables
+from analysis.reporting.conclusion import conclusion
 from analysis.result import EvaluationResult
 from orchestration import console
 from orchestration.evaluating.evaluation_run import Job

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from analysis.blocks import run_block
-from analysis.records import Record, append_record, read_records
+from analysis.evaluation.blocks import run_block
+from analysis.evaluation.records import Record, append_record, read_records
+from analysis.evaluation.suites import Suite
+from analysis.evaluation.tasks import BlockTask, plan_blocks
 from analysis.result import EvaluationResult, collect
-from analysis.suites import Suite
-from analysis.tasks import BlockTask, plan_blocks
 from models.errors import UserError
 from models.threat_model import ThreatModel
 from models.weights import load_pretrained

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.comparison import compare
-from analysis.evidence import Status
+from analysis.checks.evidence import Status
+from analysis.evaluation.records import Record, read_records
+from analysis.evaluation.suites import list_suites
 from analysis.fingerprints import weights_hash
-from analysis.records import Record, read_records
+from analysis.reporting.comparison import compare
 from analysis.result import EvaluationResult
 from analysis.statistics import Estimate
-from analysis.suites import list_suites
 from models.errors import UserError, nearest
 from models.threat_model import ThreatModel
 from models.weights import load_pretrained

@@ -10,8 +10,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.suites import Suite
-from analysis.tasks import BlockTask, estimated_cost
+from analysis.evaluation.suites import Suite
+from analysis.evaluation.tasks import BlockTask, estimated_cost
 from analysis.theory.cost import count_macs
 from models.randomness import is_randomized
 from models.registry import build_model

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from analysis.conclusion import conclusion
-from analysis.measurements import measurements
+from analysis.evaluation.measurements import measurements
 from analysis.papers import Cell, get_paper
 from analysis.papers.model import Accuracy, Clean, Measure, Theory, Timing, TransferAccuracy, WorstCase
 from analysis.papers.outcome import CellOutcome, CheckOutcome, ItemOutcome, Reading, RunOutcome
 from analysis.papers.readings import Found
 from analysis.papers.scales import attack_item, read_row
+from analysis.reporting.conclusion import conclusion
 from analysis.result import EvaluationResult, Row
 from analysis.statistics import Estimate
 from models.weights import read_config

@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from analysis.evaluation.suites import AttackItem, Suite
 from analysis.papers import Cell, Item, PlannedRun, Scale, evaluation_suites, get_item, list_items, list_papers, plan
 from analysis.papers.model import Clean, Column, Measure, Theory, Timing, TransferAccuracy
 from analysis.papers.scales import measure_at, suite_for, transfer_item, transfer_suite
-from analysis.suites import AttackItem, Suite
 from models.errors import UserError, unknown_name
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home

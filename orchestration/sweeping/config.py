@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from analysis.suites import load_suite
+from analysis.evaluation.suites import load_suite
 from models.configuration import Config
 from models.errors import UserError, nearest, unknown_name
 from orchestration import recipes

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from analysis.suites import load_suite
-from analysis.tables import MARK
+from analysis.evaluation.suites import load_suite
+from analysis.reporting.tables import MARK
 from models.configuration import Config
 from orchestration.experiment import ExperimentConfig
 from orchestration.training.final_measures import MARKED_METRIC, PROTOCOLS, protocol_metric

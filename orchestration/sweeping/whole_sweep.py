@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from analysis.conclusion import conclusion
+from analysis.reporting.conclusion import conclusion
 from models.errors import UserError
 from orchestration import console
 from orchestration.evaluating.evaluation_report import compare, keep

@@ -7,7 +7,8 @@ import torch
 from evaluation_toys import AdditiveNoise, Choice, classifier, labelled_by, pattern, two_classes
 from torch import nn
 
-from analysis.attacked_model import AttackedModel, Predictor
+from analysis.attacked_model.draws import ONLY_DRAW, FixedDraws, FreshDraws, all_configurations
+from analysis.attacked_model.model import AttackedModel, Predictor
 from analysis.attacks.apgd import apgd
 from analysis.attacks.losses import TargetedDifferenceOfLogitsRatio, difference_of_logits_ratio
 from analysis.attacks.registry import (
@@ -17,7 +18,6 @@ from analysis.attacks.registry import (
     check_attack,
     parse_attack_parameters,
 )
-from analysis.draws import ONLY_DRAW, FixedDraws, FreshDraws, all_configurations
 from models.errors import UserError
 from models.threat_model import ThreatModel
 from trainers.attacks import cross_entropy, margin, pgd

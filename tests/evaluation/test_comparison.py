@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from analysis.comparison import compare
+from analysis.checks.verdicts import Status, Verdict
+from analysis.reporting.comparison import compare
+from analysis.reporting.tables import to_markdown
 from analysis.result import EvaluationResult, WorstAttack
 from analysis.statistics import majority_of_n, wilson
-from analysis.tables import to_markdown
-from analysis.verdicts import Status, Verdict
 from models.errors import UserError
 
 HEADER = {"suite": "standard", "seed": 0, "threat_model": {"norm": "linf", "epsilon": "8/255"}, "scoring": {}}

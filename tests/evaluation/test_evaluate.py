@@ -9,9 +9,9 @@ from evaluation_toys import SIGNAL, Choice, MultiplicativeNoise, Quantized, clas
 from torch import nn
 
 from analysis.evaluate import collect, evaluate, plan_blocks, run_block
-from analysis.records import comparable, correct_matrix, pack_rows, read_records, unpack_rows
-from analysis.suites import AttackItem, Suite, load_suite
-from analysis.tasks import class_balanced_order
+from analysis.evaluation.records import comparable, correct_matrix, pack_rows, read_records, unpack_rows
+from analysis.evaluation.suites import AttackItem, Suite, load_suite
+from analysis.evaluation.tasks import class_balanced_order
 from models.errors import UserError
 from models.randomness import ResampleOnForward, randomness_state
 from models.threat_model import ThreatModel

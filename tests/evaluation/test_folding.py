@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from analysis.draws import seeded_draws, set_draw
+from analysis.attacked_model.draws import seeded_draws, set_draw
+from analysis.attacked_model.folding import folded_for_evaluation
 from analysis.evaluate import evaluate
-from analysis.folding import folded_for_evaluation
-from analysis.suites import AttackItem, Suite
+from analysis.evaluation.suites import AttackItem, Suite
 from models import build_model
 
 
@@ -110,7 +110,7 @@ def test_an_evaluation_with_folding_finds_what_one_without_finds(monkeypatch):
     suite = Suite(name="mine", attacks=(AttackItem(attack="pgd", parameters={"steps": 3, "random_start": False}, num_draws=4),))
     folded = evaluate(model, x, y, suite)
     assert folded.records[0]["block"]["num_folded"] > 0
-    monkeypatch.setattr("analysis.blocks.folded_for_evaluation", lambda model, x: (model, 0))
+    monkeypatch.setattr("analysis.evaluation.blocks.folded_for_evaluation", lambda model, x: (model, 0))
     plain = evaluate(model, x, y, suite)
     assert [row.estimate.value for row in folded.rows] == pytest.approx([row.estimate.value for row in plain.rows], abs=0.03)
     assert not folded.marked, folded.to_markdown()

@@ -9,9 +9,9 @@ import torch
 from evaluation_toys import digits_classifier
 from torch import Tensor, nn
 
-from analysis.calibration import calibration_images, calibration_toys
 from analysis.evaluate import evaluate
-from analysis.suites import AttackItem, Suite
+from analysis.evaluation.calibration import calibration_images, calibration_toys
+from analysis.evaluation.suites import AttackItem, Suite
 from models.threat_model import ThreatModel
 
 

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import calibration, figures, runs
-from analysis.conclusion import conclusion
+from analysis import runs
 from analysis.evaluate import evaluate
-from analysis.images import decode_png, encode_png
-from analysis.report import render_html, write_report
-from analysis.studies import StudySettings
-from analysis.suites import AttackItem, Suite
+from analysis.evaluation import calibration
+from analysis.evaluation.studies import StudySettings
+from analysis.evaluation.suites import AttackItem, Suite
+from analysis.reporting import figures
+from analysis.reporting.conclusion import conclusion
+from analysis.reporting.images import decode_png, encode_png
+from analysis.reporting.report import render_html, write_report
 from models.errors import UserError
 from models.threat_model import ThreatModel
 

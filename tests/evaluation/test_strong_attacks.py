@@ -7,17 +7,17 @@ from evaluation_toys import AdditiveNoise, Choice, classifier, digits_classifier
 from scipy import optimize
 from torch import nn
 
-from analysis.attacked_model import AttackedModel, Predictor
+from analysis.attacked_model.draws import ONLY_DRAW, FixedDraws, FreshDraws, all_configurations, seeded_draws, set_draw
+from analysis.attacked_model.mean_draw import MeanDrawPredictor, has_mean_draw
+from analysis.attacked_model.model import AttackedModel, Predictor
 from analysis.attacks.apgd import apgd
 from analysis.attacks.arc import arc
 from analysis.attacks.fab import fab_targeted, project_onto_hyperplane
 from analysis.attacks.mean_probability import mean_probability_gradient
 from analysis.attacks.registry import AttackProblem, attack_entry, check_attack, parse_attack_parameters
-from analysis.draws import ONLY_DRAW, FixedDraws, FreshDraws, all_configurations, seeded_draws, set_draw
+from analysis.evaluation.suites import load_suite, with_surrogate
+from analysis.evaluation.tasks import plan_blocks
 from analysis.fingerprints import weights_hash
-from analysis.mean_draw import MeanDrawPredictor, has_mean_draw
-from analysis.suites import load_suite, with_surrogate
-from analysis.tasks import plan_blocks
 from models import build_model
 from models.errors import UserError
 from models.threat_model import ThreatModel

@@ -7,17 +7,17 @@ import torch
 from evaluation_toys import SIGNAL, Quantized, classifier, digits_classifier, labelled_by, pattern, two_classes
 from torch import nn
 
-from analysis import calibration
-from analysis.attack_unit_test import run_unit_test
+from analysis.attacked_model.draws import ONLY_DRAW
 from analysis.attacks.registry import AttackOutput, attack_entry, parse_attack_parameters
-from analysis.draws import ONLY_DRAW
+from analysis.checks.evidence import Evidence
+from analysis.checks.verdicts import run_checks
 from analysis.evaluate import collect, evaluate, plan_blocks, run_block
-from analysis.evidence import Evidence
-from analysis.measurements import measurements
-from analysis.records import comparable
-from analysis.studies import StudySettings, applies, doublings, epsilon_levels
-from analysis.suites import AttackItem, Suite, load_suite
-from analysis.verdicts import run_checks
+from analysis.evaluation import calibration
+from analysis.evaluation.attack_unit_test import run_unit_test
+from analysis.evaluation.measurements import measurements
+from analysis.evaluation.records import comparable
+from analysis.evaluation.studies import StudySettings, applies, doublings, epsilon_levels
+from analysis.evaluation.suites import AttackItem, Suite, load_suite
 from models.threat_model import ThreatModel
 
 THREAT = ThreatModel(epsilon=0.15)

@@ -5,8 +5,8 @@ import io
 
 import pytest
 
+from analysis.reporting.tables import format_percent, to_csv, to_latex, to_markdown
 from analysis.statistics import Estimate
-from analysis.tables import format_percent, to_csv, to_latex, to_markdown
 
 FRAME = [
     {"attack": "pgd_20 | a", "accuracy": 0.5234, "note": None},

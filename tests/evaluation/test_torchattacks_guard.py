@@ -8,11 +8,11 @@ import torch
 from evaluation_toys import AdditiveNoise, Quantized, classifier, labelled_by, pattern, two_classes
 from torch import nn
 
-from analysis.attacked_model import AttackedModel, Predictor
+from analysis.attacked_model.draws import ONLY_DRAW, FixedDraws, FreshDraws
+from analysis.attacked_model.model import AttackedModel, Predictor
 from analysis.attacks import torchattacks_guard
 from analysis.attacks.registry import AttackProblem, attack_entry, attacks, parse_attack_parameters
 from analysis.attacks.torchattacks_guard import run_torchattacks
-from analysis.draws import ONLY_DRAW, FixedDraws, FreshDraws
 from models.errors import UserError
 from models.threat_model import ThreatModel
 from trainers.attacks import pgd

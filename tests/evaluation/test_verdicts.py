@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import calibration
+from analysis.checks.verdicts import CHECKS, run_checks
 from analysis.evaluate import evaluate
-from analysis.measurements import measurements
-from analysis.records import correct_matrix, pack_rows
+from analysis.evaluation import calibration
+from analysis.evaluation.measurements import measurements
+from analysis.evaluation.records import correct_matrix, pack_rows
+from analysis.evaluation.studies import StudySettings
+from analysis.evaluation.suites import AttackItem, Suite
 from analysis.result import collect
-from analysis.studies import StudySettings
-from analysis.suites import AttackItem, Suite
-from analysis.verdicts import CHECKS, run_checks
 from models.threat_model import ThreatModel
 
 SUITE = Suite(

@@ -12,7 +12,7 @@ import torch
 import analysis.quantities
 from analysis.fingerprints import weights_hash
 from analysis.quantity import ANY_MODEL, NotComputable, Quantity, Subject, quantities, quantity
-from analysis.quantity_report import choose, compute, describe_all, list_rows, record_to_markdown, shown_rows, sparkline
+from analysis.reporting.quantity_report import choose, compute, describe_all, list_rows, record_to_markdown, shown_rows, sparkline
 from analysis.theory import ctrw_bounds, dcs_bounds, dcs_gradients, ensemble_gradients, ensembles, rna_paths, smoothness, transferability
 from analysis.theory.cost import count_macs, count_parameters
 from models import build_model

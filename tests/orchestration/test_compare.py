@@ -10,9 +10,9 @@ import shutil
 
 import pytest
 
-from analysis.comparison import compare
-from analysis.evidence import Check, Finding, Status
+from analysis.checks.evidence import Check, Finding, Status
 from analysis.fingerprints import weights_hash
+from analysis.reporting.comparison import compare
 from analysis.statistics import Estimate
 from models.weights import load_pretrained
 from orchestration.cli import main
@@ -159,7 +159,7 @@ def test_a_failed_check_marks_the_numbers_wherever_they_are_shown(compared_home,
     evaluation = ["evaluate", fingerprints["ctrw_digits"], *EVALUATION, *where]
     try:
         with monkeypatch.context() as patch:
-            patch.setattr("analysis.verdicts.CHECKS", (invalid,))
+            patch.setattr("analysis.checks.verdicts.CHECKS", (invalid,))
             capsys.readouterr()
             assert main(evaluation) == 0  # from its records: nothing is attacked again
             out = capsys.readouterr().out

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from analysis.evaluation.records import comparable, read_records
 from analysis.fingerprints import weights_hash
-from analysis.records import comparable, read_records
 from models.weights import load_pretrained
 from orchestration.cli import main
 from orchestration.home import Home

@@ -409,7 +409,7 @@ def test_the_images_of_a_reading_are_the_shares_of_draws_on_which_they_are_right
 def test_a_check_about_one_attack_marks_the_numbers_of_that_attack_alone():
     from types import SimpleNamespace
 
-    from analysis.evidence import Status, Verdict
+    from analysis.checks.evidence import Status, Verdict
     from orchestration.reproducing.ledger import failed_checks
 
     about_one = Verdict("C4", "skipped", Status.FAIL, "", attacks=("autoattack_of_torchattacks",))

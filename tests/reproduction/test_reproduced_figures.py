@@ -8,9 +8,9 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from analysis.figures import save_figure
 from analysis.papers import get_item, papers
 from analysis.papers.outcome import Reading
+from analysis.reporting.figures import save_figure
 from analysis.reproduction.cells import ItemView, view_of
 from analysis.reproduction.figures import draw
 from tests.reproduction.synthetic import synthetic_outcome

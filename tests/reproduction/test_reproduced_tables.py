@@ -8,9 +8,9 @@ import io
 
 import pytest
 
-from analysis.latex import escape
 from analysis.papers import get_item, papers
 from analysis.papers.outcome import CellOutcome, ItemOutcome, Reading
+from analysis.reporting.latex import escape
 from analysis.reproduction.cells import ItemView, view_of
 from analysis.reproduction.formats import format_value
 from analysis.reproduction.tables import footnotes, terminal_rows, to_csv, to_latex, to_markdown

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.attacks.registry import AttackEntry, attack_entry
-from analysis.measurements import Measurement, common_rows
+from analysis.evaluation.measurements import Measurement, common_rows
 from analysis.statistics import paired_bootstrap
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from scipy import stats
 
 from analysis.attacks.registry import attack_entry
-from analysis.evidence import Check, Evidence, Finding, Status, Verdict, difference, skipped
-from analysis.measurements import Measurement, common_rows
+from analysis.checks.evidence import Check, Evidence, Finding, Status, Verdict, difference, skipped
+from analysis.checks.study_verdicts import STUDY_CHECKS
+from analysis.evaluation.measurements import Measurement, common_rows
 from analysis.statistics import paired_bootstrap
-from analysis.study_verdicts import STUDY_CHECKS
 
 __all__ = ["CHECKS", "Finding", "Status", "Verdict", "run_checks"]
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis.latex import escape
+from analysis.reporting.latex import escape
 from analysis.statistics import Estimate
 
 Frame = Sequence[Mapping[str, Any]]

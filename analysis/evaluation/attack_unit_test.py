@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from analysis.attacked_model import AttackedModel, Predictor
+from analysis.attacked_model.draws import Draw, FixedDraws, set_draw
+from analysis.attacked_model.model import AttackedModel, Predictor
 from analysis.attacks.registry import AttackEntry, AttackProblem
-from analysis.draws import Draw, FixedDraws, set_draw
 from models.configuration import Config
 from models.randomness import derive_seed
 from models.threat_model import ThreatModel

@@ -15,8 +15,8 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from analysis.attacks.registry import parse_attack_parameters
-from analysis.protocols import ProtocolName, Scoring
-from analysis.studies import StudySettings
+from analysis.evaluation.protocols import ProtocolName, Scoring
+from analysis.evaluation.studies import StudySettings
 from models.configuration import Config
 from models.errors import UserError, unknown_name
 from models.threat_model import Norm, PixelFraction, ThreatModel
@@ -105,7 +105,7 @@ def load_suite(suite: str | Path | Suite, defence: str | None = None) -> Suite:
 
     Args:
         suite: `quick`, `standard`, `full`, `paper` (the suite of the paper that proposed `defence`), the name of any file in
-            `analysis/suites/`, or a path that ends in `.yaml` or `.yml`.
+            `analysis/evaluation/suites/`, or a path that ends in `.yaml` or `.yml`.
         defence: name of the model's defence, for `paper`.
 
     Raises:

@@ -15,10 +15,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from analysis.attacks.registry import attack_entry, check_attack, parse_attack_parameters
+from analysis.evaluation.protocols import Scoring
+from analysis.evaluation.studies import StudyPoint, StudySettings, applies, epsilon_levels, study_passes
+from analysis.evaluation.suites import AttackItem, Suite, load_suite
 from analysis.fingerprints import data_hash, json_hash, weights_hash
-from analysis.protocols import Scoring
-from analysis.studies import StudyPoint, StudySettings, applies, epsilon_levels, study_passes
-from analysis.suites import AttackItem, Suite, load_suite
 from models.batch_statistics import mode
 from models.configuration import Config
 from models.errors import UserError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from analysis import tables
+from analysis.reporting import tables
 from analysis.result import EvaluationResult
 
 

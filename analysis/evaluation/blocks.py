@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from analysis.attacked_model import AttackedModel
+from analysis.attacked_model.folding import folded_for_evaluation
+from analysis.attacked_model.model import AttackedModel
+from analysis.attacked_model.state_guard import restored_state
 from analysis.attacks.registry import AttackOutput, AttackProblem, attack_entry, parse_attack_parameters
-from analysis.examination import gradient_calls_in_forward, liveness, missing_gradients, output_facts, shares_draw_in_batch
+from analysis.evaluation.examination import gradient_calls_in_forward, liveness, missing_gradients, output_facts, shares_draw_in_batch
+from analysis.evaluation.protocols import BlockOutcome, BlockSetting, run_protocol, score_clean
+from analysis.evaluation.records import Record, pack_rows
+from analysis.evaluation.study_runs import Study, run_study
+from analysis.evaluation.tasks import BlockTask, bare_model
 from analysis.fingerprints import data_hash, weights_hash
-from analysis.folding import folded_for_evaluation
-from analysis.images import encode_png
-from analysis.protocols import BlockOutcome, BlockSetting, run_protocol, score_clean
-from analysis.records import Record, pack_rows
-from analysis.state_guard import restored_state
-from analysis.study_runs import Study, run_study
-from analysis.tasks import BlockTask, bare_model
+from analysis.reporting.images import encode_png
 from models.batch_statistics import mode
 from models.randomness import derive_seed, resample
 from models.threat_model import ThreatModel

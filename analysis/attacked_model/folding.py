@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from analysis.draws import Draw, all_configurations
+from analysis.attacked_model.draws import Draw, all_configurations
 from models.layers.explicit_batch_norm import ExplicitBatchNorm2d
 from models.layers.random_weight import RandomFilterConv2d
 from models.layers.stochastic_convolution import StochasticConv2d

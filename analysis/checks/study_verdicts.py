@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from analysis.evidence import Check, Evidence, Finding, Status, difference, shares, skipped
-from analysis.measurements import Measurement, common_rows
-from analysis.studies import full_range, large_epsilon
+from analysis.checks.evidence import Check, Evidence, Finding, Status, difference, shares, skipped
+from analysis.evaluation.measurements import Measurement, common_rows
+from analysis.evaluation.studies import full_range, large_epsilon
 from models.threat_model import ThreatModel, format_pixel_fraction
 
 _NO_STUDY = "the suite does not ask for it; suites `standard` and `full` do"

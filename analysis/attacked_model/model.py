@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from analysis.draws import Draw, DrawSource, FixedDraws, set_draw
+from analysis.attacked_model.draws import Draw, DrawSource, FixedDraws, set_draw
 from models.randomness import RandomModule, derive_seed
 from trainers.attacks import AttackLoss
 

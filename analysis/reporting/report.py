@@ -9,10 +9,10 @@ from typing import Any
 
 import jinja2
 
-from analysis import tables
-from analysis.conclusion import conclusion
-from analysis.figures import figure_as_png, figures_of, save_figure
-from analysis.protocols import PROTOCOL_TITLES
+from analysis.evaluation.protocols import PROTOCOL_TITLES
+from analysis.reporting import tables
+from analysis.reporting.conclusion import conclusion
+from analysis.reporting.figures import figure_as_png, figures_of, save_figure
 from analysis.result import EvaluationResult, Row
 from analysis.runs import frame_of_result, frame_of_samples, write_parquet
 

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from analysis.attack_unit_test import run_unit_test
-from analysis.attacked_model import AttackedModel, Predictor
+from analysis.attacked_model.draws import ONLY_DRAW, Draw, FreshDraws, seeded_draws
+from analysis.attacked_model.model import AttackedModel, Predictor
 from analysis.attacks.registry import AttackOutput, AttackProblem, attack_entry, parse_attack_parameters
-from analysis.calibration import calibrate
-from analysis.draws import ONLY_DRAW, Draw, FreshDraws, seeded_draws
-from analysis.protocols import BlockOutcome, BlockSetting, run_protocol, score_clean, score_draws
-from analysis.studies import StudyPoint, doublings, halves
+from analysis.evaluation.attack_unit_test import run_unit_test
+from analysis.evaluation.calibration import calibrate
+from analysis.evaluation.protocols import BlockOutcome, BlockSetting, run_protocol, score_clean, score_draws
+from analysis.evaluation.studies import StudyPoint, doublings, halves
 from models.threat_model import ThreatModel
 from trainers.attacks import AttackLoss, ball_around, cross_entropy
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from analysis.attacked_model import Predictor
-from analysis.draws import ONLY_DRAW, Draw, seeded_draws, set_draw
+from analysis.attacked_model.draws import ONLY_DRAW, Draw, seeded_draws, set_draw
+from analysis.attacked_model.model import Predictor
 from models.randomness import random_sites
 
 _NUM_DRAWS = 256

@@ -93,7 +93,7 @@ def calibrate(device: torch.device | str = "cpu") -> list[dict[str, Any]]:
     """
     # Imported here: an evaluation may run a calibration, which is an evaluation.
     from analysis.evaluate import evaluate
-    from analysis.suites import Suite
+    from analysis.evaluation.suites import Suite
 
     data = toy_data()
     suite = Suite(name="calibration", **data["suite"])

@@ -12,8 +12,8 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from analysis.attacked_model import AttackedModel, Predictor
-from analysis.draws import ONLY_DRAW, FixedDraws, seeded_draws, set_draw
+from analysis.attacked_model.draws import ONLY_DRAW, FixedDraws, seeded_draws, set_draw
+from analysis.attacked_model.model import AttackedModel, Predictor
 from models.randomness import is_randomized
 from models.threat_model import ThreatModel
 from trainers.attacks import AttackLoss, ball_around, cross_entropy, margin

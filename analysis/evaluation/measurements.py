@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from analysis import statistics
 from analysis.attacks.registry import attack_entry
-from analysis.records import Record, correct_matrix
+from analysis.evaluation.records import Record, correct_matrix
 from analysis.statistics import Estimate
 
 _ENOUGH_BATCHES = 10

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from analysis.quantity import NotComputable, Quantity, Subject, quantities, quantity
-from analysis.tables import to_markdown
+from analysis.reporting.tables import to_markdown
 from models.errors import UserError
 
 ALL = "all"

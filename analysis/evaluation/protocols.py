@@ -22,9 +22,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from analysis.attacked_model import AttackedModel, Predictor
+from analysis.attacked_model.draws import ONLY_DRAW, Draw, DrawSource, FixedDraws, FreshDraws, all_configurations, seeded_draws
+from analysis.attacked_model.model import AttackedModel, Predictor
 from analysis.attacks.registry import AttackOutput
-from analysis.draws import ONLY_DRAW, Draw, DrawSource, FixedDraws, FreshDraws, all_configurations, seeded_draws
 from models.configuration import Config
 from models.randomness import derive_seed, is_randomized
 from trainers.attacks import margin

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from analysis.reporting.tables import MARK, format_percent
 from analysis.result import EvaluationResult, WorstAttack
 from analysis.statistics import Estimate, holm, mcnemar_exact, paired_bootstrap
-from analysis.tables import MARK, format_percent
 from models.errors import UserError
 
 Answer = Literal["first is better", "second is better", "not separable", "not comparable"]
