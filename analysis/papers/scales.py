@@ -2,12 +2,13 @@
 
 * `paper`: the recipe with the row's changes, nothing else.
 * `short`: the same experiment on a one-cycle schedule of at most 30 epochs, evaluated on 1,000 images.
-* `smoke`: the same defence parameters on `digits` at 16x16 with ResNet-8, radius 0.1, 3 epochs in batches of 32, evaluated on 64 images.
+* `smoke`: the same defence parameters on `digits` at 16x16 with ResNet-8, radius 0.1, 3 epochs of 640 images in batches of 32, evaluated
+  on 32 images.
   Rows that differ in data set or network alone become one experiment. What the small network does not have is moved to what it has:
   CTRW's position to at most 4 (before the pooling), DCS's to at most the 7th convolution, RNA's path differences to at most its 9 layers;
-  groups and group sizes clamp in the normalizations themselves. Steps and radii of attacks grow with the radius; attacks have at most 20
-  steps or 50 queries, whatever their names say, and AutoAttack runs its two gradient attacks. Theory takes at most 3 pairs of draws at a
-  path difference, and landscapes 11 points a side.
+  groups and group sizes clamp in the normalizations themselves. Steps and radii of attacks grow with the radius; attacks have at most 10
+  steps or 50 queries, whatever their names say, and AutoAttack, which cannot be cut short, runs its two gradient attacks on 4 images.
+  Theory takes at most 3 pairs of draws at a path difference, and landscapes 11 points a side.
 
 Numbers of `smoke` say that everything runs and nothing else.
 """
@@ -40,6 +41,7 @@ _PAPER_EPSILON = 8 / 255
 _SMOKE_FACTOR = SMOKE_EPSILON / _PAPER_EPSILON
 _SMOKE_LIMITS = {"defence.position": 4, "defence.positions": 7}
 _SMOKE_PATH_LENGTH = 9
+_AUTOATTACK = "torchattacks_autoattack"
 _SMOKE_THEORY = {
     "rna_paths.path_difference_transfer": {"num_pairs": 3},
     "landscape.input_landscape": {"num_positions": 11},
@@ -52,6 +54,7 @@ _SMOKE = (
     "backbone.name=resnet8",
     "data.name=digits",
     "data.image_size=16",
+    "data.limit_train=640",
     "data.augmentation=none",
     "training.batch_size=32",
     "training.attack.steps=3",
@@ -91,13 +94,18 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class EvaluationBudget:
-    """Upper limits of an evaluation; None: no limit. `scoring` has limits by field of `Scoring`; `studies`: with a suite's own checks."""
+    """Upper limits of an evaluation; None: no limit.
+
+    `scoring` has limits by field of `Scoring`; `studies`: with a suite's own checks; `autoattack_*`: of torchattacks' AutoAttack, whose
+    steps and queries are no parameters.
+    """
 
     num_samples: int | None = None
     num_draws: int | None = None
     max_steps: int | None = None
     max_queries: int | None = None
     autoattack_version: str | None = None
+    autoattack_samples: int | None = None
     studies: bool = True
     scoring: Mapping[str, int] | None = None
 
@@ -110,11 +118,12 @@ BUDGETS: dict[Scale, EvaluationBudget] = {
         scoring={"num_selection_draws": 10, "num_evaluation_draws": 50, "num_repetitions": 5},
     ),
     "smoke": EvaluationBudget(
-        num_samples=64,
+        num_samples=32,
         num_draws=2,
-        max_steps=20,
+        max_steps=10,
         max_queries=50,
         autoattack_version="rand",
+        autoattack_samples=4,
         studies=False,
         scoring={
             "num_selection_draws": 2,
@@ -320,13 +329,16 @@ def _merge(rows: dict[str, AttackItem], item: AttackItem) -> None:
 
 def _limited_attack(item: AttackItem, run: Run, scale: Scale) -> AttackItem:
     budget = BUDGETS[scale]
+    num_samples = _smaller(item.num_samples, budget.num_samples) if item.num_samples is not None else None
+    if item.attack == _AUTOATTACK:
+        num_samples = _smaller(num_samples, budget.autoattack_samples)
     return item.model_copy(
         update={
             "parameters": _limited_parameters(item, item.parameters, run, scale),
             "deterministic_parameters": _limited_parameters(item, item.deterministic_parameters, run, scale, own=False),
             "l2_parameters": _limited_parameters(item, item.l2_parameters, run, scale, own=False),
             "num_draws": _smaller(item.num_draws, budget.num_draws),
-            "num_samples": _smaller(item.num_samples, budget.num_samples) if item.num_samples is not None else None,
+            "num_samples": num_samples,
             "epsilon": item.epsilon * _attack_factor(run, scale) if item.epsilon is not None else None,
         }
     )
@@ -343,7 +355,7 @@ def _limited_parameters(item: AttackItem, parameters: Mapping[str, Any], run: Ru
             limited[name] = parse_pixel_fraction(value) * factor
         else:
             limited[name] = value
-    if own and item.attack == "torchattacks_autoattack" and budget.autoattack_version is not None:
+    if own and item.attack == _AUTOATTACK and budget.autoattack_version is not None:
         limited["version"] = budget.autoattack_version
     return limited
 

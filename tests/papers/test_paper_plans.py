@@ -7,11 +7,13 @@ import functools
 import pytest
 import torch
 
+from analysis.evaluation.tasks import BlockTask, estimated_cost
 from analysis.papers import SCALES, PlannedRun, evaluation_suites, get_item, list_items, measure_at, plan, read_estimate
 from analysis.papers.model import Accuracy, Clean, WorstCase
 from analysis.papers.scales import attack_item, overrides_at
 from models.errors import UserError
 from models.registry import build_model
+from models.threat_model import ThreatModel
 from orchestration.experiment import ExperimentConfig
 from orchestration.recipes import load_recipe
 from trainers.data import DATASETS
@@ -145,10 +147,25 @@ def test_suites_keep_the_paper_at_paper_scale_and_shrink_below_it():
     assert all(attack.protocols == ("T0",) for attack in only_paper[0].attacks)
     smoke = evaluation_suites(item, plan(item, "smoke")[2])[0]
     attacks = {attack.name: attack for attack in smoke.attacks}
-    assert smoke.num_samples == 64
-    assert attacks["cw"].parameters["steps"] == 20
+    assert smoke.num_samples == 32
+    assert attacks["cw"].parameters["steps"] == 10
     assert attacks["pgd_20"].parameters["step_size"] == pytest.approx(0.025)
     assert attacks["autoattack_of_torchattacks"].parameters["version"] == "rand"
+    assert attacks["autoattack_of_torchattacks"].num_samples == 4
+
+
+@pytest.mark.parametrize("name", list_items())
+def test_the_attacks_of_every_item_take_minutes_at_smoke(name: str):
+    item = get_item(name)
+    passes = 0.0
+    for planned in plan(item, "smoke"):
+        for suite in evaluation_suites(item, planned):
+            facts = {"threat_model": ThreatModel(epsilon=0.1), "scoring": suite.scoring, "num_classes": 10, "num_configurations": None}
+            for attack in suite.attacks:
+                ids = tuple(range(min(suite.num_samples or 10_000, attack.num_samples or 10_000)))
+                task = BlockTask(kind="attack", item=attack, protocol="T1", ids=ids, block=0, seed=0, checkpoint="", data="", **facts)
+                passes += estimated_cost(task)
+    assert passes < 2e6, "a core makes a million passes of ResNet-8 at 16x16 in ten minutes"
 
 
 def test_attacks_of_the_smoke_scale_grow_with_the_radius_except_under_l2():
