@@ -62,6 +62,7 @@ _SMOKE = (
     "training.validation.steps=3",
     "training.validation.num_draws=2",
     "resources.gpus_per_worker=0",
+    "resources.workers=1",
 )
 _SMOKE_BALL = {
     "linf": (f"threat_model.epsilon={SMOKE_EPSILON}", f"training.attack.step_size={SMOKE_EPSILON / 4}"),

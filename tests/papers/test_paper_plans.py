@@ -199,3 +199,10 @@ def test_numbers_are_read_from_an_evaluation_by_measure():
     assert read_estimate(Clean(), result) == result.clean
     assert read_estimate(item.column("steps_20").measure, result) is None
     assert read_estimate(WorstCase("standard"), result) == result.headline
+
+
+@pytest.mark.parametrize("name", ITEMS)
+def test_smoke_asks_for_one_worker_without_a_gpu(name: str):
+    for run in plan(get_item(name), "smoke"):
+        resources = experiment(run.recipe, run.overrides).resources
+        assert (resources.workers, resources.gpus_per_worker) == (1, 0)
