@@ -101,6 +101,7 @@ $(STAMP): requirements.lock pyproject.toml | $(UV)
 	"$$found" -c '$(RECENT)' || { echo "Rayndom needs Python 3.11 or newer; PYTHON=$(PYTHON) is older." >&2; exit 1; }; \
 	rm -rf $(VENV) && $(UV) venv --quiet --python "$$found" $(VENV)
 	@echo 'Installing the locked packages (the first time about 6 GB: minutes)'
-	$(UV) pip sync --python $(PY) requirements.lock
+	@# Compiled once here: where Python may not write bytecode (many containers), each Ray worker would compile torch anew.
+	$(UV) pip sync --compile-bytecode --python $(PY) requirements.lock
 	$(UV) pip install --quiet --python $(PY) --no-deps --editable .
 	@touch $@
