@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
 
 class DeformableConv2d(nn.Module):
@@ -34,6 +33,8 @@ class DeformableConv2d(nn.Module):
         offset = self.offset(x_BCHW)
         # The operator has no half-precision form on the CPU and loses the subpixel part of an offset in bf16.
         with torch.autocast(x_BCHW.device.type, enabled=False):
+            from torchvision.ops import deform_conv2d  # here: importing torchvision takes longer than all the rest of Rayndom
+
             return deform_conv2d(
                 x_BCHW.to(self.weight.dtype),
                 offset.to(self.weight.dtype),
