@@ -75,7 +75,12 @@ class BlockTask(Config):
     @property
     def title(self) -> str:
         """The task in words, for progress bars."""
-        name = self.item.name if self.item is not None else "clean images"
+        if self.item is None:
+            name = "clean images"
+        elif self.study is not None:
+            name = f"study of {self.item.name.replace('_', ' ')},"
+        else:
+            name = self.item.name if self.item.epsilon is None else f"{self.item.name} at radius {self.item.epsilon:.3g}"
         return f"{name} {self.protocol} block {self.block + 1}/{self.num_blocks}"
 
 

@@ -117,6 +117,13 @@ def test_blocks_of_two_workers_equal_those_of_one(noisy_result):
     assert not unfinished.finished
 
 
+def test_progress_tells_an_attack_from_a_study_with_it():
+    model, x, y = noisy()
+    titles = [task.title for task in plan_blocks(model, x, y, "standard", threat_model=THREAT)]
+    assert len(set(titles)) == len(titles)
+    assert {"fgsm T1 block 1/1", "fgsm at radius 0 T1 block 1/1", "study of random search, T1 block 1/1"} <= set(titles)
+
+
 def test_the_model_is_as_before(noisy_result):
     model, x, y = noisy(6)
     model.train()
