@@ -14,7 +14,9 @@ LIST = "list"
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", nargs="?", help="exported folder, run (16 digits), MLflow run id (32 digits), or models:/NAME@ALIAS")
+    parser.add_argument(
+        "target", nargs="?", help="trained recipe, run (16 digits), MLflow run id (32 digits), exported folder, or models:/NAME@ALIAS"
+    )
     parser.add_argument(
         "--what",
         nargs="+",

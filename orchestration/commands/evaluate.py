@@ -10,7 +10,7 @@ from orchestration.commands.command import Command, add_data_root
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", help="exported folder, run (16 digits), MLflow run id (32 digits), or models:/NAME@ALIAS")
+    parser.add_argument("target", help="trained recipe, run (16 digits), MLflow run id (32 digits), exported folder, or models:/NAME@ALIAS")
     parser.add_argument("--suite", default="quick", help="quick, paper, standard, full, or a YAML file (default quick)")
     parser.add_argument("--surrogate", metavar="TARGET", help="another model: also attack with points made on it, e.g. an AT baseline")
     parser.add_argument("--samples", type=int, help="test images (default: the suite's)")

@@ -10,7 +10,7 @@ from orchestration.commands.command import Command
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", help="exported folder, run (16 digits), MLflow run id (32 digits), or models:/NAME@ALIAS")
+    parser.add_argument("target", help="trained recipe, run (16 digits), MLflow run id (32 digits), exported folder, or models:/NAME@ALIAS")
     parser.add_argument("--to", required=True, help="folder to export to")
     parser.add_argument("--register", metavar="NAME[@ALIAS]", help="also register the model in MLflow under this name")
 

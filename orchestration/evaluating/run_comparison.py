@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from analysis.fingerprints import weights_hash
 from analysis.reporting.comparison import compare
 from analysis.result import EvaluationResult
 from analysis.statistics import Estimate
-from models.errors import UserError, nearest
+from models.errors import UserError
 from models.threat_model import ThreatModel
 from models.weights import load_pretrained
 from orchestration.evaluating.evaluation_report import suite_name
@@ -25,8 +24,6 @@ from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare
 from orchestration.experiment import flatten
 from orchestration.exporting.targets import Target, resolve_target
 from orchestration.home import Home
-from orchestration.recipes import FOLDER, list_recipes, load_recipe
-from orchestration.training.run_folder import RunFolder
 
 PROTOCOLS = ("T0", "T1", "T2")
 SEEDS = " + "
@@ -34,7 +31,6 @@ SEEDS = " + "
 
 _RESULT = "result-"
 _UNTOLD = ("name", "description")
-_IDENTIFIER = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}")
 
 Row = dict[str, Any]
 
@@ -75,7 +71,7 @@ def find_runs(names: Sequence[str], home: Home) -> list[StoredRun]:
     """
     if len(names) < 2:
         raise UserError("compare needs at least two runs")
-    targets = [resolve_target(_model_name(name, home), home) for name in names]
+    targets = [resolve_target(name, home) for name in names]
     hashes = [weights_hash(load_pretrained(target.folder, resample_on_forward=False)) for target in targets]
     for (i, first), (j, second) in itertools.combinations(enumerate(hashes), 2):
         if first == second:
@@ -88,29 +84,6 @@ def find_runs(names: Sequence[str], home: Home) -> list[StoredRun]:
         folder = home.evaluation(checkpoint[:16])
         runs.append(StoredRun(title, target, _stored_evaluations(folder, target), folder))
     return runs
-
-
-def _model_name(name: str, home: Home) -> str:
-    """Return what `resolve_target` understands: for a recipe, the fingerprint of its finished run."""
-    if not (FOLDER / f"{name}.yaml").is_file() and not name.endswith((".yaml", ".yml")):
-        named = Path(name).exists() or name.startswith("models:/") or _IDENTIFIER.fullmatch(name)
-        close = [] if named else nearest(name, list_recipes())
-        if close:
-            raise UserError(
-                f"no run {name!r}. Did you mean recipe {close[0]!r}? A run is also a fingerprint, an MLflow run id or a folder."
-            )
-        return name
-    fingerprint = load_recipe(name).experiment.fingerprint
-    if RunFolder(home.run(fingerprint)).result() is not None:
-        return fingerprint
-    stem = Path(name).stem
-    finished = [folder for folder in map(RunFolder, sorted((home.root / "runs").glob("*"))) if folder.result() is not None]
-    found = [folder.path.name for folder in finished if folder.read_config().name == stem]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UserError(f"recipe {stem} has {len(found)} finished runs, none with its own values: name one of {', '.join(found)}")
-    raise UserError(f"recipe {stem} has no finished run in {home.root / 'runs'}; `rayndom train {name}` trains it")
 
 
 def _stored_evaluations(folder: Path, target: Target) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,6 @@
-"""What a user may name as a trained model: an export folder, a run's fingerprint or folder, an MLflow run id, `models:/NAME@ALIAS`."""
+"""What a user may name as a trained model: an export folder, a run's fingerprint or folder, a recipe that was trained, an MLflow run id,
+`models:/NAME@ALIAS`.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.errors import UserError
+from models.errors import UserError, nearest
 from models.weights import CONFIG_FILE, read_config
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
+from orchestration.recipes import FOLDER, list_recipes, load_recipe
 from orchestration.tracking.tracker import Tracker, download_model
 from orchestration.training.run_folder import RunFolder
 
@@ -61,10 +64,29 @@ def resolve_target(target: str, home: Home) -> Target:
         destination = home.root / "downloads" / re.sub(r"\W+", "-", target)
         folder = download_model(home, target, destination)
         return _target(folder, None if target.startswith("models:/") else target)
+    if (FOLDER / f"{target}.yaml").is_file() or target.endswith((".yaml", ".yml")):
+        return _target(RunFolder(home.run(_run_of_recipe(target, home))).model)
+    close = nearest(target, list_recipes())
+    hint = f" Did you mean the trained recipe {close[0]!r}?" if close else ""
     raise UserError(
-        f"no model {target!r}: it is neither an exported folder, nor a finished run in {home.root / 'runs'} (16 hexadecimal digits), nor "
-        "an MLflow run id (32), nor models:/NAME@ALIAS"
+        f"no model {target!r}.{hint} It is neither an exported folder, nor a finished run in {home.root / 'runs'} (16 hexadecimal digits), "
+        "nor a recipe, nor an MLflow run id (32), nor models:/NAME@ALIAS"
     )
+
+
+def _run_of_recipe(name: str, home: Home) -> str:
+    """Return the fingerprint of a recipe's finished run: the one with the recipe's own values, or the only one."""
+    fingerprint = load_recipe(name).experiment.fingerprint
+    if RunFolder(home.run(fingerprint)).result() is not None:
+        return fingerprint
+    stem = Path(name).stem
+    finished = [folder for folder in map(RunFolder, sorted((home.root / "runs").glob("*"))) if folder.result() is not None]
+    found = [folder.path.name for folder in finished if folder.read_config().name == stem]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"recipe {stem} has {len(found)} finished runs, none with its own values: name one of {', '.join(found)}")
+    raise UserError(f"recipe {stem} has no finished run in {home.root / 'runs'}; `rayndom train {name}` trains it")
 
 
 def _local_run(run_id: str, home: Home) -> Target | None:
