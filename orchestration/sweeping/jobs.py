@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from models.errors import UserError
@@ -46,7 +47,7 @@ class SweepJobs:
         address: of the cluster's dashboard, e.g. `http://127.0.0.1:8265`; None: RAY_API_SERVER_ADDRESS, else that.
 
     Raises:
-        UserError: nothing answers there.
+        UserError: nothing answers there, or it wants another token.
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -55,6 +56,12 @@ class SweepJobs:
         maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         try:
             self.client = JobSubmissionClient(self.address)
+        except AuthenticationError as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise UserError(
+                f"the Ray cluster at {self.address} refuses: {reason}. Its token belongs into RAY_AUTH_TOKEN or ~/.ray/auth_token, and "
+                "RAY_AUTH_MODE must not be `disabled`."
+            ) from None
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0].rstrip(".")
             raise UserError(

@@ -115,7 +115,12 @@ def test_kill_minus_nine_in_the_middle_and_the_same_command_again(home, tmp_path
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_trials_with_two_workers_that_are_stopped_early_free_their_cores(home, tmp_path):
-    path = write_sweep(tmp_path, trials=4, epochs=4, extra="resources.workers: 2")
+    path = write_sweep(tmp_path, trials=4, epochs=4, train=640, extra="resources.workers: 2")
+    text = path.read_text()
+    rate = "training.optimizer.learning_rate"  # after the first, trials do not learn at all
+    space = f"space:\n  {rate}: {{type: choice, choices: [0.1, 1.0e-7, 2.0e-7, 3.0e-7]}}\n"
+    points = "".join(f"  - {{{rate}: {value}}}\n" for value in ("0.1", "1.0e-7", "2.0e-7", "3.0e-7"))
+    path.write_text(f"{text[: text.index('space:')]}{space}points:\n{points}{text[text.index('num_trials') :]}")
     command = [sys.executable, "-m", "orchestration.cli", "sweep", str(path), "--no-evaluation", "--home", str(home.root)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
