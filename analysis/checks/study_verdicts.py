@@ -55,7 +55,7 @@ def _converged(evidence: Evidence) -> Finding:
         gain = float((before - after).mean())
         error = float((before - after).std(ddof=1) / math.sqrt(before.size)) if before.size > 1 else 0.0
         level = max(fact["levels"][-1] for fact in evidence.facts(name))
-        seen.append(f"doubling the {name} to {level} lowers accuracy by {100 * gain:.1f} points")
+        seen.append(f"doubling the {name} to {level} changes accuracy by {-100 * gain:+.1f} points")
         if gain >= max(0.01, 2 * error):
             open_ones.append(seen[-1])
     if open_ones:

@@ -18,7 +18,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epsilon", help="radius, e.g. 8/255 (default: the one the model was trained for)")
     parser.add_argument("--norm", help="linf or l2 (default: the one the model was trained for)")
     parser.add_argument("--seed", type=int, default=0, help="root of all seeds (default 0)")
-    parser.add_argument("--workers", type=int, default=1, help="Ray workers; 1: this process with all cores (default 1)")
+    parser.add_argument("--workers", type=int, help="Ray workers; 1: this process (default: one per core or GPU where it pays)")
     parser.add_argument("--gpus-per-worker", type=float, default=0, help="share of a GPU for each worker (default 0)")
     parser.add_argument("--address", help="Ray cluster (default: RAY_ADDRESS, else local)")
     add_data_root(parser)

@@ -28,6 +28,9 @@ from orchestration.home import Home
 from trainers.data import DataConfig, evaluation_batches, load_data
 from trainers.validation import limited
 
+SMALL_WORK = 2e5
+"""Forward passes of one image that one process makes in about the time that Ray takes to start."""
+
 
 @dataclass
 class Job:
@@ -119,7 +122,7 @@ def test_images(data: DataConfig, data_root: Path | None, num_samples: int | Non
 def run_jobs(
     jobs: Sequence[Job],
     *,
-    workers: int,
+    workers: int | None,
     gpus_per_worker: float = 0,
     address: str | None = None,
     on_done: Callable[[Job], None] = lambda job: None,
@@ -129,7 +132,8 @@ def run_jobs(
 
     Args:
         jobs: from `prepare`.
-        workers: 1: in this process, with all cores (or OMP_NUM_THREADS); more: Ray workers of one core each.
+        workers: 1: in this process, with all cores (or OMP_NUM_THREADS); more: Ray workers of one core each. None: as many as there are
+            cores, or this process where the work is too small to start Ray for it.
         gpus_per_worker: share of a GPU for each worker.
         address: of a Ray cluster.
         on_done: called when a job's last block is done.
@@ -140,7 +144,7 @@ def run_jobs(
     with meter.board:
         if not queue.waiting:
             return
-        if workers == 1 and not address:
+        if not address and (workers == 1 or (workers is None and not gpus_per_worker and queue.cost < SMALL_WORK)):
             _run_here(queue, gpus_per_worker)
         else:
             _run_on_ray(queue, workers, gpus_per_worker, address)
@@ -166,6 +170,11 @@ class _Queue:
                 if not owners:
                     self.waiting.append((job, task))
                 owners.append(job)
+
+    @property
+    def cost(self) -> float:
+        """Work that waits, in forward passes of one image."""
+        return sum(task.cost for _, task in self.waiting)
 
     def sort(self) -> None:
         self.waiting.sort(key=lambda entry: -entry[1].cost)
@@ -211,7 +220,7 @@ def _run_here(queue: _Queue, gpus: float) -> None:
         queue.finished(job, record)
 
 
-def _run_on_ray(queue: _Queue, workers: int, gpus: float, address: str | None) -> None:
+def _run_on_ray(queue: _Queue, workers: int | None, gpus: float, address: str | None) -> None:
     import ray
 
     from orchestration.training import cluster

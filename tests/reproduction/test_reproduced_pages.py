@@ -119,7 +119,7 @@ def test_every_number_of_ours_shows_its_scale(page):
 def test_failed_checks_verdicts_configuration_and_origin_are_shown(page):
     assert "(!)" in page
     assert "FAILED CHECKS: C7 converged steps and EOT" in page
-    assert "doubling steps lowers accuracy by 4.2 points" in page
+    assert "doubling the steps to 200 changes accuracy by -4.2 points" in page
     assert "0123456789abcdef0123456789abcdef01234567" in page
     assert "Imaginary CPU" in page
     assert "torch 2.12.1, torchvision 0.27.0" in page
