@@ -84,7 +84,7 @@ class PerturbableObjective(Objective):
         try:
             terms = self.outer_loss(model, x_BCHW, adversarial_BCHW, y_B, context)
             terms["loss"].backward()
-        except BaseException:
+        except BaseException:  # An interrupt too must not leave the weights at w + delta.
             self.after_optimizer_step(model, context)
             raise
         return {name: value.detach() for name, value in terms.items()}

@@ -78,7 +78,7 @@ def calibration_toys() -> dict[str, nn.Module]:
 
 def calibration_images() -> tuple[Tensor, Tensor]:
     """Return the test images (N, 1, 8, 8) in [0,1] and labels (N,) of the calibration: digits the toys were not trained on."""
-    from sklearn.datasets import load_digits  # here: its import takes a second, and most evaluations never calibrate
+    from sklearn.datasets import load_digits  # here: its import is slow, and most evaluations never calibrate
 
     digits = load_digits()
     order = np.random.default_rng(toy_data()["split_seed"]).permutation(len(digits.target))[: toy_data()["num_images"]]

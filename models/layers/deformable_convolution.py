@@ -33,7 +33,7 @@ class DeformableConv2d(nn.Module):
         offset = self.offset(x_BCHW)
         # The operator has no half-precision form on the CPU and loses the subpixel part of an offset in bf16.
         with torch.autocast(x_BCHW.device.type, enabled=False):
-            from torchvision.ops import deform_conv2d  # here: importing torchvision takes longer than all the rest of Rayndom
+            from torchvision.ops import deform_conv2d  # here: its import would double the time that a command takes to start
 
             return deform_conv2d(
                 x_BCHW.to(self.weight.dtype),

@@ -67,7 +67,7 @@ def resolve_target(target: str, home: Home) -> Target:
     if (FOLDER / f"{target}.yaml").is_file() or target.endswith((".yaml", ".yml")):
         return _target(RunFolder(home.run(_run_of_recipe(target, home))).model)
     close = nearest(target, list_recipes())
-    hint = f" Did you mean the trained recipe {close[0]!r}?" if close else ""
+    hint = f" Did you mean the recipe {close[0]!r}?" if close else ""
     raise UserError(
         f"no model {target!r}.{hint} It is neither an exported folder, nor a finished run in {home.root / 'runs'} (16 hexadecimal digits), "
         "nor a recipe, nor an MLflow run id (32), nor models:/NAME@ALIAS"

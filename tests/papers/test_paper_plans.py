@@ -154,7 +154,7 @@ def test_suites_keep_the_paper_at_paper_scale_and_shrink_below_it():
     assert attacks["autoattack_of_torchattacks"].num_samples == 4
 
 
-@pytest.mark.parametrize("name", list_items())
+@pytest.mark.parametrize("name", ITEMS)
 def test_the_attacks_of_every_item_take_minutes_at_smoke(name: str):
     item = get_item(name)
     passes = 0.0

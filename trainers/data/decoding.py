@@ -80,7 +80,7 @@ def decode_files(images: ImageFiles, image_size: int | None, progress: Progress 
                 done += task.result()
                 if progress is not None:
                     progress(done, len(images))
-        except BaseException:
+        except BaseException:  # Ctrl-C too: the rest of a large set is not decoded first.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return torch.from_numpy(decoded_NCHW)
@@ -133,7 +133,7 @@ def _write_cache(path: Path, decoded_NCHW: np.ndarray, list_name: str) -> None:
             np.save(file, decoded_NCHW, allow_pickle=False)
         os.chmod(temporary, 0o644)  # mkstemp makes it private; others of a team may share the data folder.
         os.replace(temporary, path)  # Readers see a whole file or none.
-    except BaseException:
+    except BaseException:  # Ctrl-C too leaves no partial file behind.
         Path(temporary).unlink(missing_ok=True)
         raise
     for outdated in path.parent.glob(f"{list_name}-*.npy"):

@@ -1,0 +1,32 @@
+"""Where an evaluation runs when the user does not say: in this process where the work is small, else on every core or GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import orchestration.evaluating.evaluation_run as evaluation_run
+from orchestration.evaluating.evaluation_run import SMALL_WORK, run_jobs
+
+
+@pytest.mark.parametrize(
+    ("settings", "cost", "place"),
+    [
+        ({"workers": None}, SMALL_WORK / 2, "here"),
+        ({"workers": None}, SMALL_WORK * 2, "ray"),
+        ({"workers": 1}, SMALL_WORK * 2, "here"),
+        ({"workers": 2}, SMALL_WORK / 2, "ray"),
+        ({"workers": None, "gpus_per_worker": 0.5}, SMALL_WORK / 2, "ray"),
+        ({"workers": None, "address": "auto"}, SMALL_WORK / 2, "ray"),
+    ],
+)
+def test_small_work_stays_here_and_other_work_goes_to_ray(monkeypatch, settings, cost, place):
+    places = []
+    monkeypatch.setattr(evaluation_run, "_run_here", lambda *arguments: places.append("here"))
+    monkeypatch.setattr(evaluation_run, "_run_on_ray", lambda *arguments: places.append("ray"))
+    task = SimpleNamespace(key="a", cost=cost, title="pgd_20 T1 block 1/1")
+    job = SimpleNamespace(name="model", plan=[task], pending=[task], done={}, records_path=Path("records.jsonl"))
+    run_jobs([job], **settings)
+    assert places == [place]
