@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from analysis.papers import get_item
-from analysis.papers.model import Cell, Item
-from analysis.papers.outcome import CellOutcome, ItemOutcome, Reading, RunOutcome
-from analysis.papers.scales import Scale
 from analysis.reproduction.formats import NOT_RUN, without_honest
+from analysis.reproduction.outcome import CellOutcome, ItemOutcome, Reading, RunOutcome
+from analysis.reproduction.papers import get_item
+from analysis.reproduction.papers.model import Cell, Item
+from analysis.reproduction.scale import Scale
 from models.errors import UserError
 
 

@@ -11,12 +11,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from analysis.papers import get_paper, papers
-from analysis.papers.model import Accuracy, Clean, Column, Gain, WorstCase
-from analysis.papers.outcome import ItemOutcome, Reading, RunOutcome
-from analysis.papers.scales import Scale
 from analysis.reproduction.cells import ItemView, view_of
 from analysis.reproduction.formats import NOT_RUN, protocol_of
+from analysis.reproduction.outcome import ItemOutcome, Reading, RunOutcome
+from analysis.reproduction.papers import get_paper, papers
+from analysis.reproduction.papers.measures import Accuracy, Clean, WorstCase
+from analysis.reproduction.papers.model import Column, Gain
+from analysis.reproduction.scale import Scale
 from analysis.statistics import paired_bootstrap
 
 PROTOCOLS = ("T0", "T1", "T2", "T3", "T4", "ARC", "worst")

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.papers.model import Accuracy, Clean, Measure, Theory, Timing, TransferAccuracy, WorstCase
-from analysis.papers.outcome import Reading
-from analysis.papers.scales import BUDGETS, EPOCHS, Scale
+from analysis.reproduction.outcome import Reading
+from analysis.reproduction.papers.measures import Accuracy, Clean, Measure, Theory, Timing, TransferAccuracy, WorstCase
+from analysis.reproduction.scale import BUDGETS, EPOCHS, Scale
 
 SCALE_MARKS: Mapping[Scale, str] = {"smoke": "smoke", "short": "short", "paper": ""}
 """Stands behind every number of a reduced scale."""

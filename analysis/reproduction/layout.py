@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from analysis.papers.model import Item
 from analysis.reproduction.cells import CellView, ItemView
+from analysis.reproduction.papers.model import Item
 
 MOST_COLUMNS = 7
 """Of a figure's table; wider ones have their curves as columns."""

@@ -8,9 +8,6 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from analysis.papers.model import Item
-from analysis.papers.outcome import ItemOutcome, Reading, RunOutcome
-from analysis.papers.scales import Scale
 from analysis.reporting import tables
 from analysis.reporting.figures import figure_as_png
 from analysis.reproduction import companion
@@ -28,6 +25,9 @@ from analysis.reproduction.formats import (
     without_honest,
 )
 from analysis.reproduction.layout import Layout, layout
+from analysis.reproduction.outcome import ItemOutcome, Reading, RunOutcome
+from analysis.reproduction.papers.model import Item
+from analysis.reproduction.scale import Scale
 from analysis.reproduction.sheet import AGREES, DIFFERS, Footnotes, Kind, check_titles, legend, usual_samples
 from analysis.reproduction.tables import contradictions, how_measured
 

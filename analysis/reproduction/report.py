@@ -15,16 +15,16 @@ import jinja2
 from matplotlib.figure import Figure
 
 from analysis.evaluation.protocols import PROTOCOL_TITLES
-from analysis.papers import get_paper
-from analysis.papers.outcome import ItemOutcome
-from analysis.papers.scales import SCALES
 from analysis.reporting.figures import save_figure
 from analysis.reporting.report import TEMPLATE_FOLDER
 from analysis.reproduction.cells import ItemView, view_of
 from analysis.reproduction.figures import draw
 from analysis.reproduction.figures.style import style
 from analysis.reproduction.formats import SCALE_SENTENCES
+from analysis.reproduction.outcome import ItemOutcome
 from analysis.reproduction.pages import companion_pages, item_page, run_pages
+from analysis.reproduction.papers import get_paper
+from analysis.reproduction.scale import SCALES
 from analysis.reproduction.tables import to_csv, to_latex, to_markdown
 
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from string import ascii_lowercase
 from typing import Literal
 
-from analysis.papers.outcome import Reading
-from analysis.papers.scales import Scale
 from analysis.reporting import tables
 from analysis.reproduction.cells import CellView, ItemView
 from analysis.reproduction.formats import (
@@ -25,6 +23,8 @@ from analysis.reproduction.formats import (
     most_common,
 )
 from analysis.reproduction.layout import Layout, layout
+from analysis.reproduction.outcome import Reading
+from analysis.reproduction.scale import Scale
 
 Kind = Literal["printed", "paper", "honest"]
 

@@ -7,12 +7,12 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from analysis.papers import get_paper
-from analysis.papers.outcome import ItemOutcome, Reading
 from analysis.reporting import tables
 from analysis.reporting.latex import escape
 from analysis.reproduction.cells import CellView, ItemView, view_of
 from analysis.reproduction.formats import describe_series
+from analysis.reproduction.outcome import ItemOutcome, Reading
+from analysis.reproduction.papers import get_paper
 from analysis.reproduction.sheet import Entry, Sheet, SheetLine, sheet_of
 
 _MOST_WAYS = 4

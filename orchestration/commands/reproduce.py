@@ -40,8 +40,9 @@ def _add(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.list or not arguments.items or arguments.items == [LIST]:
         return _list()
+    from analysis.reproduction.scale import parse_scale
     from orchestration.home import Home
-    from orchestration.reproducing.plan import check_something_to_do, choose_keys, find_items, parse_scale, plan_item
+    from orchestration.reproducing.plan import check_something_to_do, choose_keys, find_items, plan_item
 
     scale = parse_scale(arguments.scale)
     items = find_items(arguments.items)
@@ -177,8 +178,8 @@ def _render(outcome: Any, folder: Path) -> Mapping[str, Path]:
 
 def _write_papers(plans: Sequence[Any], home: Any) -> dict[str, Path]:
     """Write a page per paper over all of its items that were reproduced at this scale, now or earlier."""
-    from analysis.papers import get_paper
     from analysis.reproduction.companion import gains_of
+    from analysis.reproduction.papers import get_paper
     from analysis.reproduction.report import write_paper
     from orchestration.reproducing.ledger import read_outcome
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from analysis.fingerprints import json_hash
-from analysis.papers.outcome import ItemOutcome
+from analysis.reproduction.outcome import ItemOutcome
 from analysis.result import EvaluationResult
 from models.errors import UserError
 from orchestration import console

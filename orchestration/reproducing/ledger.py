@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from analysis.evaluation.measurements import measurements
-from analysis.papers import Cell, get_paper
-from analysis.papers.model import Accuracy, Clean, Measure, Theory, Timing, TransferAccuracy, WorstCase
-from analysis.papers.outcome import CellOutcome, CheckOutcome, ItemOutcome, Reading, RunOutcome
-from analysis.papers.readings import Found
-from analysis.papers.scales import attack_item, read_row
 from analysis.reporting.conclusion import conclusion
+from analysis.reproduction.outcome import CellOutcome, CheckOutcome, ItemOutcome, Reading, RunOutcome
+from analysis.reproduction.papers import Cell, get_paper
+from analysis.reproduction.papers.measures import Accuracy, Clean, Measure, Theory, Timing, TransferAccuracy, WorstCase
+from analysis.reproduction.readings import Found
+from analysis.reproduction.suites import attack_item, read_row
 from analysis.result import EvaluationResult, Row
 from analysis.statistics import Estimate
 from models.weights import read_config

@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis.evaluation.suites import AttackItem, Suite
-from analysis.papers import Cell, Item, PlannedRun, Scale, evaluation_suites, get_item, list_items, list_papers, plan
-from analysis.papers.model import Clean, Column, Measure, Theory, Timing, TransferAccuracy
-from analysis.papers.scales import measure_at, suite_for, transfer_item, transfer_suite
+from analysis.reproduction.papers import Cell, Item, get_item, list_items, list_papers
+from analysis.reproduction.papers.measures import Clean, Measure, Theory, Timing, TransferAccuracy
+from analysis.reproduction.papers.model import Column
+from analysis.reproduction.scale import Scale
+from analysis.reproduction.suites import PlannedRun, evaluation_suites, measure_at, plan, suite_for, transfer_item, transfer_suite
 from models.errors import UserError, unknown_name
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
@@ -268,15 +270,6 @@ def reading_of(planned: ItemPlan, cell: Cell) -> WantedReading | None:
     if isinstance(measure, Timing) and measure.quantity == "test_set_seconds":
         return WantedReading(training, measure)
     return None
-
-
-def parse_scale(text: str) -> Scale:
-    """Return a scale by name; an unknown one is a `UserError` with the nearest."""
-    from analysis.papers import SCALES
-
-    if text not in SCALES:
-        raise unknown_name("scale", text, SCALES)
-    return text  # type: ignore[return-value]
 
 
 def dataset_names(plans: Sequence[ItemPlan]) -> list[str]:

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 
 from analysis.fingerprints import weights_hash
-from analysis.papers import Scale
-from analysis.papers.model import Theory
-from analysis.papers.readings import Found, identity, num_images, read_test_set_seconds, read_theory
-from analysis.papers.scales import BUDGETS
 from analysis.quantity import MOST_IMAGES, Subject
+from analysis.reproduction.papers.measures import Theory
+from analysis.reproduction.readings import Found, identity, num_images, read_test_set_seconds, read_theory
+from analysis.reproduction.scale import BUDGETS, Scale
 from models.errors import UserError
 from models.weights import load_pretrained
 from orchestration import console

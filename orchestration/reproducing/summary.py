@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.papers import SCALES, get_item, list_items, plan
-from analysis.papers.outcome import ItemOutcome
+from analysis.reproduction.outcome import ItemOutcome
+from analysis.reproduction.papers import get_item, list_items
+from analysis.reproduction.scale import SCALES
+from analysis.reproduction.suites import plan
 from models.errors import UserError
 from orchestration.home import Home
 from orchestration.reproducing.cost import evaluation_cost, total, training_cost

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from analysis.papers import SCALES, get_item, list_items
-from analysis.papers.outcome import CellOutcome, ItemOutcome, Reading, RunOutcome
+from analysis.reproduction.outcome import CellOutcome, ItemOutcome, Reading, RunOutcome
+from analysis.reproduction.papers import get_item, list_items
+from analysis.reproduction.scale import SCALES
 from orchestration.cli import main
 from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare, run_jobs, test_images
 from orchestration.exporting.targets import Target
@@ -43,7 +44,7 @@ def run(capsys, *arguments):
 @pytest.fixture
 def tiny(monkeypatch):
     """Trainings of seconds and evaluations of a few images at scale smoke."""
-    from analysis.papers import scales
+    from analysis.reproduction.papers import scales
 
     monkeypatch.setattr(scales, "_SMOKE", (*scales._SMOKE, *TINY))
     monkeypatch.setattr(scales, "EPOCHS", {**scales.EPOCHS, "smoke": 1})

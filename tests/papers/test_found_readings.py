@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from analysis.papers.readings import Found
+from analysis.reproduction.readings import Found
 
 
 def test_a_cell_reads_a_number_or_what_is_drawn():

@@ -7,22 +7,9 @@ import inspect
 
 import pytest
 
-from analysis.papers import get_item, get_paper, list_items, list_papers, papers
-from analysis.papers.model import (
-    Accuracy,
-    Clean,
-    Column,
-    Item,
-    Note,
-    Published,
-    Row,
-    Run,
-    Theory,
-    TransferAccuracy,
-    WorstCase,
-    grid,
-    suite_row,
-)
+from analysis.reproduction.papers import get_item, get_paper, list_items, list_papers, papers
+from analysis.reproduction.papers.measures import Accuracy, Clean, Theory, TransferAccuracy, WorstCase, suite_row
+from analysis.reproduction.papers.model import Column, Item, Note, Published, Row, Run, grid
 from models.errors import UserError
 
 ITEMS = [get_item(name) for name in list_items()]

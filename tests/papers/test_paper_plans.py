@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from analysis.evaluation.tasks import BlockTask, estimated_cost
-from analysis.papers import SCALES, PlannedRun, evaluation_suites, get_item, list_items, measure_at, plan, read_estimate
-from analysis.papers.model import Accuracy, Clean, WorstCase
-from analysis.papers.scales import attack_item, overrides_at
+from analysis.reproduction.papers import get_item, list_items
+from analysis.reproduction.papers.measures import Accuracy, Clean, WorstCase
+from analysis.reproduction.scale import SCALES
+from analysis.reproduction.suites import PlannedRun, attack_item, evaluation_suites, measure_at, overrides_at, plan, read_estimate
 from models.errors import UserError
 from models.registry import build_model
 from models.threat_model import ThreatModel

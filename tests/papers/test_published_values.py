@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.papers import get_item, get_paper, list_items
+from analysis.reproduction.papers import get_item, get_paper, list_items
 
 ROOT = Path(__file__).parents[2]
 TEXTS = Path(os.environ.get("RAYNDOM_DEVELOPMENT_DATA", ROOT.parent / "shared")) / "papers"

@@ -6,10 +6,11 @@ import zlib
 
 import numpy as np
 
-from analysis.papers import get_item
-from analysis.papers.model import Cell, Item, Timing
-from analysis.papers.outcome import CellOutcome, CheckOutcome, ItemOutcome, Reading, RunOutcome
-from analysis.papers.scales import Scale
+from analysis.reproduction.outcome import CellOutcome, CheckOutcome, ItemOutcome, Reading, RunOutcome
+from analysis.reproduction.papers import get_item
+from analysis.reproduction.papers.measures import Timing
+from analysis.reproduction.papers.model import Cell, Item
+from analysis.reproduction.scale import Scale
 
 ENVIRONMENT = {
     "code": {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": False},

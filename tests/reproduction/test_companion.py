@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
-from analysis.papers import get_item, get_paper, papers
-from analysis.papers.gain import Gain
-from analysis.papers.outcome import ItemOutcome, Reading
 from analysis.reproduction.companion import accounts, difference, gains_of, sentences, signed
+from analysis.reproduction.outcome import ItemOutcome, Reading
+from analysis.reproduction.papers import get_item, get_paper, papers
+from analysis.reproduction.papers.model import Gain
 from analysis.reproduction.report import render_paper
 from analysis.statistics import wilson_interval
 from tests.reproduction.synthetic import synthetic_outcome

@@ -8,11 +8,11 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from analysis.papers import get_item, papers
-from analysis.papers.outcome import Reading
 from analysis.reporting.figures import save_figure
 from analysis.reproduction.cells import ItemView, view_of
 from analysis.reproduction.figures import draw
+from analysis.reproduction.outcome import Reading
+from analysis.reproduction.papers import get_item, papers
 from tests.reproduction.synthetic import synthetic_outcome
 
 FIGURES = [item for paper in papers().values() for item in paper.items if item.kind == "figure" and item.rows]

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from analysis.papers import get_paper, list_papers
-from analysis.papers.outcome import ItemOutcome
+from analysis.reproduction.outcome import ItemOutcome
+from analysis.reproduction.papers import get_paper, list_papers
 from analysis.reproduction.report import render_paper, write_item, write_paper
 from models.errors import UserError
 from tests.reproduction.synthetic import synthetic_outcome

@@ -8,11 +8,11 @@ import io
 
 import pytest
 
-from analysis.papers import get_item, papers
-from analysis.papers.outcome import CellOutcome, ItemOutcome, Reading
 from analysis.reporting.latex import escape
 from analysis.reproduction.cells import ItemView, view_of
 from analysis.reproduction.formats import format_value
+from analysis.reproduction.outcome import CellOutcome, ItemOutcome, Reading
+from analysis.reproduction.papers import get_item, papers
 from analysis.reproduction.tables import footnotes, terminal_rows, to_csv, to_latex, to_markdown
 from models.errors import UserError
 from tests.reproduction.synthetic import synthetic_outcome

@@ -7,10 +7,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from analysis.papers.model import Column
 from analysis.reproduction.cells import CellView, ItemView
 from analysis.reproduction.figures import style
 from analysis.reproduction.figures.curves import panels_of
+from analysis.reproduction.papers.model import Column
 
 _WIDTH = 0.8
 

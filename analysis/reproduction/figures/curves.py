@@ -14,9 +14,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.papers.outcome import Reading
 from analysis.reproduction.cells import CellView, ItemView
 from analysis.reproduction.figures import style
+from analysis.reproduction.outcome import Reading
 from analysis.reproduction.sheet import Kind, kinds_of
 
 _MANY_CURVES = 4

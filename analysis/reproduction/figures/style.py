@@ -14,9 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from analysis.papers.scales import Scale
 from analysis.reproduction.cells import ItemView
 from analysis.reproduction.formats import NOT_RUN
+from analysis.reproduction.scale import Scale
 
 COLUMN_WIDTH, PAGE_WIDTH = 3.4, 6.9
 """Inches of one column and of a page."""

@@ -1,17 +1,4 @@
-"""How the rows of a table are trained and evaluated at three scales: a check of the plumbing, a short schedule, or as printed.
-
-* `paper`: the recipe with the row's changes, nothing else.
-* `short`: the same experiment on a one-cycle schedule of at most 30 epochs, evaluated on 1,000 images.
-* `smoke`: the same defence parameters on `digits` at 16x16 with ResNet-8, radius 0.1, 3 epochs of 640 images in batches of 32, evaluated
-  on 32 images.
-  Rows that differ in data set or network alone become one experiment. What the small network does not have is moved to what it has:
-  CTRW's position to at most 4 (before the pooling), DCS's to at most the 7th convolution, RNA's path differences to at most its 9 layers;
-  groups and group sizes clamp in the normalizations themselves. Steps and radii of attacks grow with the radius; attacks have at most 10
-  steps or 50 queries, whatever their names say, and AutoAttack, which cannot be cut short, runs its two gradient attacks on 4 images.
-  Theory takes at most 3 pairs of draws at a path difference, and landscapes 11 points a side.
-
-Numbers of `smoke` say that everything runs and nothing else.
-"""
+"""What an item asks of an evaluation: suites, attacks and measures of the theory at a scale, and how numbers are read from a result."""
 
 from __future__ import annotations
 
@@ -20,21 +7,16 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from analysis.evaluation.protocols import ProtocolName, Scoring
 from analysis.evaluation.suites import AttackItem, Suite
-from analysis.papers.model import Accuracy, Clean, Column, Item, Measure, Run, Theory, TransferAccuracy, WorstCase, shipped_suite
+from analysis.reproduction.papers.measures import Accuracy, Clean, Measure, Theory, TransferAccuracy, WorstCase, shipped_suite
+from analysis.reproduction.papers.model import Column, Item, Run
+from analysis.reproduction.scale import BUDGETS, EPOCHS, EvaluationBudget, Scale, parse_scale
 from analysis.result import EvaluationResult, Row
 from analysis.statistics import Estimate
-from models.errors import unknown_name
 from models.threat_model import parse_pixel_fraction
-
-Scale = Literal["smoke", "short", "paper"]
-SCALES: tuple[Scale, ...] = get_args(Scale)
-
-EPOCHS: dict[Scale, int] = {"short": 30, "smoke": 3}
-"""Epochs at most; a shorter recipe keeps its own."""
 
 SMOKE_EPSILON = 0.1
 _PAPER_EPSILON = 8 / 255
@@ -93,53 +75,6 @@ class PlannedRun:
         return [f"--{override}" for override in self.overrides]
 
 
-@dataclass(frozen=True)
-class EvaluationBudget:
-    """Upper limits of an evaluation; None: no limit.
-
-    `scoring` has limits by field of `Scoring`; `studies`: with a suite's own checks; `autoattack_*`: of torchattacks' AutoAttack, whose
-    steps and queries are no parameters.
-    """
-
-    num_samples: int | None = None
-    num_draws: int | None = None
-    max_steps: int | None = None
-    max_queries: int | None = None
-    autoattack_version: str | None = None
-    autoattack_samples: int | None = None
-    studies: bool = True
-    scoring: Mapping[str, int] | None = None
-
-
-BUDGETS: dict[Scale, EvaluationBudget] = {
-    "paper": EvaluationBudget(),
-    "short": EvaluationBudget(
-        num_samples=1000,
-        num_draws=10,
-        scoring={"num_selection_draws": 10, "num_evaluation_draws": 50, "num_repetitions": 5},
-    ),
-    "smoke": EvaluationBudget(
-        num_samples=32,
-        num_draws=2,
-        max_steps=10,
-        max_queries=50,
-        autoattack_version="rand",
-        autoattack_samples=4,
-        studies=False,
-        scoring={
-            "num_selection_draws": 2,
-            "num_evaluation_draws": 5,
-            "num_known_draws": 2,
-            "num_averaged_draws": 2,
-            "num_averaged_groups": 2,
-            "num_retries": 3,
-            "num_repetitions": 2,
-            "enumerate_up_to": 16,
-        },
-    ),
-}
-
-
 def plan(item: Item, scale: Scale, *, extra: bool = True) -> list[PlannedRun]:
     """Return the trainings that an item needs, row by row; equal experiments among them have equal fingerprints.
 
@@ -151,7 +86,7 @@ def plan(item: Item, scale: Scale, *, extra: bool = True) -> list[PlannedRun]:
     Raises:
         UserError: there is no such scale.
     """
-    _check_scale(scale)
+    parse_scale(scale)
     planned: dict[tuple[str, str], PlannedRun] = {}
     for row in item.rows:
         if row.extra and not extra:
@@ -166,7 +101,7 @@ def plan(item: Item, scale: Scale, *, extra: bool = True) -> list[PlannedRun]:
 
 def overrides_at(run: Run, scale: Scale) -> tuple[str, ...]:
     """Return a run's overrides at a scale."""
-    _check_scale(scale)
+    parse_scale(scale)
     if scale == "paper":
         return run.overrides
     epochs = min(EPOCHS[scale], run.epochs)
@@ -216,7 +151,7 @@ def transfer_item(measure: TransferAccuracy, run: Run, scale: Scale, surrogate: 
 
 def measure_at(measure: Measure, run: Run, scale: Scale) -> Measure:
     """Return a measure whose theory parameters fit the scale; attacks are fitted by `attack_item`."""
-    _check_scale(scale)
+    parse_scale(scale)
     if scale != "smoke" or not isinstance(measure, Theory):
         return measure
     factor = _SMOKE_FACTOR if run.norm == "linf" else 1.0
@@ -379,27 +314,3 @@ def _clamped(override: str) -> str:
 
 def _smaller(value: int | None, limit: int | None) -> int | None:
     return min((number for number in (value, limit) if number is not None), default=None)
-
-
-def _check_scale(scale: str) -> None:
-    if scale not in SCALES:
-        raise unknown_name("scale", scale, SCALES)
-
-
-__all__ = [
-    "BUDGETS",
-    "SCALES",
-    "EvaluationBudget",
-    "PlannedRun",
-    "Scale",
-    "attack_item",
-    "evaluation_suites",
-    "measure_at",
-    "overrides_at",
-    "plan",
-    "read_estimate",
-    "read_row",
-    "suite_for",
-    "transfer_item",
-    "transfer_suite",
-]

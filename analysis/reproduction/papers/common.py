@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from analysis.evaluation.protocols import ProtocolName
-from analysis.papers.gain import Gain
-from analysis.papers.model import Accuracy, Clean, Column, Item, Note, Paper, Row, Run, Theory, Timing, WorstCase
+from analysis.reproduction.papers.measures import Accuracy, Clean, Theory, Timing, WorstCase
+from analysis.reproduction.papers.model import Column, Gain, Item, Note, Paper, Row, Run
 
 SUITE = "standard"
 BASELINES, RANDOMIZED, ENSEMBLES, WEIGHTS, COMBINED = "baselines", "random layers", "ensembles", "training by weight noise", "combinations"

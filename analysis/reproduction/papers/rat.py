@@ -8,23 +8,8 @@ as extra rows, never under the paper's name.
 
 from __future__ import annotations
 
-from analysis.papers.gain import Gain
-from analysis.papers.model import (
-    Accuracy,
-    Clean,
-    Column,
-    Figure,
-    Item,
-    Note,
-    Paper,
-    Row,
-    Run,
-    Theory,
-    Timing,
-    TransferAccuracy,
-    grid,
-    illustration,
-)
+from analysis.reproduction.papers.measures import Accuracy, Clean, Theory, Timing, TransferAccuracy
+from analysis.reproduction.papers.model import Column, Figure, Gain, Item, Note, Paper, Row, Run, grid, illustration
 from models.threat_model import Norm
 
 SUITE = "paper_rat"

@@ -5,8 +5,8 @@ Reference: "RED: Efficiently Boosting Ensemble Robustness via Random Sampling In
 
 from __future__ import annotations
 
-from analysis.papers.gain import Gain
-from analysis.papers.model import Accuracy, Clean, Column, Figure, Item, Note, Paper, Row, Run, Theory, grid, illustration
+from analysis.reproduction.papers.measures import Accuracy, Clean, Theory
+from analysis.reproduction.papers.model import Column, Figure, Gain, Item, Note, Paper, Row, Run, grid, illustration
 
 SUITE = "paper_red"
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis.papers.scales import Scale
+from analysis.reproduction.scale import Scale
 from models.errors import UserError
 
 FORMAT_VERSION = 1

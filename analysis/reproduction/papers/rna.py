@@ -5,19 +5,16 @@ Reference: Dong, Chen, Wang, Xu, "Random Normalization Aggregation for Adversari
 
 from __future__ import annotations
 
-from analysis.papers.gain import Gain
-from analysis.papers.model import (
-    Accuracy,
-    Clean,
+from analysis.reproduction.papers.measures import Accuracy, Clean, Theory, TransferAccuracy
+from analysis.reproduction.papers.model import (
     Column,
     Figure,
+    Gain,
     Item,
     Note,
     Paper,
     Row,
     Run,
-    Theory,
-    TransferAccuracy,
     epsilon_axis,
     grid,
     illustration,

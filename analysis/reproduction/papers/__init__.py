@@ -1,7 +1,6 @@
 """The papers' tables and figures as data: one file per paper, found by scanning for `PAPERS`; a new paper is one new file.
 
-get_item("ctrw.table1")            rows, columns, published values
-plan(get_item("ctrw.table1"), "smoke")   which recipes with which changes fill it
+get_item("ctrw.table1")   rows, columns, published values
 """
 
 from __future__ import annotations
@@ -9,29 +8,11 @@ from __future__ import annotations
 import functools
 import sys
 
-from analysis.papers.model import Cell, Item, Paper
-from analysis.papers.scales import SCALES, PlannedRun, Scale, evaluation_suites, measure_at, plan, read_estimate, transfer_item
+from analysis.reproduction.papers.model import Cell, Item, Paper
 from models.errors import unknown_name
 from models.registry import scan
 
-__all__ = [
-    "SCALES",
-    "Cell",
-    "Item",
-    "Paper",
-    "PlannedRun",
-    "Scale",
-    "evaluation_suites",
-    "get_item",
-    "get_paper",
-    "list_items",
-    "list_papers",
-    "measure_at",
-    "papers",
-    "plan",
-    "read_estimate",
-    "transfer_item",
-]
+__all__ = ["Cell", "Item", "Paper", "get_item", "get_paper", "list_items", "list_papers", "papers"]
 
 
 @functools.cache

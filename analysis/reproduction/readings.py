@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from analysis.fingerprints import json_hash
-from analysis.papers.model import Theory, Timing
-from analysis.papers.outcome import Reading
 from analysis.quantity import NotComputable, Subject
+from analysis.reproduction.outcome import Reading
+from analysis.reproduction.papers.measures import Theory, Timing
 from analysis.theory.cost import InferenceCost
 from analysis.theory.ctrw_bounds import CosineStatistic, random_weights
 from analysis.theory.ensemble_gradients import MemberLandscapes

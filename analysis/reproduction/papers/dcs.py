@@ -5,20 +5,16 @@ Reference: Ma, Huang, Dong, You, Xu, "Adversarial Robustness via Deformable Conv
 
 from __future__ import annotations
 
-from analysis.papers.gain import Gain
-from analysis.papers.model import (
-    Accuracy,
-    Clean,
+from analysis.reproduction.papers.measures import Accuracy, Clean, Theory, Timing, TransferAccuracy
+from analysis.reproduction.papers.model import (
     Column,
     Figure,
+    Gain,
     Item,
     Note,
     Paper,
     Row,
     Run,
-    Theory,
-    Timing,
-    TransferAccuracy,
     epsilon_axis,
     grid,
     illustration,

@@ -5,22 +5,8 @@ Reference: Ma, Dong, Xu, "Adversarial Robustness through Random Weight Sampling"
 
 from __future__ import annotations
 
-from analysis.papers.gain import Gain
-from analysis.papers.model import (
-    Accuracy,
-    Clean,
-    Column,
-    Figure,
-    Item,
-    Note,
-    Paper,
-    Row,
-    Run,
-    Theory,
-    grid,
-    illustration,
-    steps_axis,
-)
+from analysis.reproduction.papers.measures import Accuracy, Clean, Theory
+from analysis.reproduction.papers.model import Column, Figure, Gain, Item, Note, Paper, Row, Run, grid, illustration, steps_axis
 
 SUITE = "paper_ctrw"
 PGD_20 = Accuracy(SUITE, "pgd_20")

@@ -1,0 +1,82 @@
+"""How the rows of a table are trained and evaluated at three scales: a check of the plumbing, a short schedule, or as printed.
+
+* `paper`: the recipe with the row's changes, nothing else.
+* `short`: the same experiment on a one-cycle schedule of at most 30 epochs, evaluated on 1,000 images.
+* `smoke`: the same defence parameters on `digits` at 16x16 with ResNet-8, radius 0.1, 3 epochs of 640 images in batches of 32, evaluated
+  on 32 images.
+  Rows that differ in data set or network alone become one experiment. What the small network does not have is moved to what it has:
+  CTRW's position to at most 4 (before the pooling), DCS's to at most the 7th convolution, RNA's path differences to at most its 9 layers;
+  groups and group sizes clamp in the normalizations themselves. Steps and radii of attacks grow with the radius; attacks have at most 10
+  steps or 50 queries, whatever their names say, and AutoAttack, which cannot be cut short, runs its two gradient attacks on 4 images.
+  Theory takes at most 3 pairs of draws at a path difference, and landscapes 11 points a side.
+
+Numbers of `smoke` say that everything runs and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from models.errors import unknown_name
+
+Scale = Literal["smoke", "short", "paper"]
+SCALES: tuple[Scale, ...] = get_args(Scale)
+
+EPOCHS: dict[Scale, int] = {"short": 30, "smoke": 3}
+"""Epochs at most; a shorter recipe keeps its own."""
+
+
+@dataclass(frozen=True)
+class EvaluationBudget:
+    """Upper limits of an evaluation; None: no limit.
+
+    `scoring` has limits by field of `Scoring`; `studies`: with a suite's own checks; `autoattack_*`: of torchattacks' AutoAttack, whose
+    steps and queries are no parameters.
+    """
+
+    num_samples: int | None = None
+    num_draws: int | None = None
+    max_steps: int | None = None
+    max_queries: int | None = None
+    autoattack_version: str | None = None
+    autoattack_samples: int | None = None
+    studies: bool = True
+    scoring: Mapping[str, int] | None = None
+
+
+BUDGETS: dict[Scale, EvaluationBudget] = {
+    "paper": EvaluationBudget(),
+    "short": EvaluationBudget(
+        num_samples=1000,
+        num_draws=10,
+        scoring={"num_selection_draws": 10, "num_evaluation_draws": 50, "num_repetitions": 5},
+    ),
+    "smoke": EvaluationBudget(
+        num_samples=32,
+        num_draws=2,
+        max_steps=10,
+        max_queries=50,
+        autoattack_version="rand",
+        autoattack_samples=4,
+        studies=False,
+        scoring={
+            "num_selection_draws": 2,
+            "num_evaluation_draws": 5,
+            "num_known_draws": 2,
+            "num_averaged_draws": 2,
+            "num_averaged_groups": 2,
+            "num_retries": 3,
+            "num_repetitions": 2,
+            "enumerate_up_to": 16,
+        },
+    ),
+}
+
+
+def parse_scale(text: str) -> Scale:
+    """Return a scale by name; an unknown one is a `UserError` with the nearest."""
+    if text not in SCALES:
+        raise unknown_name("scale", text, SCALES)
+    return text  # type: ignore[return-value]
