@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +20,7 @@ from analysis.evaluation.tasks import class_balanced_order
 from analysis.theory.transferability import Attack, undisturbed
 from models.ensemble import Ensemble
 from models.errors import UserError, unknown_name
+from models.files import scan
 from models.layers.channel_statistics import Normalization2d
 from models.layers.random_normalization import RandomNormalization2d
 from models.layers.random_weight import RandomFeatureWeight, RandomFilterConv2d
@@ -28,7 +28,7 @@ from models.layers.stochastic_convolution import StochasticConv2d
 from models.randomness import derive_seed, is_randomized
 from models.threat_model import ThreatModel
 from trainers.attacks import pgd
-from trainers.memory_format import channels_last
+from trainers.hardware import channels_last
 
 Row = Mapping[str, Any]
 ATTACK_STEPS = 20
@@ -176,14 +176,7 @@ class Quantity:
 @functools.cache
 def quantities() -> dict[str, Quantity]:
     """Return all quantities by name, in the order of their files; two files that claim one name are an error."""
-    from models.registry import scan
-
-    entries: dict[str, Quantity] = {}
-    for entry in scan(importlib.import_module("analysis.quantities"), "QUANTITIES"):
-        if entry.name in entries:
-            raise ValueError(f"two files in analysis/quantities claim the name {entry.name!r}")
-        entries[entry.name] = entry
-    return entries
+    return scan("analysis.quantities", "QUANTITIES")
 
 
 def quantity(name: str) -> Quantity:

@@ -30,10 +30,9 @@ from torch.nn import functional
 
 from benchmarks.timing import Bar, Timing, describe_hardware, hardware, interleaved
 from models import build_model
-from models.batch_statistics import mode
+from models.modes import mode
 from trainers.attacks import pgd
-from trainers.memory_format import channels_last, to_channels_last_
-from trainers.precision import FULL, Precision, choose_precision
+from trainers.hardware import FULL, Precision, channels_last, choose_precision, to_channels_last_
 
 EPSILON, STEP_SIZE, STEPS = 8 / 255, 2 / 255, 10
 PLAIN, TORCHATTACKS, FP32, BF16 = "plain", "torchattacks", "rayndom fp32", "rayndom bf16"

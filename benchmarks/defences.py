@@ -23,13 +23,11 @@ from torch.nn import functional
 from benchmarks.timing import Timing, describe_hardware, hardware, interleaved
 from models import build_model
 from models.constraints import apply_constraints
-from models.convolution_positions import convolutions_at
 from models.layer_replacement import replace_named
+from models.positions import convolutions
 from models.threat_model import ThreatModel
-from trainers.config import InnerAttackConfig
-from trainers.memory_format import channels_last, to_channels_last_
-from trainers.precision import Precision
-from trainers.step import StepContext
+from trainers.hardware import Precision, channels_last, to_channels_last_
+from trainers.step import InnerAttackConfig, StepContext
 from trainers.streams import Streams
 
 STEPS = 10
@@ -101,7 +99,7 @@ def _widen_kernel(model: nn.Module) -> None:
         assert isinstance(conv, nn.Conv2d)
         return nn.Conv2d(conv.in_channels, conv.out_channels, 5, conv.stride, padding=2, bias=False)
 
-    replace_named(model.backbone, convolutions_at(model.backbone, (2,)), dense)
+    replace_named(model.backbone, convolutions(model.backbone, (2,)), dense)
 
 
 def measure(backbone: str, names: list[str], batch_size: int, rounds: int, precision: Precision) -> dict[str, Timing]:

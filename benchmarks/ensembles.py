@@ -30,11 +30,9 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.timing import Bar, Timing, describe_hardware, hardware, interleaved
 from models import build_model
 from models.threat_model import ThreatModel
-from trainers.config import InnerAttackConfig
-from trainers.memory_format import channels_last, to_channels_last_
+from trainers.hardware import FULL, channels_last, to_channels_last_
 from trainers.objective import Objective, objective_entry
-from trainers.precision import FULL
-from trainers.step import StepContext
+from trainers.step import InnerAttackConfig, StepContext
 from trainers.streams import Streams
 
 AT, RED, RED_JOINT, RED_MEAN_LOSS = "AT x N", "RED cached", "RED joint", "RED cached, mean loss"

@@ -41,7 +41,7 @@ from models import build_model
 from models.randomness import ResampleOnForward
 from models.threat_model import ThreatModel
 from trainers.attacks import pgd
-from trainers.memory_format import channels_last, to_channels_last_
+from trainers.hardware import channels_last, to_channels_last_
 
 STEPS, DRAWS = 20, 4
 DEEP, DEEP_STEPS, DEEP_EPSILON = "resnet18", 5, 2 / 255

@@ -36,11 +36,9 @@ from torch.nn import functional
 from benchmarks.timing import Timing, describe_hardware, hardware, interleaved, paired_ratio
 from models import build_model
 from models.threat_model import ThreatModel
-from trainers.config import InnerAttackConfig
-from trainers.memory_format import channels_last, to_channels_last_
+from trainers.hardware import Precision, channels_last, to_channels_last_
 from trainers.objective import objective_entry
-from trainers.precision import Precision
-from trainers.step import StepContext
+from trainers.step import InnerAttackConfig, StepContext
 from trainers.streams import Streams
 
 TRADES, FIRST, SECOND, SURROGATE, PUBLIC = "trades", "taylor first", "taylor second", "surrogate", "public structure"

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 from torch import nn
 
-import models.defences
 from models.backbones import build_backbone, list_backbones
 from models.backbones.base import Backbone
-from models.classifier import Classifier, ModelSpec
+from models.classifier import Classifier, InputNormalization, ModelSpec
 from models.configuration import Config
 from models.constraints import apply_constraints
 from models.errors import UserError, nearest, unknown_name
-from models.normalization import InputNormalization
+from models.files import scan
 from models.randomness import derive_seed, seed_streams
 
 
@@ -70,31 +66,10 @@ class DefenceModel:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def scan(package: ModuleType, attribute: str) -> list[Any]:
-    """Import every module of `package` in sorted order and collect the tuples named `attribute`.
-
-    A module that fails to import raises an error that names its file.
-    """
-    found: list[Any] = []
-    for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
-        name = f"{package.__name__}.{info.name}"
-        try:
-            module = importlib.import_module(name)
-        except Exception as error:
-            raise ImportError(f"{name} (found by scanning {package.__name__}) cannot be imported: {error}") from error
-        found.extend(getattr(module, attribute, ()))
-    return found
-
-
 @functools.cache
 def defence_models() -> dict[str, DefenceModel]:
     """Return all defences by name; two files that claim one name are an error."""
-    entries: dict[str, DefenceModel] = {}
-    for entry in scan(models.defences, "DEFENCE_MODELS"):
-        if entry.name in entries:
-            raise ValueError(f"two files in models/defences claim the name {entry.name!r}")
-        entries[entry.name] = entry
-    return entries
+    return scan("models.defences", "DEFENCE_MODELS")
 
 
 def list_defences() -> list[str]:
@@ -214,5 +189,4 @@ __all__ = [
     "list_backbones",
     "list_defences",
     "parse_defence_parameters",
-    "scan",
 ]

@@ -6,9 +6,8 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import orchestration.defences
 from models.errors import unknown_name
-from models.registry import scan
+from models.files import scan
 from orchestration.search_space import Dimension
 
 
@@ -45,12 +44,7 @@ class Defence:
 @functools.cache
 def catalogue() -> dict[str, Defence]:
     """Return all records by name."""
-    entries: dict[str, Defence] = {}
-    for entry in scan(orchestration.defences, "DEFENCES"):
-        if entry.name in entries:
-            raise ValueError(f"two files in orchestration/defences claim the name {entry.name!r}")
-        entries[entry.name] = entry
-    return entries
+    return scan("orchestration.defences", "DEFENCES")
 
 
 def defence(name: str) -> Defence:

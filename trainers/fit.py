@@ -15,7 +15,7 @@ from models.constraints import apply_constraints
 from models.errors import UserError
 from models.threat_model import ThreatModel
 from trainers.checkpoint import read_state, write_state
-from trainers.config import OptimizerConfig, TrainingConfig
+from trainers.config import TrainingConfig
 from trainers.data import Augmentation, Splits, training_batches
 from trainers.distributed import (
     average_batch_statistics,
@@ -25,9 +25,9 @@ from trainers.distributed import (
     to_cpu,
     world,
 )
+from trainers.hardware import PeakMemory, choose_precision
 from trainers.objective import build_objective
-from trainers.peak_memory import PeakMemory
-from trainers.precision import choose_precision
+from trainers.optimizer import build_optimizer
 from trainers.reporting import EpochReport, Reporter, SilentReporter, StopTraining
 from trainers.schedule import learning_rate_factor
 from trainers.step import StepContext
@@ -281,26 +281,6 @@ class _Fit:
         self.best = state["best"]
         self.validations_since_best = state["validations_since_best"]
         self.ended = state["ended"]
-
-
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Return the optimizer over all trainable parameters.
-
-    Fused kernels are left to GPUs: on CPUs they gain nothing and, in PyTorch 2.15, silently compute wrong weights where a gradient
-    or a momentum buffer is laid out otherwise than its parameter.
-    """
-    fused = next(model.parameters()).device.type == "cuda"
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if config.name == "adam":
-        return torch.optim.Adam(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, eps=config.adam_epsilon, fused=fused)
-    return torch.optim.SGD(
-        parameters,
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-        fused=fused,
-    )
 
 
 def synchronize_batch_norm(model: nn.Module) -> nn.Module:

@@ -7,8 +7,6 @@ averaging over workers, clipping, the optimizer, constraints). Objectives are fo
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 
 from models.configuration import Config
 from models.errors import unknown_name
+from models.files import scan
 
 if TYPE_CHECKING:
     from trainers.step import StepContext
@@ -76,15 +75,7 @@ class ObjectiveEntry:
 @functools.cache
 def objectives() -> dict[str, ObjectiveEntry]:
     """Return all objectives by name, collected from the tuples `OBJECTIVES` in `trainers/objectives/`."""
-    package = importlib.import_module("trainers.objectives")
-    entries: dict[str, ObjectiveEntry] = {}
-    for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
-        module = importlib.import_module(f"trainers.objectives.{info.name}")
-        for entry in getattr(module, "OBJECTIVES", ()):
-            if entry.name in entries:
-                raise ValueError(f"two files in trainers/objectives claim the name {entry.name!r}")
-            entries[entry.name] = entry
-    return entries
+    return scan("trainers.objectives", "OBJECTIVES")
 
 
 def objective_entry(name: str) -> ObjectiveEntry:

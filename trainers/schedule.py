@@ -1,10 +1,31 @@
-"""Learning rate as a function of progress."""
+"""The learning-rate schedule: its settings, and the rate as a function of progress."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
-from trainers.config import ScheduleConfig
+from pydantic import Field, model_validator
+
+from models.configuration import Config
+
+
+class ScheduleConfig(Config):
+    """The learning-rate schedule; the rate is set at the beginning of each step, in fractions of an epoch."""
+
+    name: Literal["multistep", "cosine", "one_cycle", "constant"] = Field(
+        "multistep",
+        description="`multistep` (papers on CIFAR), `cosine` (ImageNet), `one_cycle` (short budgets), `constant`.",
+    )
+    milestones: tuple[float, ...] = Field((100, 150), description="Epochs at whose end the rate is multiplied by `factor`.")
+    factor: float = Field(0.1, gt=0, lt=1, description="Factor at each milestone.")
+    warmup_fraction: float = Field(0.3, gt=0, lt=1, description="one_cycle: share of training until the peak.")
+
+    @model_validator(mode="after")
+    def _milestones_rise(self) -> ScheduleConfig:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones {self.milestones} must rise")
+        return self
 
 
 def learning_rate_factor(schedule: ScheduleConfig, epoch: float, num_epochs: int) -> float:

@@ -3,7 +3,7 @@
 Shapes: B batch, K classes, D features. A label matrix T (K, K) holds one distribution per true class.
 
 Reference: the public code of Jin et al., "Randomized Adversarial Training via Taylor Expansion", CVPR 2023, which differs from the
-paper's equations: see `trainers.objectives.surrogate`.
+paper's equations: see `trainers.objectives.rat_surrogate`.
 """
 
 from __future__ import annotations

@@ -1,19 +1,36 @@
-"""What an objective sees of the run: threat model, inner attack, redraw policy, streams, precision, progress."""
+"""The inner attack, the redraw policy, and what else an objective sees of the run: threat model, streams, precision, progress."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 
-from models.batch_statistics import mode
+from models.configuration import Config
+from models.modes import AttackMode, mode
 from models.randomness import frozen, resample, resample_after_attack
-from models.threat_model import ThreatModel
+from models.threat_model import PixelFraction, ThreatModel
 from trainers.attacks import AttackLoss, cross_entropy, pgd
-from trainers.config import InnerAttackConfig, Redraw
 from trainers.distributed import world
-from trainers.precision import Precision
+from trainers.hardware import Precision
 from trainers.streams import Streams
+
+Redraw = Literal["attack_then_step", "each_attack_step", "each_batch", "each_epoch"]
+
+
+class InnerAttackConfig(Config):
+    """The attack inside training (projected gradient descent)."""
+
+    steps: int = Field(10, ge=0, le=1000, description="Number of gradient steps K; 0 trains on clean images.")
+    step_size: PixelFraction = Field(2 / 255, gt=0, description="Step size in pixels of [0,1], e.g. 2/255.")
+    random_start: bool = Field(True, description="Start uniformly in the ball instead of at the image.")
+    mode: AttackMode = Field(
+        "train_without_update",
+        description="Mode of the model during the attack: `train` (what the official codes of CTRW, RNA and DCS do; moves running "
+        "statistics at each attack step), `eval`, `train_without_update`.",
+    )
 
 
 @dataclass

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainers.attacks import AttackLoss
+from trainers.hardware import at_least_fp32
 from trainers.step import StepContext
 from trainers.weight_noise import WeightNoiseConfig, perturbed
 from trainers.weight_perturbation import PerturbableConfig, PerturbableObjective
@@ -44,11 +45,6 @@ def divergence(name: DivergenceName, clean_BK: Tensor, other_BK: Tensor) -> Tens
     return (clean_probability_BK * (log_clean_BK - log_other_BK)).sum(1)
 
 
-def full_precision(logits_BK: Tensor) -> Tensor:
-    """Return logits in float32 at least."""
-    return logits_BK.float() if logits_BK.dtype.itemsize < 4 else logits_BK
-
-
 def divergence_from_clean(model: nn.Module, x_BCHW: Tensor, name: DivergenceName = "kl") -> AttackLoss:
     """Return an attack loss: the divergence of the attacked logits from those of the clean images.
 
@@ -60,7 +56,7 @@ def divergence_from_clean(model: nn.Module, x_BCHW: Tensor, name: DivergenceName
     def loss(logits_BK: Tensor, _labels_B: Tensor) -> Tensor:
         if not clean:
             with torch.no_grad():
-                clean.append(full_precision(model(x_BCHW)))
+                clean.append(at_least_fp32(model(x_BCHW)))
         return divergence(name, clean[0], logits_BK)
 
     return loss
@@ -117,7 +113,7 @@ def logits_of_both(model: nn.Module, x_BCHW: Tensor, adversarial_BCHW: Tensor, c
     """Return the logits of clean and adversarial images: two passes, each with batch statistics of its own."""
     with context.precision.autocast():
         clean_BK, adversarial_BK = model(x_BCHW), model(adversarial_BCHW)
-    return full_precision(clean_BK), full_precision(adversarial_BK)
+    return at_least_fp32(clean_BK), at_least_fp32(adversarial_BK)
 
 
 def accuracies(clean_BK: Tensor, adversarial_BK: Tensor, y_B: Tensor) -> Mapping[str, Tensor]:

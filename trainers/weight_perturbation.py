@@ -18,8 +18,8 @@ import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.batch_statistics import mode
 from models.configuration import Config
+from models.modes import mode
 from trainers.distributed import world
 from trainers.objective import Objective, ObjectiveConfig
 from trainers.step import StepContext

@@ -10,11 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-import analysis.attacks
 from analysis.attacked_model.model import AttackedModel
 from models.configuration import Config
 from models.errors import UserError, nearest, unknown_name
-from models.registry import scan
+from models.files import scan
 from models.threat_model import Norm, ThreatModel
 
 
@@ -88,12 +87,7 @@ class AttackEntry:
 @functools.cache
 def attacks() -> dict[str, AttackEntry]:
     """Return all attacks by name; two files that claim one name are an error."""
-    entries: dict[str, AttackEntry] = {}
-    for entry in scan(analysis.attacks, "ATTACKS"):
-        if entry.name in entries:
-            raise ValueError(f"two files in analysis/attacks claim the name {entry.name!r}")
-        entries[entry.name] = entry
-    return entries
+    return scan("analysis.attacks", "ATTACKS")
 
 
 def attack_entry(name: str) -> AttackEntry:

@@ -21,7 +21,7 @@ from analysis.evaluation.study_runs import Study, run_study
 from analysis.evaluation.tasks import BlockTask, bare_model
 from analysis.fingerprints import data_hash, weights_hash
 from analysis.reporting.images import encode_png
-from models.batch_statistics import mode
+from models.modes import mode
 from models.randomness import derive_seed, resample
 from models.threat_model import ThreatModel
 

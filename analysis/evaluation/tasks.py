@@ -19,9 +19,9 @@ from analysis.evaluation.protocols import Scoring
 from analysis.evaluation.studies import StudyPoint, StudySettings, applies, epsilon_levels, study_passes
 from analysis.evaluation.suites import AttackItem, Suite, load_suite
 from analysis.fingerprints import data_hash, json_hash, weights_hash
-from models.batch_statistics import mode
 from models.configuration import Config
 from models.errors import UserError
+from models.modes import mode
 from models.randomness import ResampleOnForward, num_configurations
 from models.threat_model import ThreatModel
 from trainers.attacks import check_pixels

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.batch_statistics import mode
 from models.ensemble import INFERENCE_MODES, Ensemble, inference_mode_of
 from models.errors import UserError
 from models.layers.hypernetwork import WeightGenerator
+from models.modes import mode
 
 ImageShape = tuple[int, int, int]
 

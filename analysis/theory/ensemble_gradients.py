@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.batch_statistics import mode
 from models.ensemble import ensemble_in
+from models.modes import mode
 from models.randomness import derive_seed
 from models.threat_model import Norm
 from trainers.attacks import ball_around
-from trainers.input_gradients import COSINE_DELTA, gradient_lengths, gram_matrix, input_gradient_of
+from trainers.ensembles.input_gradients import COSINE_DELTA, gradient_lengths, gram_matrix, input_gradient_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.batch_statistics import mode
 from models.ensemble import Ensemble, ensemble_in
 from models.errors import UserError
+from models.modes import mode
 from models.randomness import derive_seed
 from models.threat_model import Norm
 from trainers.attacks import pgd
-from trainers.distilled_features import distilled_examples, feature_layers
-from trainers.ensemble_examples import mean_member_loss
+from trainers.ensembles.distilled_features import distilled_examples, feature_layers
+from trainers.ensembles.examples import mean_member_loss
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.batch_statistics import mode
 from models.errors import UserError
+from models.modes import mode
 from models.randomness import frozen
-from trainers.taylor_terms import Derivatives, taylor_terms
+from trainers.taylor.terms import Derivatives, taylor_terms
 from trainers.weight_noise import NoiseScope, SigmaMode, perturbed, sample_weight_noise
 
 Direction = Mapping[str, Tensor]
@@ -147,7 +147,7 @@ def expansion_errors(
     Args:
         u: noise by parameter name, e.g. of `trainers.weight_noise.sample_weight_noise`.
         batch_statistics: normalize by the statistics of x, as in training, instead of the running ones.
-        derivatives: as in `trainers.taylor_terms`.
+        derivatives: as in `trainers.taylor.terms`.
     """
     with frozen(model), mode(model, "train_without_update" if batch_statistics else "eval"):
         terms = taylor_terms(model, x, u, order=2, derivatives=derivatives, update_statistics=False)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.batch_statistics import mode
 from models.errors import UserError
+from models.modes import mode
 from models.randomness import frozen
 
 ExampleLoss = Callable[[Tensor, Tensor], Tensor]

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from analysis.theory.transferability import cosine_per_example, undisturbed
-from models.batch_statistics import mode
 from models.layer_replacement import get_module
 from models.layers.channel_statistics import Normalization2d
+from models.modes import mode
 
 
 def group_norm_gradient(activation_RG: Tensor, gradient_RG: Tensor, eps: float = 0.0) -> Tensor:

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from analysis.attacked_model.draws import seeded_draws, set_draw
-from models.batch_statistics import mode
 from models.ensemble import Ensemble
 from models.layers.random_normalization import RandomNormalization2d
 from models.layers.random_weight import RandomFeatureWeight, RandomFilterConv2d
 from models.layers.stochastic_convolution import StochasticConv2d
+from models.modes import mode
 from models.randomness import (
     RandomModule,
     frozen,

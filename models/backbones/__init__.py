@@ -6,9 +6,7 @@ backbone is one new file.
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +15,7 @@ import torch
 
 from models.backbones.base import Backbone, BackboneEntry, ImageShape
 from models.errors import UserError, unknown_name
+from models.files import modules_of
 
 __all__ = [
     "Backbone",
@@ -33,13 +32,12 @@ def backbone_entries() -> dict[str, BackboneEntry]:
     """Return the entries of all modules of this folder by name, sorted; families such as `timm` are among them."""
     entries: dict[str, BackboneEntry] = {}
     owners: dict[str, str] = {}
-    for info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{info.name}")
+    for module in modules_of(__name__):
         for name, entry in getattr(module, "BACKBONES", {}).items():
             for spelling in (name, *entry.aliases):
                 if spelling in owners:
-                    raise ValueError(f"backbone name {spelling!r} is taken by {owners[spelling]} and by {info.name}.py")
-                owners[spelling] = f"{info.name}.py"
+                    raise ValueError(f"backbone name {spelling!r} is taken by {owners[spelling]} and by {module.__name__}")
+                owners[spelling] = module.__name__
             entries[name] = entry
     return dict(sorted(entries.items()))
 

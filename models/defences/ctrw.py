@@ -16,7 +16,7 @@ from models.backbones.base import Backbone
 from models.configuration import Config
 from models.layer_replacement import get_module, set_module
 from models.layers.random_weight import RandomFeatureWeight, RandomFilterConv2d, SigmaBounds
-from models.positions import check_position, convolution_after, output_shape
+from models.positions import convolution_after_tap, output_shape, tap
 from models.randomness import DrawScope
 from models.registry import BuildRequest, DefenceModel
 
@@ -89,9 +89,9 @@ element), and two rows of Table 1."""
 
 def add_random_weights(backbone: Backbone, config: CtrwConfig, image_shape: tuple[int, int, int]) -> None:
     """Put CTRW's random weights into `backbone`, in place."""
-    key = check_position(backbone, config.position)
+    key = tap(backbone, config.position)
     if config.variant != "in":
-        name = convolution_after(backbone, config.position, image_shape)
+        name = convolution_after_tap(backbone, config.position, image_shape)
         conv = get_module(backbone, name)
     if config.variant in ("in", "both"):
         backbone.taps[key] = _feature_weight(backbone.feature_shapes(image_shape)[key], config)

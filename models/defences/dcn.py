@@ -10,10 +10,10 @@ from torch import nn
 
 from models.backbones.base import Backbone
 from models.configuration import Config
-from models.convolution_positions import convolutions_at
 from models.errors import UserError
 from models.layer_replacement import replace_named
 from models.layers.deformable_convolution import DeformableConv2d
+from models.positions import convolutions
 from models.registry import BuildRequest, DefenceModel
 
 
@@ -40,7 +40,7 @@ def add_deformable_convolutions(backbone: Backbone, config: DcnConfig) -> None:
             raise UserError(f"convolution {name} pads with {conv.padding!r} {conv.padding_mode}; deformable ones pad with zeros")
         return DeformableConv2d(conv)
 
-    replace_named(backbone, convolutions_at(backbone, config.positions), deformable)
+    replace_named(backbone, convolutions(backbone, config.positions), deformable)
 
 
 def build_dcn(config: DcnConfig, request: BuildRequest) -> nn.Module:

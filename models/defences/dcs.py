@@ -13,11 +13,11 @@ from torch import nn
 
 from models.backbones.base import Backbone
 from models.configuration import Config
-from models.convolution_positions import convolutions_at, keeps_size_when_padded
 from models.errors import UserError
 from models.layer_replacement import replace_named
 from models.layers.stochastic_convolution import StochasticConv2d
 from models.layers.tap_masks import TapMaskSpace
+from models.positions import convolutions, keeps_size_when_padded
 from models.randomness import DrawScope
 from models.registry import BuildRequest, DefenceModel
 
@@ -108,7 +108,7 @@ def add_stochastic_convolutions(backbone: Backbone, config: DcsConfig) -> None:
             new.embed(conv)
         return new
 
-    replace_named(backbone, convolutions_at(backbone, config.positions), stochastic)
+    replace_named(backbone, convolutions(backbone, config.positions), stochastic)
 
 
 def build_dcs(config: DcsConfig, request: BuildRequest) -> nn.Module:

@@ -23,7 +23,7 @@ from orchestration.home import Home
 from orchestration.reproducing.plan import TRANSFER, ItemPlan, Training, model_folder, plan_item, reading_of, training_key, transfer_attack
 from orchestration.reproducing.reading_jobs import ReadingJob
 from orchestration.training.run_folder import RunFolder, replace_text
-from trainers.peak_memory import GPU_METRIC, PROCESS_METRIC
+from trainers.hardware import GPU_METRIC, PROCESS_METRIC
 
 NOT_ASKED = "not asked for"
 NOT_EVALUATED = "not evaluated yet"

@@ -16,10 +16,10 @@ from orchestration.home import Home
 from orchestration.training.run_folder import RunFolder
 from orchestration.training.training_run import build_for, device_for
 from trainers.config import TrainingConfig
-from trainers.data import Augmentation, Splits, load_data, training_batches
-from trainers.fit import build_optimizer
+from trainers.data import Splits, load_data, training_batches
+from trainers.hardware import choose_precision
 from trainers.objective import build_objective
-from trainers.precision import choose_precision
+from trainers.optimizer import build_optimizer
 from trainers.step import StepContext
 from trainers.streams import Streams
 
@@ -80,7 +80,7 @@ def _time_step(
         training_batches(
             splits.train,
             training.batch_size,
-            Augmentation.from_config(experiment.data),
+            experiment.data.training_augmentation(),
             order_generator=context.streams.data_order,
             augmentation_generator=context.streams.augmentation,
         )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from analysis.theory.cost import count_parameters
-from models.batch_statistics import mode
+from models.modes import mode
 from models.randomness import resample
 
 LATENCY_BATCH_SIZE = 32

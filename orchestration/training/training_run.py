@@ -23,7 +23,7 @@ from orchestration.exporting.card import model_card
 from orchestration.training.model_cost import cost_metrics
 from orchestration.training.run_folder import RunFolder
 from trainers.checkpoint import read_state
-from trainers.data import Augmentation, Splits, load_data
+from trainers.data import Splits, load_data
 from trainers.distributed import world
 from trainers.fit import FitResult, fit
 from trainers.reporting import EpochReport
@@ -144,7 +144,7 @@ def train_here(
         experiment.training,
         seed=experiment.seed,
         device=device,
-        augmentation=Augmentation.from_config(experiment.data),
+        augmentation=experiment.data.training_augmentation(),
         reporter=_FolderReporter(folder, on_epoch, on_step),
         resume_from=resume_from,
     )

@@ -17,8 +17,8 @@ from orchestration.training.training_run import build_for
 from tests.contracts.cases import SMALLER, sharpen
 from trainers.data import DataConfig, load_data
 from trainers.fit import fit
+from trainers.hardware import FULL
 from trainers.objective import build_objective
-from trainers.precision import FULL
 from trainers.reporting import EpochReport, StopTraining
 from trainers.step import StepContext
 from trainers.streams import Streams

@@ -9,7 +9,7 @@ from trainers.data import DATASETS, Augmentation, DataConfig
 def test_the_default_is_the_embedded_digits_at_their_own_size():
     config = DataConfig()
     assert (config.name, config.image_size, config.augmentation) == ("digits", None, "none")
-    assert Augmentation.from_config(config) == Augmentation("none", 4)
+    assert config.training_augmentation() == Augmentation("none", 4)
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():

@@ -12,10 +12,14 @@ import torch.multiprocessing as multiprocessing
 from models.randomness import random_sites, resample, seed_streams
 from models.registry import build_model
 from models.threat_model import ThreatModel
-from trainers.config import InnerAttackConfig, OptimizerConfig, ScheduleConfig, TrainingConfig, ValidationConfig
+from trainers.config import TrainingConfig
 from trainers.data import Augmentation, DataConfig, load_data
 from trainers.distributed import average_batch_statistics, average_gradients, exclude_draws_from_ddp
 from trainers.fit import fit
+from trainers.optimizer import OptimizerConfig
+from trainers.schedule import ScheduleConfig
+from trainers.step import InnerAttackConfig
+from trainers.validation import ValidationConfig
 
 pytestmark = pytest.mark.distributed
 

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from models.ensemble import Ensemble, ensemble_in
 from models.randomness import seed_streams
 from models.threat_model import ThreatModel
-from trainers.config import InnerAttackConfig
+from trainers.hardware import FULL
 from trainers.objective import Objective, objective_entry
-from trainers.precision import FULL
-from trainers.step import StepContext
+from trainers.step import InnerAttackConfig, StepContext
 from trainers.streams import Streams
 
 SHAPE = (3, 8, 8)

@@ -7,13 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from models.classifier import Classifier
-from models.normalization import InputNormalization
+from models.classifier import Classifier, InputNormalization
 from models.threat_model import ThreatModel
-from trainers.config import InnerAttackConfig
+from trainers.hardware import FULL, Precision
 from trainers.objective import Objective, objective_entry
-from trainers.precision import FULL, Precision
-from trainers.step import StepContext
+from trainers.step import InnerAttackConfig, StepContext
 from trainers.streams import Streams
 
 NUM_CLASSES = 4

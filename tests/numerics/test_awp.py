@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.batch_statistics import mode
+from models.modes import mode
 from tests.numerics.taylor_cases import batch, context, gradients, objective, tiny_network
 from trainers.objective import Objective
 from trainers.step import StepContext

@@ -16,9 +16,8 @@ from models.errors import UserError
 from models.layers.random_weight import RandomFeatureWeight, RandomFilterConv2d, SigmaBounds
 from models.randomness import ResampleOnForward, frozen, num_configurations, random_sites, resample, seed_streams
 from models.threat_model import ThreatModel
-from trainers.config import InnerAttackConfig
-from trainers.precision import FULL
-from trainers.step import StepContext
+from trainers.hardware import FULL
+from trainers.step import InnerAttackConfig, StepContext
 from trainers.streams import Streams
 
 SMALL = {"backbone": "resnet8", "image_shape": (3, 8, 8), "num_classes": 4}

@@ -9,16 +9,15 @@ import pytest
 import torch
 
 from models import build_model
-from models.convolution_positions import spatial_convolutions
 from models.defences.dcs import PRESETS, DcsConfig
 from models.errors import UserError
 from models.layers.deformable_convolution import DeformableConv2d
 from models.layers.stochastic_convolution import StochasticConv2d
+from models.positions import spatial_convolutions
 from models.randomness import num_configurations, random_sites, resample, set_configuration
 from models.threat_model import ThreatModel
-from trainers.config import InnerAttackConfig
-from trainers.precision import FULL
-from trainers.step import StepContext
+from trainers.hardware import FULL
+from trainers.step import InnerAttackConfig, StepContext
 from trainers.streams import Streams
 
 SMALL = {"backbone": "resnet8", "image_shape": (3, 8, 8), "num_classes": 4}

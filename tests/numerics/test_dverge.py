@@ -12,7 +12,7 @@ from models import build_model
 from models.errors import UserError
 from models.weights import save_pretrained
 from tests.numerics.ensemble_cases import TinyNet, batch, context, gradients, largest_difference, objective, tiny_ensemble
-from trainers.distilled_features import distilled_examples, feature_layers, features_at
+from trainers.ensembles.distilled_features import distilled_examples, feature_layers, features_at
 
 
 def test_resnet18_has_the_papers_eighteen_layers():

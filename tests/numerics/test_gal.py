@@ -11,7 +11,7 @@ from torch import nn
 from models import build_model
 from models.ensemble import Ensemble
 from tests.numerics.ensemble_cases import TinyNet, batch, context, gradients, largest_difference, objective, tiny_ensemble
-from trainers.input_gradients import gram_matrix, input_gradient_of
+from trainers.ensembles.input_gradients import gram_matrix, input_gradient_of
 from trainers.objectives.gal import gradient_alignment_loss
 
 

@@ -13,7 +13,7 @@ from models.errors import UserError
 from models.randomness import frozen, resample, seed_streams
 from tests.numerics.pgd_cases import EPSILONS, NORMS, GradientOf, Shift, SmallNet, batch, distance, model, noisy_model, settings  # noqa: F401
 from trainers.attacks import check_pixels, cross_entropy, input_gradient, pgd
-from trainers.precision import Precision
+from trainers.hardware import Precision
 
 # ------------------------------------------------------------------------------------------------- draws
 

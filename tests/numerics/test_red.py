@@ -22,8 +22,8 @@ from tests.numerics.ensemble_cases import (
     objective,
     tiny_ensemble,
 )
-from trainers.ensemble_examples import ensemble_examples, mean_member_loss
-from trainers.input_gradients import (
+from trainers.ensembles.examples import ensemble_examples, mean_member_loss
+from trainers.ensembles.input_gradients import (
     InputSet,
     gradient_lengths,
     gram_matrix,
@@ -32,8 +32,8 @@ from trainers.input_gradients import (
     regularized_backward,
     regularized_loss,
 )
-from trainers.member_parallel import LocalMembers
-from trainers.memory_format import to_channels_last_
+from trainers.ensembles.placement import LocalMembers
+from trainers.hardware import to_channels_last_
 from trainers.objectives.gal import gradient_alignment_loss
 from trainers.objectives.red import RedObjectiveConfig, lipschitz_regularizer, similarity_regularizer
 

@@ -18,9 +18,8 @@ from models.layer_replacement import of_type, replace_modules
 from models.layers.random_normalization import RandomNormalization2d
 from models.randomness import num_configurations, random_sites, resample, seed_streams, set_configuration
 from models.threat_model import ThreatModel
-from trainers.config import InnerAttackConfig
-from trainers.precision import FULL
-from trainers.step import StepContext
+from trainers.hardware import FULL
+from trainers.step import InnerAttackConfig, StepContext
 from trainers.streams import Streams
 
 SMALL = {"backbone": "resnet8", "image_shape": (3, 8, 8), "num_classes": 4}

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from models.batch_statistics import mode
 from models.errors import UserError
 from models.layers.channel_statistics import Normalization2d, parse_normalization, pool_batch
 from models.layers.random_normalization import RandomNormalization2d
+from models.modes import mode
 from models.randomness import frozen, resample, seed_streams, seeded, set_configuration
 
 C = 6

@@ -15,7 +15,7 @@ from torch.nn import functional
 from models.errors import UserError
 from models.layers.explicit_batch_norm import ExplicitBatchNorm2d
 from tests.numerics.taylor_cases import batch, context, gradients, nearby, objective, tiny_network
-from trainers.taylor_terms import taylor_terms
+from trainers.taylor.terms import taylor_terms
 from trainers.trades_terms import divergence
 from trainers.weight_noise import WeightNoiseConfig, noisy_parameters, perturbed, sample_weight_noise
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models import build_model
 from tests.numerics.taylor_cases import context, objective
-from trainers.memory_format import channels_last, to_channels_last_
+from trainers.hardware import channels_last, to_channels_last_
 from trainers.weight_perturbation import perturbed_parameters
 
 AWP = {"weight_perturbation": {"gamma": 0.005, "warmup_epochs": 0}}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.batch_statistics import mode
 from models.layers.explicit_batch_norm import ExplicitBatchNorm2d, make_batch_norm_explicit
+from models.modes import mode
 from tests.numerics.taylor_cases import batch, tiny_network
 
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from models import build_model
-from models.batch_statistics import mode
 from models.errors import UserError
 from models.layers.explicit_batch_norm import make_batch_norm_explicit
+from models.modes import mode
 from tests.numerics.taylor_cases import NUM_CLASSES, batch, flat, gaussian_direction, relative_error, tiny_network
-from trainers.taylor_terms import TaylorTerms, taylor_terms
+from trainers.taylor.terms import TaylorTerms, taylor_terms
 
 FIRST_STENCIL = {1: 4 / 5, 2: -1 / 5, 3: 4 / 105, 4: -1 / 280}
 SECOND_STENCIL = {0: -205 / 72, 1: 8 / 5, 2: -1 / 5, 3: 8 / 315, 4: -1 / 560}

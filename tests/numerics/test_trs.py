@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.numerics.ensemble_cases import batch, context, gradients, largest_difference, objective, tiny_ensemble
-from trainers.input_gradients import gram_matrix, input_gradient_of
+from trainers.ensembles.input_gradients import gram_matrix, input_gradient_of
 from trainers.objectives.trs import magnitude, search_epsilon, steepest_images
 
 

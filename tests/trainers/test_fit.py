@@ -11,11 +11,13 @@ import torch
 from models.errors import UserError
 from models.registry import build_model
 from models.threat_model import ThreatModel
-from trainers.config import InnerAttackConfig, OptimizerConfig, ScheduleConfig, TrainingConfig, ValidationConfig
+from trainers.config import TrainingConfig
 from trainers.data import DataConfig, load_data
 from trainers.fit import TrainingDiverged, fit
-from trainers.schedule import learning_rate_factor
-from trainers.validation import validate
+from trainers.optimizer import OptimizerConfig
+from trainers.schedule import ScheduleConfig, learning_rate_factor
+from trainers.step import InnerAttackConfig
+from trainers.validation import ValidationConfig, validate
 
 RADIUS = ThreatModel(epsilon=0.1)
 
@@ -131,7 +133,7 @@ def test_every_epoch_says_its_peak_memory(splits):
 def test_the_peak_of_an_earlier_epoch_is_forgotten():
     import numpy as np
 
-    from trainers.peak_memory import PROCESS_METRIC, PeakMemory
+    from trainers.hardware import PROCESS_METRIC, PeakMemory
 
     first = PeakMemory(torch.device("cpu"))
     np.ones(40 * 2**20)  # 320 MB, freed at once

@@ -24,8 +24,7 @@ from models.randomness import resample
 from models.threat_model import Norm
 from trainers.attacks.balls import WHOLE, Shard, ball_around, sharded_noise
 from trainers.attacks.losses import AttackLoss, cross_entropy
-from trainers.memory_format import channels_last
-from trainers.precision import FULL, Precision
+from trainers.hardware import FULL, Precision, channels_last
 
 DEFAULT_SEED = 0
 """Seed of the private CPU generator of the start where the caller gives none: every such call starts alike."""

@@ -13,8 +13,8 @@ from trainers.data.load import load_data
 from trainers.data.location import data_root
 from trainers.data.sets import DATASETS, DatasetInfo
 from trainers.data.sharding import shard_range
-from trainers.data.split import ArraySplit, Splits
-from trainers.data.streaming import StreamedBatches, StreamedSplit
+from trainers.data.split import ArraySplit, Splits, StreamedSplit
+from trainers.data.streaming import StreamedBatches
 
 __all__ = [
     "DATASETS",

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from trainers.data.config import DataConfig
 
 AugmentationName = Literal["none", "crop", "crop_flip", "random_resized_crop"]
 
@@ -74,11 +71,6 @@ class Augmentation:
     name: AugmentationName = "none"
     crop_padding: int = 4
     """Zero padding on each side for `crop` and `crop_flip`, in pixels of a 32x32 image (see `scaled_padding`)."""
-
-    @classmethod
-    def from_config(cls, config: DataConfig) -> Augmentation:
-        """Return the augmentation a data config asks for."""
-        return cls(config.augmentation, config.crop_padding)
 
     def draw(self, batch_size: int, height: int, width: int, generator: torch.Generator) -> AugmentationDraw:
         """Draw for `batch_size` images of one size, on the generator's device; `none` draws nothing.

@@ -7,8 +7,8 @@ import torch
 from models.errors import UserError
 from trainers.data.augmentation import Augmentation
 from trainers.data.device_batches import DeviceBatches, DeviceEvaluationBatches
-from trainers.data.split import ArraySplit
-from trainers.data.streaming import StreamedBatches, StreamedEvaluationBatches, StreamedSplit
+from trainers.data.split import ArraySplit, StreamedSplit
+from trainers.data.streaming import StreamedBatches, StreamedEvaluationBatches
 
 
 def training_batches(

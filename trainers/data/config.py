@@ -4,7 +4,7 @@ from pydantic import Field, field_validator, model_validator
 
 from models.configuration import Config
 from models.errors import UserError, unknown_name
-from trainers.data.augmentation import STREAMED_AUGMENTATIONS, AugmentationName
+from trainers.data.augmentation import STREAMED_AUGMENTATIONS, Augmentation, AugmentationName
 from trainers.data.sets import DATASETS
 
 
@@ -84,3 +84,7 @@ class DataConfig(Config):
     def streams(self) -> bool:
         """Whether images are decoded while training."""
         return self.streamed or DATASETS[self.name].streams
+
+    def training_augmentation(self) -> Augmentation:
+        """Return the augmentation of training images."""
+        return Augmentation(self.augmentation, self.crop_padding)

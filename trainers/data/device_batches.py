@@ -9,10 +9,7 @@ from torch import Tensor
 
 from trainers.data.augmentation import Augmentation, AugmentationDraw, unit_interval
 from trainers.data.sharding import BatchPlan, shard_range
-from trainers.data.split import ArraySplit
-
-Batch = tuple[Tensor, Tensor]
-"""(x_BCHW float32 in [0, 1], y_B int64)."""
+from trainers.data.split import ArraySplit, Batch
 
 
 class DeviceBatches:

@@ -15,8 +15,8 @@ from trainers.data.decoding import CACHE_FOLDER, Progress, decode_cached, decode
 from trainers.data.image_tree import TREE_LISTERS, ImageFiles, ImageTree
 from trainers.data.location import data_root
 from trainers.data.sets import DATASETS
-from trainers.data.split import ArraySplit, Splits, pixel_statistics, resize_square, split_indices
-from trainers.data.streaming import STREAMED_SIDE, StreamedSplit
+from trainers.data.split import ArraySplit, Splits, StreamedSplit, pixel_statistics, resize_square, split_indices
+from trainers.data.streaming import STREAMED_SIDE
 
 STREAMED_STATISTICS_IMAGES = 1_000
 

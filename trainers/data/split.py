@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from models.errors import UserError
+from trainers.data.config import DataConfig
+from trainers.data.image_tree import ImageFiles
 
-if TYPE_CHECKING:
-    from trainers.data.config import DataConfig
-    from trainers.data.streaming import StreamedSplit
+Batch = tuple[Tensor, Tensor]
+"""(x_BCHW float32 in [0, 1], y_B int64)."""
 
 DERIVED_VALIDATION_SHARE = 10
 DERIVED_VALIDATION_MAX = 5_000
@@ -67,6 +67,47 @@ class ArraySplit:
             labels=self.labels[on_device],
             indices=self.indices[rows.cpu()],
         )
+
+
+@dataclass(frozen=True)
+class StreamedSplit:
+    """Image files of one split, decoded when they are needed. Batches arrive on `device`."""
+
+    files: ImageFiles
+    indices: Tensor
+    """Position of each file in the data set's own training or test list; int64."""
+    image_size: int
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    """Channel means of pixels in [0, 1], for the model's normalization."""
+    std: tuple[float, ...]
+    """Channel standard deviations of pixels in [0, 1], for the model's normalization."""
+    device: torch.device
+    num_workers: int | None = None
+    """Decoding processes; None: the processors, at most 8; 0: decode in the calling process."""
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels in order; int64, on the CPU."""
+        return self.files.labels
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(3, side, side)."""
+        return 3, self.image_size, self.image_size
+
+    def subset(self, rows: Tensor | range) -> StreamedSplit:
+        """Return the split that holds the given rows, in the given order."""
+        rows = torch.as_tensor(rows, dtype=torch.int64).cpu()
+        return replace(self, files=self.files.subset(rows), indices=self.indices[rows])
 
 
 @dataclass(frozen=True)

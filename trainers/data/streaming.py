@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from models.errors import UserError
 from trainers.data.augmentation import STREAMED_AUGMENTATIONS, Augmentation, unit_interval
 from trainers.data.decoding import available_cpus, open_rgb
-from trainers.data.device_batches import Batch
 from trainers.data.image_tree import ImageFiles
 from trainers.data.sharding import BatchPlan, shard_range
+from trainers.data.split import Batch, StreamedSplit
 
 STREAMED_SIDE = 224
 """Side of a streamed image unless the config says otherwise."""
@@ -28,47 +27,6 @@ EVALUATION_RESIZE = 256 / 224
 """The shorter side is resized to this times the image size before its centre is cut out."""
 MAX_DEFAULT_WORKERS = 8
 LARGEST_SEED = 2**63 - 1
-
-
-@dataclass(frozen=True)
-class StreamedSplit:
-    """Image files of one split, decoded when they are needed. Batches arrive on `device`."""
-
-    files: ImageFiles
-    indices: Tensor
-    """Position of each file in the data set's own training or test list; int64."""
-    image_size: int
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    """Channel means of pixels in [0, 1], for the model's normalization."""
-    std: tuple[float, ...]
-    """Channel standard deviations of pixels in [0, 1], for the model's normalization."""
-    device: torch.device
-    num_workers: int | None = None
-    """Decoding processes; None: the processors, at most 8; 0: decode in the calling process."""
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    @property
-    def labels(self) -> Tensor:
-        """The labels in order; int64, on the CPU."""
-        return self.files.labels
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-        return len(self.class_names)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(3, side, side)."""
-        return 3, self.image_size, self.image_size
-
-    def subset(self, rows: Tensor | range) -> StreamedSplit:
-        """Return the split that holds the given rows, in the given order."""
-        rows = torch.as_tensor(rows, dtype=torch.int64).cpu()
-        return replace(self, files=self.files.subset(rows), indices=self.indices[rows])
 
 
 class StreamedBatches:

@@ -19,7 +19,8 @@ from torch.nn import functional
 from models.ensemble import ensemble_in
 from models.layers.hypernetwork import generated_weights
 from models.randomness import resample
-from trainers.ensemble_objective import EnsembleObjective, full_precision
+from trainers.ensembles.objective import EnsembleObjective
+from trainers.hardware import at_least_fp32
 from trainers.objective import ObjectiveConfig, ObjectiveEntry
 from trainers.step import StepContext
 
@@ -74,7 +75,7 @@ class Adp(EnsembleObjective):
     def loss(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> Mapping[str, Tensor]:
         resample(model)
         with context.precision.autocast(), generated_weights(model):
-            logits_NBK = torch.stack([full_precision(member(x_BCHW)) for member in ensemble_in(model).members])
+            logits_NBK = torch.stack([at_least_fp32(member(x_BCHW)) for member in ensemble_in(model).members])
         num_members = len(logits_NBK)
         cross_entropy = functional.cross_entropy(logits_NBK.flatten(0, 1), y_B.repeat(num_members))
         entropy = ensemble_entropy(logits_NBK)

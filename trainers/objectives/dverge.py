@@ -16,15 +16,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.batch_statistics import mode
 from models.ensemble import Ensemble, ensemble_in
 from models.errors import UserError
 from models.layers.hypernetwork import generated_weights
+from models.modes import mode
 from models.randomness import derive_seed, resample
 from models.threat_model import PixelFraction
 from models.weights import load_pretrained
-from trainers.distilled_features import distilled_examples, feature_layers
-from trainers.ensemble_objective import EnsembleObjective, member_cross_entropy
+from trainers.ensembles.distilled_features import distilled_examples, feature_layers
+from trainers.ensembles.objective import EnsembleObjective, member_cross_entropy
 from trainers.objective import ObjectiveConfig, ObjectiveEntry
 from trainers.step import StepContext
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from models.ensemble import ensemble_in
 from models.layers.hypernetwork import generated_weights
-from trainers.ensemble_examples import EnsembleExample, ensemble_examples
-from trainers.ensemble_objective import EnsembleObjective, member_cross_entropy
+from trainers.ensembles.examples import EnsembleExample, ensemble_examples
+from trainers.ensembles.objective import EnsembleObjective, member_cross_entropy
 from trainers.objective import ObjectiveConfig, ObjectiveEntry
 from trainers.step import StepContext
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from models.ensemble import ensemble_in
 from models.randomness import resample
-from trainers.ensemble_objective import RegularizedEnsembleObjective, RegularizedObjectiveConfig, RegularizedProblem
-from trainers.input_gradients import InputSet, pair_cosines
+from trainers.ensembles.input_gradients import InputSet, pair_cosines
+from trainers.ensembles.objective import RegularizedEnsembleObjective, RegularizedObjectiveConfig, RegularizedProblem
 from trainers.objective import ObjectiveEntry
 from trainers.step import StepContext
 

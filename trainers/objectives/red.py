@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from models.ensemble import ensemble_in
 from models.randomness import resample
 from trainers.distributed import world
-from trainers.ensemble_examples import EnsembleExample, ensemble_examples
-from trainers.ensemble_objective import RegularizedEnsembleObjective, RegularizedObjectiveConfig, RegularizedProblem
-from trainers.input_gradients import InputSet, gradient_lengths, pair_cosines
-from trainers.member_parallel import LocalMembers, SpreadMembers, gather_batch
+from trainers.ensembles.examples import EnsembleExample, ensemble_examples
+from trainers.ensembles.input_gradients import InputSet, gradient_lengths, pair_cosines
+from trainers.ensembles.objective import RegularizedEnsembleObjective, RegularizedObjectiveConfig, RegularizedProblem
+from trainers.ensembles.placement import LocalMembers, SpreadMembers, gather_batch
 from trainers.objective import ObjectiveEntry
 from trainers.step import StepContext
 

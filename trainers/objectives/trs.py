@@ -15,14 +15,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.batch_statistics import mode
 from models.ensemble import ensemble_in
 from models.layers.hypernetwork import generated_weights
+from models.modes import mode
 from models.randomness import resample
 from models.threat_model import Norm, PixelFraction
 from trainers.attacks import ball_around
-from trainers.ensemble_objective import RegularizedEnsembleObjective, RegularizedObjectiveConfig, RegularizedProblem
-from trainers.input_gradients import InputSet, pair_cosines
+from trainers.ensembles.input_gradients import InputSet, pair_cosines
+from trainers.ensembles.objective import RegularizedEnsembleObjective, RegularizedObjectiveConfig, RegularizedProblem
 from trainers.objective import ObjectiveEntry
 from trainers.step import StepContext
 

@@ -6,11 +6,10 @@ get_item("ctrw.table1")   rows, columns, published values
 from __future__ import annotations
 
 import functools
-import sys
 
 from analysis.reproduction.papers.model import Cell, Item, Paper
 from models.errors import unknown_name
-from models.registry import scan
+from models.files import scan
 
 __all__ = ["Cell", "Item", "Paper", "get_item", "get_paper", "list_items", "list_papers", "papers"]
 
@@ -18,7 +17,7 @@ __all__ = ["Cell", "Item", "Paper", "get_item", "get_paper", "list_items", "list
 @functools.cache
 def papers() -> dict[str, Paper]:
     """Return all papers by short name, in alphabetical order of their files."""
-    return {paper.name: paper for paper in scan(sys.modules[__name__], "PAPERS")}
+    return scan("analysis.papers", "PAPERS")
 
 
 def list_papers() -> list[str]:

@@ -2,7 +2,7 @@
 
 Four ways, all differentiable with respect to the weights by one backward pass:
 
-`exact`: Taylor-mode forward differentiation with one rule per operation (`trainers.jets`). The default: exact, and the cheapest.
+`exact`: Taylor-mode forward differentiation with one rule per operation (`trainers.taylor.jets`). The default: exact, and the cheapest.
 `nested_jvp`: `torch.func.jvp`, nested for d2, through `ExplicitBatchNorm2d`. Exact for any architecture whose normalizations are
     explicit; meeting a fused normalization in it raises, because the weight gradients would be wrong without a word.
 `antithetic`: d1 = (g(w+u) - g(w-u)) / 2, d2 = g(w+u) + g(w-u) - 2 g(w). For smooth networks the error is of the third and fourth power
@@ -25,10 +25,10 @@ from torch.func import functional_call, jvp
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-import trainers.jet_rules  # noqa: F401  (registers the rules)
-from models.batch_statistics import mode
+import trainers.taylor.rules  # noqa: F401  (registers the rules)
 from models.errors import UserError
-from trainers.jets import Directions, Jet
+from models.modes import mode
+from trainers.taylor.jets import Directions, Jet
 
 Derivatives = Literal["exact", "nested_jvp", "antithetic", "double_backward"]
 Noise = Mapping[str, Tensor]

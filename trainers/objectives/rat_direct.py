@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from models.batch_statistics import mode
+from models.modes import mode
+from trainers.hardware import at_least_fp32
 from trainers.objective import ObjectiveEntry
 from trainers.step import StepContext
-from trainers.trades_terms import DivergenceName, TradesFamily, TradesFamilyConfig, accuracies, divergence, full_precision
+from trainers.trades_terms import DivergenceName, TradesFamily, TradesFamilyConfig, accuracies, divergence
 from trainers.weight_noise import WeightNoiseConfig
 
 
@@ -64,9 +65,9 @@ class Direct(TradesFamily):
             quiet = "train_without_update" if model.training else "eval"
             with context.precision.autocast():
                 if update:
-                    return full_precision(functional_call(model, moved, (images,)))
+                    return at_least_fp32(functional_call(model, moved, (images,)))
                 with mode(model, quiet):
-                    return full_precision(functional_call(model, moved, (images,)))
+                    return at_least_fp32(functional_call(model, moved, (images,)))
 
         cross_entropies, divergences, pairs = [], [], []
         if at_weights:

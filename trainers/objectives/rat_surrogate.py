@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.errors import UserError
+from trainers.hardware import at_least_fp32
 from trainers.objective import ObjectiveEntry
 from trainers.soft_labels import (
     default_smoothing,
@@ -29,7 +30,7 @@ from trainers.soft_labels import (
     last_layer_gradient_sums,
 )
 from trainers.step import StepContext
-from trainers.trades_terms import TradesFamily, TradesFamilyConfig, full_precision
+from trainers.trades_terms import TradesFamily, TradesFamilyConfig
 from trainers.weight_noise import WeightNoiseConfig
 
 
@@ -73,13 +74,13 @@ class Surrogate(TradesFamily):
         with context.precision.autocast():
             features_BD, adversarial_features_BD = model.forward_features(x_BCHW), model.forward_features(adversarial_BCHW)
             clean_BK, adversarial_BK = classifier(features_BD), classifier(adversarial_features_BD)
-        clean_BK, adversarial_BK = full_precision(clean_BK), full_precision(adversarial_BK)
+        clean_BK, adversarial_BK = at_least_fp32(clean_BK), at_least_fp32(adversarial_BK)
         terms = self.zeroth_order(clean_BK, adversarial_BK, y_B)
 
         num_classes = clean_BK.shape[1]
         smoothing = default_smoothing(num_classes) if config.smoothing is None else config.smoothing
-        sums_K = last_layer_gradient_sums(full_precision(features_BD), clean_BK, y_B)
-        adversarial_sums_K = last_layer_gradient_sums(full_precision(adversarial_features_BD), adversarial_BK, y_B)
+        sums_K = last_layer_gradient_sums(at_least_fp32(features_BD), clean_BK, y_B)
+        adversarial_sums_K = last_layer_gradient_sums(at_least_fp32(adversarial_features_BD), adversarial_BK, y_B)
         gaps = [sums_K.abs() - adversarial_sums_K.abs(), sums_K.square() - adversarial_sums_K.square()]
         for name, weight, gap_K, slips in (
             ("surrogate_first", config.alpha, gaps[0], False),

@@ -22,7 +22,7 @@ from models.errors import UserError
 from models.layers.explicit_batch_norm import make_batch_norm_explicit
 from trainers.objective import ObjectiveEntry
 from trainers.step import StepContext
-from trainers.taylor_terms import taylor_terms
+from trainers.taylor.terms import taylor_terms
 from trainers.trades_terms import DivergenceName, TradesFamily, TradesFamilyConfig, divergence, logits_of_both
 from trainers.weight_noise import WeightNoiseConfig
 

@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from models.ensemble import ensemble_in
 from models.layers.hypernetwork import generated_weights
-from trainers.input_gradients import Computation, InputSet, Regularizer, regularized_backward, regularized_loss
-from trainers.member_parallel import LocalMembers, MemberPlacement
+from trainers.ensembles.input_gradients import Computation, InputSet, Regularizer, regularized_backward, regularized_loss
+from trainers.ensembles.placement import LocalMembers, MemberPlacement
+from trainers.hardware import at_least_fp32
 from trainers.objective import Objective, ObjectiveConfig
 from trainers.step import StepContext
 
@@ -30,7 +31,7 @@ class RegularizedObjectiveConfig(ObjectiveConfig):
 
 @dataclass(frozen=True)
 class RegularizedProblem:
-    """What one step minimizes: see `trainers.input_gradients.regularized_loss`. `placement` None: all members here."""
+    """What one step minimizes: see `trainers.ensembles.input_gradients.regularized_loss`. `placement` None: all members here."""
 
     sets: Mapping[str, InputSet]
     y_B: Tensor
@@ -73,9 +74,4 @@ def member_cross_entropy(member: nn.Module, x_BCHW: Tensor, y_B: Tensor, context
     """Return the mean cross-entropy of one member in the run's precision; logits are compared in fp32 at least."""
     with context.precision.autocast():
         logits_BK = member(x_BCHW)
-    return functional.cross_entropy(full_precision(logits_BK), y_B)
-
-
-def full_precision(logits_BK: Tensor) -> Tensor:
-    """Return half-precision logits in fp32, others as they are."""
-    return logits_BK.float() if logits_BK.dtype.itemsize < 4 else logits_BK
+    return functional.cross_entropy(at_least_fp32(logits_BK), y_B)

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from trainers.jet_batch_norm import FirstOrderBatchNorm, JetBatchNorm, laid_out_as
-from trainers.jets import Jet, no_rule, rule
+from trainers.taylor.batch_norm import FirstOrderBatchNorm, JetBatchNorm, laid_out_as
+from trainers.taylor.jets import Jet, no_rule, rule
 
 _convolution_backward = torch.ops.aten.convolution_backward
 _threshold_backward = torch.ops.aten.threshold_backward

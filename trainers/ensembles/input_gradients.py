@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from trainers.member_parallel import MemberPlacement
+from trainers.ensembles.placement import MemberPlacement
 
 Computation = Literal["cached", "joint"]
 Regularizer = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]

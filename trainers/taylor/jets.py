@@ -4,7 +4,7 @@ A `Jet` holds the Taylor coefficients x_0, x_1, ..., x_n of a batch as a functio
 x(t) = x_0 + t x_1 + t^2 x_2 + ..., that is, x_k is 1/k! times the k-th derivative. Passing a jet through an unchanged `nn.Module` yields
 the jet of the logits; ordinary reverse mode through that computation gives the exact weight gradients of every coefficient.
 
-Each operation has its own rule (`trainers.jet_rules`); one without a rule raises. No derivative formula of the framework's fused batch
+Each operation has its own rule (`trainers.taylor.rules`); one without a rule raises. No derivative formula of the framework's fused batch
 normalization is ever used: in forward mode those are wrong as soon as they are differentiated again. And where nested forward mode
 costs 2^n forward passes for order n, the rules cost about n^2 / 2.
 """

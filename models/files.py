@@ -1,0 +1,118 @@
+"""How files are written, and how registries find theirs: a file is whole or as it was; a new file of a package is found by scanning."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib
+import os
+import pkgutil
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+UNFINISHED = ".part"
+"""How the names of files end that are being written, or were when their process was killed; they begin with a dot."""
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Give a binary file to write to, which becomes `path` at the end: readers see the old content or the new one, never a part.
+
+    What is written is on the disk (`fsync`) before it gets its name, so it survives a power cut. An exception, a full disk or a kill
+    leave the previous file as it was. Permissions follow the umask. Several processes may write the same path: the last one to end wins.
+    What a killed process left half-written is removed by the next one that writes the same path.
+
+    Args:
+        path: the file; its folder exists.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    # At most 40 characters of the name: with up to four bytes each it stays below the 255 bytes of a file name.
+    prefix = f".{path.name[:40]}."
+    _remove_abandoned(path.parent, prefix)
+    part, file = _begin(path.parent, prefix)
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _begin(folder: Path, prefix: str) -> tuple[Path, BinaryIO]:
+    """Create and lock a file of a name that nobody else has."""
+    while True:
+        part = folder / f"{prefix}{secrets.token_hex(8)}{UNFINISHED}"
+        file = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), "w+b")
+        # Where locks do not exist (some network folders) nothing is ever taken for abandoned, see below.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return part, file
+        file.close()  # Another process found it between its creation and the lock.
+
+
+def _remove_abandoned(folder: Path, prefix: str) -> None:
+    """Remove the unfinished files that no living process holds: a process that ends, however it ends, gives up its lock."""
+    for entry in os.scandir(folder):
+        if not (entry.name.startswith(prefix) and entry.name.endswith(UNFINISHED)):
+            continue
+        # Gone meanwhile, held by its writer, or in a folder without locks: not ours to remove.
+        with contextlib.suppress(OSError), open(entry.path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(entry.path)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the new name itself on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def scan(package: str, name: str) -> dict[str, Any]:
+    """Import every module of `package` and collect what their tuples called `name` hold, each entry under its own `name`.
+
+    Args:
+        package: dotted name; it is imported when this is called, not before.
+        name: of the tuple that a module of the package may define.
+
+    Returns:
+        Entries in the order of their files' names.
+
+    Raises:
+        ImportError: a module cannot be imported; the message names it.
+        ValueError: two entries have one name.
+    """
+    entries: dict[str, Any] = {}
+    for module in modules_of(package):
+        for entry in getattr(module, name, ()):
+            if entry.name in entries:
+                raise ValueError(f"two files in {package.replace('.', '/')} claim the name {entry.name!r}")
+            entries[entry.name] = entry
+    return entries
+
+
+def modules_of(package: str) -> Iterator[ModuleType]:
+    """Import the modules of `package` one after the other, sorted by name.
+
+    Raises:
+        ImportError: a module cannot be imported; the message names it.
+    """
+    for info in sorted(pkgutil.iter_modules(importlib.import_module(package).__path__), key=lambda info: info.name):
+        name = f"{package}.{info.name}"
+        try:
+            yield importlib.import_module(name)
+        except Exception as error:
+            raise ImportError(f"{name} (found by scanning {package}) cannot be imported: {error}") from error
