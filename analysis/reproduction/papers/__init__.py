@@ -17,7 +17,7 @@ __all__ = ["Cell", "Item", "Paper", "get_item", "get_paper", "list_items", "list
 @functools.cache
 def papers() -> dict[str, Paper]:
     """Return all papers by short name, in alphabetical order of their files."""
-    return scan("analysis.papers", "PAPERS")
+    return scan(__name__, "PAPERS")
 
 
 def list_papers() -> list[str]:
