@@ -41,7 +41,7 @@ from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
 from orchestration.sweeping.config import SweepConfig, load_sweep
 from orchestration.sweeping.listener import SweepListener
-from orchestration.sweeping.sweep import run_sweep
+from orchestration.sweeping.search import run_search
 from orchestration.tracking.tracker import Tracker
 
 MAX_OVERHEAD = 1.03
@@ -132,7 +132,7 @@ def measure_overhead(folder: Path, pairs: int, images: int) -> dict[str, Any]:
     try:
         with TakingTurns(bare) as turns:
             home = Home.locate(folder / "home")
-            run_sweep(config, home, None, tracker=Tracker(home, "overhead"))
+            run_search(config, home, None, tracker=Tracker(home, "overhead"))
     finally:
         bare.close()
     return {

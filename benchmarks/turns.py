@@ -74,7 +74,7 @@ def _train(experiment: dict[str, Any], folder: str, rank: int, workers: int, lin
     import torch
     import torch.distributed as dist
 
-    from orchestration.training.run_folder import RunFolder
+    from orchestration.run_folder import RunFolder
     from orchestration.training.training_run import train_here
     from orchestration.training.trial import with_own_cores
 

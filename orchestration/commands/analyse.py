@@ -7,8 +7,7 @@ from pathlib import Path
 
 from models.errors import UserError
 from orchestration import console
-from orchestration.commands.command import Command, add_data_root
-from orchestration.commands.frames import add_format, begin, show_frame
+from orchestration.commands.command import Command, add_data_root, add_format, begin, show_frame
 
 LIST = "list"
 

@@ -1,10 +1,16 @@
-"""What a command is."""
+"""What a command is, the flags and tables that several share, and the fields of an experiment for their help."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from orchestration import console
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 
 @dataclass(frozen=True)
@@ -29,3 +35,53 @@ class Command:
 def add_data_root(parser: argparse.ArgumentParser) -> None:
     """Add `--data-root`."""
     parser.add_argument("--data-root", help="folder of the data sets (default: RAYNDOM_DATA, else ./data)")
+
+
+def field_rows(config: BaseModel, prefix: str = "") -> list[tuple[str, str, str]]:
+    """Return (flag, value, description) of every leaf field of a config and the configs inside it."""
+    from pydantic import BaseModel
+
+    rows: list[tuple[str, str, str]] = []
+    for name, info in type(config).model_fields.items():
+        value: Any = getattr(config, name)
+        if isinstance(value, BaseModel):
+            # A defence's parameters stand directly below `defence`.
+            inner = prefix if name == "parameters" else f"{prefix}{name}."
+            rows += field_rows(value, inner)
+        else:
+            shown = config.model_dump(mode="json").get(name, value)
+            rows.append((f"--{prefix}{name}", "null" if shown is None else str(shown), info.description or ""))
+    return rows
+
+
+Format = Literal["table", "markdown", "latex", "csv", "json"]
+FORMATS: tuple[Format, ...] = ("table", "markdown", "latex", "csv", "json")
+
+
+def add_format(parser: argparse.ArgumentParser) -> None:
+    """Add `--format`."""
+    parser.add_argument("--format", choices=FORMATS, default="table", help="how results are printed (default table)")
+
+
+def begin(arguments: argparse.Namespace) -> Format:
+    """Return the format asked for. With any but tables, only results go to the output, everything else to the error stream."""
+    chosen: Format = "json" if arguments.json else arguments.format
+    console.use_json(chosen != "table")
+    return chosen
+
+
+def show_frame(title: str, rows: Sequence[Mapping[str, Any]], chosen: Format) -> None:
+    """Print one frame; JSON is printed by the command, whole."""
+    from analysis.reporting.tables import columns_of, to_csv, to_latex, to_markdown
+
+    if chosen == "json":
+        return
+    if chosen == "table":
+        columns = columns_of(rows)
+        console.table(title, columns, [[row.get(name) for name in columns] for row in rows])
+    elif chosen == "markdown":
+        console.text(f"### {title}\n\n{to_markdown(rows)}\n")
+    elif chosen == "latex":
+        console.text(to_latex(rows, caption=title) + "\n")
+    else:
+        console.text(f"# {title}\n{to_csv(rows)}\n")

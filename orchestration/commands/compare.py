@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration import console
-from orchestration.commands.command import Command, add_data_root
-from orchestration.commands.frames import Format, add_format, begin, show_frame
+from orchestration.commands.command import Command, Format, add_data_root, add_format, begin, show_frame
 
 
 def _add(parser: argparse.ArgumentParser) -> None:

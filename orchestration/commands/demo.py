@@ -21,10 +21,10 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     from orchestration.home import Home
     from orchestration.sweeping.config import load_sweep
-    from orchestration.sweeping.whole_sweep import run_whole_sweep
+    from orchestration.sweeping.sweep import run_sweep
 
     home = Home.locate(arguments.home)
-    summary = run_whole_sweep(load_sweep(SWEEP), home, None)
+    summary = run_sweep(load_sweep(SWEEP), home, None)
     console.result(summary)
     if not summary["complete"]:
         return 1

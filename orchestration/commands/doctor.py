@@ -4,13 +4,35 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestration import console
 from orchestration.commands.command import Command, add_data_root
 
+if TYPE_CHECKING:
+    from orchestration.doctor.check import Check
+
+
+def run_checks(home: Path, data_root: Path | None = None) -> list[Check]:
+    """Return all findings on the installation, the machine, the services (Ray, MLflow, Optuna) and the data sets; none of them is raised.
+
+    Nothing is changed, and no server is waited for longer than a few seconds.
+
+    Args:
+        home: home folder of runs, sweeps and the MLflow store; it need not exist yet.
+        data_root: folder of the data sets; None: the environment variable RAYNDOM_DATA, else ./data.
+    """
+    from orchestration.doctor.installation import check_installation
+    from orchestration.doctor.machine import check_datasets, check_machine
+    from orchestration.doctor.services import check_services
+    from orchestration.home import Home
+
+    place = Home(home.absolute())
+    return [*check_installation(), *check_machine(place), *check_services(place), *check_datasets(data_root)]
+
 
 def _run(arguments: argparse.Namespace) -> int:
-    from orchestration.doctor import run_checks
+
     from orchestration.home import Home
 
     home = Home.locate(arguments.home)

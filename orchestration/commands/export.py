@@ -25,7 +25,7 @@ def _run(arguments: argparse.Namespace) -> None:
     folder = export_target(target, Path(arguments.to))
     registered = None
     if arguments.register:
-        from orchestration.tracking.registration import register_model
+        from orchestration.exporting.registration import register_model
 
         registered = register_model(home, target, folder, arguments.register)
         console.say(f"registered as {registered}")

@@ -39,16 +39,16 @@ def _run(arguments: argparse.Namespace) -> int:
     data_root = Path(arguments.data_root).absolute() if arguments.data_root else None
     if arguments.dry_run:
         return _dry_run(config, home, data_root)
-    from orchestration.sweeping.whole_sweep import run_whole_sweep
+    from orchestration.sweeping.sweep import run_sweep
 
-    outcome = run_whole_sweep(config, home, data_root, address=arguments.address, evaluate=not arguments.no_evaluation)
+    outcome = run_sweep(config, home, data_root, address=arguments.address, evaluate=not arguments.no_evaluation)
     console.result(outcome)
     return 0 if outcome["complete"] else 1
 
 
 def _dry_run(config: object, home: object, data_root: Path | None) -> int:
+    from orchestration.sweeping.config import sweep_key
     from orchestration.sweeping.study import target
-    from orchestration.sweeping.sweep import sweep_key
     from orchestration.training.dry_run import dry_run
 
     experiment = config.experiment({})

@@ -74,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> int | None:
 
 
 def _print_fields(experiment: object) -> None:
-    from orchestration.commands.fields import field_rows
+    from orchestration.commands.command import field_rows
 
     console.table("fields", ["flag", "value", "what it is"], field_rows(experiment))
 

@@ -1,7 +1,8 @@
-"""Checks of what the machine gives: GPUs, processor, memory, shared memory, open files, disk."""
+"""Checks of what the machine gives: GPUs, processor, memory, shared memory, open files, disk, data sets."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import resource
 import tempfile
@@ -11,9 +12,12 @@ from pathlib import Path
 import psutil
 import torch
 
+from models.errors import UserError
 from orchestration.doctor.check import Check
 from orchestration.environment import GIBIBYTE, cpu_features, cpu_model, gpus, memory_limit, usable_cores
 from orchestration.home import Home
+from trainers.data.location import candidate_folders, data_root, locate
+from trainers.data.sets import DATASETS, DatasetInfo
 
 DISK_WARN_GIB = 10
 DISK_FAIL_GIB = 1
@@ -184,3 +188,24 @@ def filesystem_kind(folder: Path) -> str:
 def is_network(kind: str) -> bool:
     """Return whether a file system is shared over the network."""
     return kind.startswith(("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse.", "9p", "afs"))
+
+
+def check_datasets(root: Path | None) -> list[Check]:
+    """Return one finding for each data set that Rayndom knows by name. Nothing is read or unpacked."""
+    folder = data_root(root)
+    # `image_folder` has no place of its own: each experiment names one.
+    return [check_dataset(info, folder) for name, info in DATASETS.items() if name != "image_folder"]
+
+
+def check_dataset(info: DatasetInfo, root: Path) -> Check:
+    """Look for the files of one data set below the data root and where system packages put them."""
+    name = f"data set {info.name}"
+    if not info.files:
+        if importlib.util.find_spec("sklearn") is None:
+            return Check(name, "fail", "scikit-learn, which brings it, is not installed", "run `make setup`")
+        return Check(name, "ok", "inside scikit-learn")
+    try:
+        return Check(name, "ok", str(locate(info, root)))
+    except UserError:
+        searched = ", ".join(str(folder) for folder in candidate_folders(info, root))
+        return Check(name, "warn", f"not in {searched}", info.how_to_obtain.format(root=root))

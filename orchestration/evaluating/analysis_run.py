@@ -20,8 +20,8 @@ from orchestration import console
 from orchestration.evaluating.evaluation_run import test_images
 from orchestration.exporting.targets import Target
 from orchestration.home import Home
+from orchestration.run_folder import replace_text
 from orchestration.tracking.tracker import Tracker
-from orchestration.training.run_folder import replace_text
 
 ARTIFACT = "analysis/quantities.json"
 

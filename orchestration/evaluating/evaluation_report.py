@@ -12,8 +12,8 @@ from analysis.result import EvaluationResult
 from orchestration import console
 from orchestration.evaluating.evaluation_run import Job
 from orchestration.exporting.export import record_evaluation
+from orchestration.run_folder import replace_text
 from orchestration.tracking.tracker import Tracker
-from orchestration.training.run_folder import replace_text
 
 
 def show(job: Job) -> EvaluationResult:

@@ -12,9 +12,9 @@ import torch
 from models.errors import UserError
 from models.randomness import is_randomized
 from models.weights import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, load_pretrained, read_config
-from orchestration.exporting.card import model_card
 from orchestration.exporting.targets import Target
-from orchestration.training.run_folder import replace_text
+from orchestration.run_folder import replace_text
+from orchestration.training.card import model_card
 
 
 class ExportCheckFailed(RuntimeError):

@@ -14,8 +14,8 @@ from models.weights import CONFIG_FILE, read_config
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
 from orchestration.recipes import FOLDER, list_recipes, load_recipe
+from orchestration.run_folder import RunFolder
 from orchestration.tracking.tracker import Tracker, download_model
-from orchestration.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

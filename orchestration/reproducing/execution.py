@@ -27,11 +27,11 @@ from orchestration.home import Home
 from orchestration.reproducing.ledger import Ledger, outcome_folder
 from orchestration.reproducing.plan import TRANSFER, Evaluation, ItemPlan, evaluations, model_folder, readings
 from orchestration.reproducing.reading_jobs import HashedWeights, ReadingJob, reading_job, run_readings
+from orchestration.run_folder import RunFolder
 from orchestration.sweeping.listed_experiments import Listed, train_all
 from orchestration.tracking.tracker import FINGERPRINT_TAG, Tracker
 from orchestration.training import cluster
 from orchestration.training.resources import concurrency, trial_resources
-from orchestration.training.run_folder import RunFolder
 from trainers.data import load_data
 
 REPRODUCTION_TAG = "rayndom.reproduction"

@@ -22,7 +22,7 @@ from orchestration.environment import cpu_model
 from orchestration.home import Home
 from orchestration.reproducing.plan import TRANSFER, ItemPlan, Training, model_folder, plan_item, reading_of, training_key, transfer_attack
 from orchestration.reproducing.reading_jobs import ReadingJob
-from orchestration.training.run_folder import RunFolder, replace_text
+from orchestration.run_folder import RunFolder, replace_text
 from trainers.hardware import GPU_METRIC, PROCESS_METRIC
 
 NOT_ASKED = "not asked for"

@@ -18,7 +18,7 @@ from models.errors import UserError, unknown_name
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
 from orchestration.recipes import load_recipe
-from orchestration.training.run_folder import RunFolder
+from orchestration.run_folder import RunFolder
 
 ALL = "all"
 TRANSFER = "transfer"

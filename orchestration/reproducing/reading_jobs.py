@@ -21,7 +21,7 @@ from orchestration import console
 from orchestration.evaluating.evaluation_run import test_images
 from orchestration.home import Home
 from orchestration.reproducing.plan import Training, WantedReading, model_folder
-from orchestration.training.run_folder import replace_text
+from orchestration.run_folder import replace_text
 
 SEED = 0
 

@@ -15,7 +15,7 @@ from orchestration.home import Home
 from orchestration.reproducing.cost import evaluation_cost, total, training_cost
 from orchestration.reproducing.ledger import read_outcome
 from orchestration.reproducing.plan import Evaluation, ItemPlan, dataset_names, evaluations, readings, resolved_experiment
-from orchestration.training.run_folder import RunFolder
+from orchestration.run_folder import RunFolder
 from trainers.data import DATASETS
 from trainers.data.location import data_root as locate_root
 from trainers.data.location import locate

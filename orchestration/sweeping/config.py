@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +16,18 @@ from models.errors import UserError, nearest, unknown_name
 from orchestration import recipes
 from orchestration.catalogue import defence as defence_record
 from orchestration.experiment import ExperimentConfig
-from orchestration.search_space import Dimension, is_active, label, ordered
+from orchestration.search_space import (
+    RECIPE,
+    Dimension,
+    chosen_fields,
+    flatten_by_recipe,
+    is_active,
+    joint_space,
+    label,
+    ordered,
+    scoped,
+    split,
+)
 from orchestration.sweeping.goals import (
     Constraint,
     RepeatsConfig,
@@ -23,11 +36,27 @@ from orchestration.sweeping.goals import (
     epoch_metrics,
     final_metrics,
 )
-from orchestration.sweeping.joint_space import RECIPE, chosen_fields, flatten_by_recipe, joint_space, scoped, split
 from orchestration.sweeping.theory_prior import PriorConfig, inform
 from orchestration.training.final_measures import MARKED_METRIC, MeasureConfig
 
 FOLDER = Path(__file__).parent.parent / "sweeps"
+
+
+BUDGET_FIELDS = {
+    "name",
+    "description",
+    "num_trials",
+    "max_concurrent_trials",
+    "suite",
+    "baselines",
+    "num_test_examples",
+    "repeats",
+    "remarks",
+}
+
+
+# Fields that came later: at their defaults they are not part of a sweep's key, so that earlier sweeps keep theirs.
+LATER_FIELDS = {"recipes", "constraints", "measure", "points", "prior"}
 
 
 class SweepConfig(Config):
@@ -122,6 +151,39 @@ class SweepConfig(Config):
                 recipes.set_dotted(tree, dotted, value)
         tree["name"] = recipe
         return recipes.parse_experiment(tree, f"sweep {self.name}, baseline {recipe}")
+
+
+def sweep_key(config: SweepConfig) -> str:
+    """Return the name of a sweep's folder: its name and a hash of what it searches. Budgets are not part of it."""
+    fields = type(config).model_fields
+    unused = {name for name in LATER_FIELDS if getattr(config, name) == fields[name].get_default(call_default_factory=True)}
+    bases = [experiment.scientific() for experiment in config.base_experiments()]
+    definition = config.model_dump(mode="json", exclude=BUDGET_FIELDS | unused) | {"base": bases if config.recipes else bases[0]}
+    digest = hashlib.blake2b(json.dumps(definition, sort_keys=True).encode(), digest_size=4).hexdigest()
+    return f"{config.name}-{digest}"
+
+
+def dimension_titles(config: SweepConfig) -> list[str]:
+    """Return the heads of the columns that show a trial's values; the dimensions of several recipes share one column."""
+    if config.recipes:
+        return ["recipe", "values"]
+    return [name.rpartition(".")[2] for name in config.space or {}]
+
+
+def dimension_cells(config: SweepConfig, values: Mapping[str, Any]) -> list[str]:
+    """Return a trial's values, one for each of `dimension_titles`."""
+    if config.recipes:
+        return [str(values.get(RECIPE, "")), describe_values({name: value for name, value in values.items() if name != RECIPE})]
+    return [_short(values.get(name)) for name in config.space or {}]
+
+
+def describe_values(values: Mapping[str, Any]) -> str:
+    """Return a trial's values in one line."""
+    return ", ".join(f"{name.rpartition('.')[2]} {_short(value)}" for name, value in values.items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def list_sweeps() -> dict[str, str]:

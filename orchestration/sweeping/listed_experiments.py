@@ -13,13 +13,13 @@ from ray import tune
 from orchestration import console
 from orchestration.experiment import ExperimentConfig, ResourcesConfig
 from orchestration.home import Home
-from orchestration.sweeping.trial_record import log_history
+from orchestration.run_folder import RunFolder
+from orchestration.sweeping.trial_runs import log_history
 from orchestration.tracking.background_writer import BackgroundWriter
 from orchestration.tracking.tracker import FINGERPRINT_TAG, Tracker
 from orchestration.training import cluster
 from orchestration.training.final_measures import MeasureConfig, kept_protocol_metrics
 from orchestration.training.resources import concurrency, trial_resources
-from orchestration.training.run_folder import RunFolder
 from orchestration.training.trial import failure_reason, run_trial, tune_resources
 from trainers.fit import TrainingDiverged
 

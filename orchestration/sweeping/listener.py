@@ -14,12 +14,11 @@ from ray.tune.experiment import Trial
 
 from orchestration import console
 from orchestration.experiment import ExperimentConfig
-from orchestration.sweeping.cluster_watch import ClusterWatch
-from orchestration.sweeping.config import SweepConfig
-from orchestration.sweeping.joint_space import RECIPE
-from orchestration.sweeping.trial_record import FAILED, FINISHED, STATE_TAG, STOPPED_EARLY, is_metric, open_trial_run
+from orchestration.sweeping.config import SweepConfig, describe_values, dimension_cells, dimension_titles
+from orchestration.sweeping.trial_runs import FAILED, FINISHED, STATE_TAG, STOPPED_EARLY, is_metric, open_trial_run
 from orchestration.tracking.background_writer import BackgroundWriter
 from orchestration.tracking.tracker import Tracker
+from orchestration.training.cluster import ClusterWatch
 from orchestration.training.trial import failure_reason
 
 
@@ -69,7 +68,7 @@ class SweepListener(tune.Callback):
         row = TrialRow(suggestion["number"], suggestion["values"], "running", fingerprint=experiment.fingerprint)
         self.writer.later(self._open, row, experiment)
         self.rows[trial.trial_id] = row
-        self._show(f"trial {row.number}: started, {_settings(row.values)}")
+        self._show(f"trial {row.number}: started, {describe_values(row.values)}")
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
         """Log an epoch."""
@@ -176,25 +175,3 @@ def _accuracies(metrics: Mapping[str, float]) -> str:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
-
-
-def dimension_titles(config: SweepConfig) -> list[str]:
-    """Return the heads of the columns that show a trial's values; the dimensions of several recipes share one column."""
-    if config.recipes:
-        return ["recipe", "values"]
-    return [name.rpartition(".")[2] for name in config.space or {}]
-
-
-def dimension_cells(config: SweepConfig, values: Mapping[str, Any]) -> list[str]:
-    """Return a trial's values, one for each of `dimension_titles`."""
-    if config.recipes:
-        return [str(values.get(RECIPE, "")), _settings({name: value for name, value in values.items() if name != RECIPE})]
-    return [_short(values.get(name)) for name in config.space or {}]
-
-
-def _settings(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name.rpartition('.')[2]} {_short(value)}" for name, value in values.items())

@@ -11,11 +11,9 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from orchestration.search_space import label
-from orchestration.sweeping.analysis import full_trials
+from orchestration.search_space import RECIPE, label, split
 from orchestration.sweeping.config import SweepConfig
-from orchestration.sweeping.joint_space import RECIPE, split
-from orchestration.sweeping.study import is_feasible, proxy_values, superseded
+from orchestration.sweeping.study import full_trials, is_feasible, proxy_values, superseded
 
 _FULL, _STOPPED, _INFEASIBLE, _WINNER = "#1f5fa8", "#b0b0b0", "#c46a1b", "#1b8a3a"
 
@@ -32,7 +30,7 @@ def write_plots(
     Args:
         folder: created if missing.
         winner: trial to point out.
-        importance: from `sweep_analysis.importances`.
+        importance: from `findings.importances`.
     """
     matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)

@@ -15,13 +15,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from models.errors import UserError, unknown_name
 from orchestration.home import Home
-from orchestration.sweeping.config import SweepConfig
+from orchestration.run_folder import RunFolder
+from orchestration.sweeping.config import SweepConfig, dimension_cells, dimension_titles
 from orchestration.sweeping.goals import format_goal
-from orchestration.sweeping.listener import dimension_cells, dimension_titles
-from orchestration.sweeping.study import METRICS, is_feasible, spent, storage_url, superseded, target
-from orchestration.sweeping.sweep import best_trials
+from orchestration.sweeping.study import METRICS, best_trials, is_feasible, spent, storage_url, superseded, target
 from orchestration.tracking.tracker import FINGERPRINT_TAG, PARENT_TAG, SWEEP_TAG, Tracker
-from orchestration.training.run_folder import RunFolder
 
 CONFIG_FILE = "sweep.json"
 CLEAN, ROBUST = "validation/clean_accuracy", "validation/robust_accuracy"

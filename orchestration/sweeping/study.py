@@ -8,20 +8,23 @@ finite. Nothing stays `RUNNING`.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import itertools
 import math
-from collections.abc import Mapping
+import os
+import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
-from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import OperationalError
 
 from models.errors import UserError
-from orchestration.search_space import Dimension, SearchSpace, is_active, label, ordered, suggest
+from orchestration.search_space import Dimension, SearchSpace, is_active, label, ordered
 from orchestration.sweeping.config import SweepConfig
 
 RESUMES = "resumes"  # of a trial that runs another one again: that one's number
@@ -149,103 +152,34 @@ def grid_points(space: SearchSpace) -> list[dict[str, Any]]:
     return points
 
 
-class StudySearch(OptunaSearch):
-    """Ray Tune's Optuna searcher on a persistent study, with a fixed number of trials over all starts.
-
-    Args:
-        config: the sweep.
-        study: from `open_study`.
-    """
-
-    def __init__(self, config: SweepConfig, study: optuna.Study) -> None:
-        metrics = [objective.metric for objective in config.objectives]
-        modes = [objective.mode for objective in config.objectives]
-        single = len(metrics) == 1
-        super().__init__(metric=metrics[0] if single else metrics, mode=modes[0] if single else modes)
-        self.config = config
-        self._ot_study = study
-        self._metrics = metrics
-        self._target = target(config)
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return `values`, `number` and `passed` of a new trial, or that the sweep has all its trials."""
-        if trial_id not in self._ot_trials:
-            if spent(self._ot_study) + len(self._running()) >= self._target:
-                return Searcher.FINISHED
-            self._ot_trials[trial_id] = self._ot_study.ask()
-        trial = self._ot_trials[trial_id]
-        values = suggest(self.config.space or {}, trial)
-        trial.set_user_attr("values", {name: value for name, value in values.items()})
-        trial.set_user_attr("fingerprint", self.config.experiment(values).fingerprint)
-        return {"values": values, "number": trial.number, PASSED: self._passed(trial)}
-
-    def _passed(self, trial: optuna.Trial) -> int:
-        """Return the last epoch after which an interrupted start let this trial go on."""
-        earlier = trial.user_attrs.get(RESUMES)
-        return 0 if earlier is None else max(proxy_values(self.config, self._ot_study.trials[earlier]), default=0)
-
-    def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Report an epoch's value, for single-objective sweeps; keep what early stopping compares."""
-        if trial_id in self._completed_trials or result.get("finished"):
-            return
-        self._keep_proxy(trial_id, result)
-        if len(self._metrics) > 1:
-            return
-        value = result.get(self._metrics[0])
-        if value is not None and math.isfinite(value):
-            self._ot_trials[trial_id].report(value, result["epoch"])
-
-    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
-        """Close the Optuna trial."""
-        if trial_id in self._completed_trials or trial_id not in self._ot_trials:
-            return
-        self._completed_trials.add(trial_id)
-        trial = self._ot_trials[trial_id]
-        values = [(result or {}).get(metric) for metric in self._metrics]
-        finite = all(value is not None and math.isfinite(value) for value in values)
-        bounded = {constraint: (result or {}).get(constraint.metric) for constraint in self.config.constraints}
-        finite = finite and all(value is not None and math.isfinite(value) for value in bounded.values())
-        if error:
-            trial.set_user_attr(RETRY, True)
-            self._ot_study.tell(trial, state=TrialState.FAIL)
-        elif (result or {}).get("finished") and finite:
-            trial.set_user_attr("epochs", result["epoch"])
-            trial.set_user_attr(METRICS, {name: value for name, value in result.items() if "/" in name and isinstance(value, int | float)})
-            for constraint, value in bounded.items():
-                trial.set_constraint(constraint.key, constraint.violation(value))
-            self._ot_study.tell(trial, values)
-        elif (result or {}).get("finished"):
-            judged = dict(zip(self._metrics, values, strict=True)) | {each.key: value for each, value in bounded.items()}
-            trial.set_user_attr("reason", f"not finite: {judged}")
-            self._ot_study.tell(trial, state=TrialState.FAIL)
-        else:
-            trial.set_user_attr("epochs", (result or {}).get("epoch", 0))
-            self._ot_study.tell(trial, state=TrialState.PRUNED)
-
-    def _keep_proxy(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Keep the values that early stopping compares where Optuna's intermediate values are others."""
-        stopping = self.config.stopping
-        if stopping is None or self._metrics == [stopping.metric]:
-            return
-        value = result.get(stopping.metric)
-        if value is not None and math.isfinite(value):
-            trial = self._ot_trials[trial_id]
-            trial.set_user_attr(PROXY, trial.user_attrs.get(PROXY, {}) | {str(result["epoch"]): value})
-
-    def _running(self) -> set[str]:
-        return set(self._ot_trials) - self._completed_trials
-
-
-def proxy_values(config: SweepConfig, trial: optuna.trial.FrozenTrial) -> dict[int, float]:
+def proxy_values(config: SweepConfig, trial: FrozenTrial) -> dict[int, float]:
     """Return epoch -> the value of the metric that early stopping watches."""
     if config.stopping is not None and [objective.metric for objective in config.objectives] == [config.stopping.metric]:
         return dict(sorted(trial.intermediate_values.items()))
     return {int(epoch): value for epoch, value in trial.user_attrs.get(PROXY, {}).items()}
 
 
-def is_feasible(trial: optuna.trial.FrozenTrial) -> bool:
+def is_feasible(trial: FrozenTrial) -> bool:
     """Return whether a finished trial satisfies all constraints."""
     return all(violation <= 0 for violation in trial.constraints.values())
+
+
+def full_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that trained to their end, feasible or not."""
+    again = superseded(study)
+    return [trial for trial in study.trials if trial.state == TrialState.COMPLETE and trial.number not in again]
+
+
+def best_trials(config: SweepConfig, study: optuna.Study) -> list[int]:
+    """Return the numbers of the best full-budget trials: one, or the Pareto front.
+
+    Trials that were stopped early or violate a constraint do not count.
+    """
+    if not any(trial.state == TrialState.COMPLETE and is_feasible(trial) for trial in study.trials):
+        return []
+    if len(config.objectives) == 1:
+        return [study.best_trial.number]
+    return [trial.number for trial in study.best_trials]
 
 
 def _sampler(config: SweepConfig, seed: int) -> optuna.samplers.BaseSampler:
@@ -265,3 +199,35 @@ def _axis(name: str, dimension: Dimension) -> list[Any]:
         raise UserError(f"dimension {name} is a continuum: a grid needs `choices`, or low, high and `step`")
     count = math.floor((dimension.high - dimension.low) / dimension.step + 1e-9)
     return [dimension.low + index * dimension.step for index in range(count + 1)]
+
+
+ENDING_S = 15  # a driver that was just stopped may still be ending
+
+
+@contextlib.contextmanager
+def only_driver(folder: Path, name: str, *, patience_s: float = ENDING_S) -> Iterator[None]:
+    """Hold a sweep's folder for this process. The lock dies with its process, however that ends.
+
+    Raises:
+        UserError: another process still runs this sweep after `patience_s` seconds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as file:
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    file.seek(0)
+                    raise UserError(
+                        f"the sweep {name} is being run by {file.read() or 'another process'}. `rayndom watch {name}` follows it; end "
+                        "that process first, or give the second sweep another name or another --home."
+                    ) from None
+                time.sleep(0.2)
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield

@@ -1,276 +1,349 @@
-"""Sweeps: Optuna proposes, Tune runs trials, ASHA stops, MLflow records; the same command goes on after any kill."""
+"""A whole sweep: search, repeats over seeds, baselines, evaluation of the winner beside them, one table, an exported winner.
+
+The winner is chosen on validation images and reported on test images.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import shlex
+import shutil
+import statistics
+import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import optuna
-from optuna.trial import TrialState
-from ray import tune
-from ray.tune.error import TuneError
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
-
+from analysis.reporting.conclusion import conclusion
+from models.errors import UserError
 from orchestration import console
-from orchestration.environment import collect_environment
+from orchestration.evaluating.evaluation_report import compare, keep
+from orchestration.evaluating.evaluation_run import EvaluationSettings, Job, prepare, run_jobs
 from orchestration.experiment import ExperimentConfig
+from orchestration.exporting.export import export_target
+from orchestration.exporting.targets import Target, resolve_target
 from orchestration.home import Home
-from orchestration.sweeping.cluster_watch import ClusterWatch
-from orchestration.sweeping.config import SweepConfig
-from orchestration.sweeping.listener import SweepListener
-from orchestration.sweeping.study import (
-    PASSED,
-    STUDY_ERRORS,
-    StudyAway,
-    StudySearch,
-    is_feasible,
-    open_study,
-    proxy_values,
-    spent,
-    study_error,
-    superseded,
-    target,
-)
-from orchestration.sweeping.trial_record import complete_trial_records
-from orchestration.tracking.tracker import SWEEP_TAG, Tracker
-from orchestration.training import cluster
-from orchestration.training.resources import concurrency, trial_resources
-from orchestration.training.run_folder import replace_text
-from orchestration.training.trial import run_trial, tune_resources
+from orchestration.run_folder import RunFolder, replace_text
+from orchestration.sweeping.config import SweepConfig, extreme_points, sweep_key
+from orchestration.sweeping.findings import conclude_search, infeasible, show_trials, top_trials
+from orchestration.sweeping.goals import format_goal
+from orchestration.sweeping.listed_experiments import Listed, train_baselines, train_listed
+from orchestration.sweeping.search import SearchOutcome, run_search
+from orchestration.sweeping.study import only_driver
+from orchestration.tracking.tracker import FINGERPRINT_TAG, Tracker
+from orchestration.training.final_measures import MARKED_METRIC, kept_protocol_metrics
+from orchestration.training.resources import trial_resources
+from orchestration.training.training_run import build_for
+from trainers.data import Splits, load_data
 
-BUDGET_FIELDS = {
-    "name",
-    "description",
-    "num_trials",
-    "max_concurrent_trials",
-    "suite",
-    "baselines",
-    "num_test_examples",
-    "repeats",
-    "remarks",
-}
-# Fields that came later: at their defaults they are not part of a sweep's key, so that earlier sweeps keep theirs.
-LATER_FIELDS = {"recipes", "constraints", "measure", "points", "prior"}
+
+def run_sweep(
+    config: SweepConfig, home: Home, data_root: Path | None, *, address: str | None = None, evaluate: bool = True
+) -> dict[str, Any]:
+    """Run a sweep to its end, or go on with it; return a summary.
+
+    Raises:
+        UserError: a mistake, found before any worker starts.
+    """
+    base = config.experiment({})
+    check_networks(config, data_root)
+    baselines = [config.baseline_experiment(recipe) for recipe in config.baselines]
+    with only_driver(home.sweep(sweep_key(config)), config.name):
+        tracker = Tracker(home, base.tracking.experiment)
+        console.say(f"if it is interrupted, however that happens, it goes on with:  {resume_command()}")
+        summary: dict[str, Any] = {"complete": False}
+        try:
+            summary = _run_to_its_end(config, baselines, home, data_root, address, tracker, evaluate)
+        except (UserError, NoWinner):
+            summary = {"complete": True}  # the same command would end in the same way
+            raise
+        finally:
+            if not summary["complete"]:
+                console.say(f"not finished; go on with:  {resume_command()}")
+        return summary
+
+
+def _run_to_its_end(
+    config: SweepConfig,
+    baselines: list[ExperimentConfig],
+    home: Home,
+    data_root: Path | None,
+    address: str | None,
+    tracker: Tracker,
+    evaluate: bool,
+) -> dict[str, Any]:
+    started = time.monotonic()
+    outcome = run_search(config, home, data_root, address=address, tracker=tracker)
+    summary: dict[str, Any] = {
+        "sweep": config.name,
+        "complete": outcome.complete,
+        "trials": len(outcome.study.trials),
+        "stopped_early": outcome.stopped_early,
+        "best": outcome.best,
+        "mlflow_run": outcome.parent_run,
+        "study": str(outcome.folder / "study.db"),
+    }
+    if not outcome.complete:
+        tracker.finish(outcome.parent_run, "KILLED")
+        return summary
+    if not outcome.best:
+        reason = _no_winner(config, outcome, tracker)
+        tracker.finish(outcome.parent_run, "FAILED")
+        raise NoWinner(reason)
+    winner = choose_winner(config, outcome)
+    if config.repeats is not None:
+        winner = _repeat(config, outcome, home, data_root, tracker)
+    experiment = outcome.experiments[winner]
+    show_trials(config, outcome, winner)
+    found = conclude_search(config, outcome, winner, tracker)
+    summary |= found
+    selected_on = experiment.training.validation.select_on
+    summary |= {"winner": winner, "winner_fingerprint": experiment.fingerprint, "selected_on": selected_on}
+    tracker.set_tags(outcome.parent_run, {"rayndom.winner": winner, "rayndom.selected_on": selected_on})
+    if selected_on == "test":
+        console.warn("training.validation.select_on is test: the winner was chosen on test images, so its test accuracy is too good")
+    else:
+        console.say(f"trial {winner} wins on validation images; what follows is on test images")
+    train_baselines(baselines, home, data_root, tracker, outcome.parent_run)
+    jobs: list[Job] = []
+    if evaluate:
+        jobs = _evaluate(config, experiment, baselines, home, data_root, address, tracker, outcome.parent_run)
+        summary["evaluation"] = {job.name: conclusion(job.name, job.result()) for job in jobs}
+    target = resolve_target(str(home.run(experiment.fingerprint)), home)
+    export = export_target(target, home.root / "exports" / config.name)
+    summary["export"] = str(export)
+    tracker.log_folder(outcome.parent_run, export, "winner")
+    _keep_search(export / "search", found)
+    tracker.log_json(outcome.parent_run, summary, "summary.json")
+    tracker.log_metrics(
+        outcome.parent_run, {f"winner/{name}": value for name, value in target.config["details"]["training"]["metrics"].items()}
+    )
+    tracker.finish(outcome.parent_run)
+    console.say(f"winner exported to {export}")
+    console.say(f"MLflow {tracker.link(outcome.parent_run)}")
+    console.say(f"done in {console.duration(time.monotonic() - started)}")
+    return summary
+
+
+def choose_winner(config: SweepConfig, outcome: SearchOutcome) -> int:
+    """Return the trial to export: the best one; on a Pareto front, the best by the first objective."""
+    sign = 1 if config.objectives[0].mode == "max" else -1
+    trials = {trial.number: trial for trial in outcome.study.trials}
+    return max(outcome.best, key=lambda number: sign * trials[number].values[0])
+
+
+def resume_command() -> str:
+    """Return the command that goes on: the one that was given."""
+    arguments = sys.argv[1:]
+    return shlex.join(["rayndom", *arguments]) if arguments else "the same call"
+
+
+def _no_winner(config: SweepConfig, outcome: SearchOutcome, tracker: Tracker) -> str:
+    """Return why there is no winner, after showing and keeping what the search found."""
+    violating = infeasible(config, outcome.study)
+    if not violating:
+        return "no trial of the sweep reached its end; see the trials' errors above and in MLflow"
+    show_trials(config, outcome, None)
+    conclude_search(config, outcome, None, tracker)
+    return f"no trial satisfies the constraints {', '.join(each.key for each in config.constraints)}; relax them or widen the space"
+
+
+class NoWinner(RuntimeError):
+    """No trial can win: going on would not change that."""
+
+
+def _keep_search(folder: Path, found: dict[str, Any]) -> None:
+    """Leave what the search found beside the exported winner: front, importances, rank of the proxy, plots."""
+    folder.mkdir(exist_ok=True)
+    for plot in map(Path, found["plots"]):
+        shutil.copyfile(plot, folder / plot.name)
+    replace_text(folder / "search.json", json.dumps(found | {"plots": [Path(plot).name for plot in found["plots"]]}, indent=2))
+
+
+def _repeat(config: SweepConfig, outcome: SearchOutcome, home: Home, data_root: Path | None, tracker: Tracker) -> int:
+    """Train the best trials with further seeds and return the winner by the mean."""
+    assert config.repeats is not None
+    top = top_trials(config, outcome.study, config.repeats.top)
+    repeated = run_repeats(config, outcome.experiments, top, home, data_root, tracker, outcome.parent_run)
+    winner = choose_by_mean(config, repeated)
+    show_repeats(config, repeated, winner)
+    log_repeats(tracker, outcome.parent_run, repeated, outcome.experiments)
+    if winner is None:
+        tracker.finish(outcome.parent_run, "FAILED")
+        raise NoWinner("none of the repeated trials satisfies the constraints on the mean over seeds; repeat more of them")
+    return winner
+
+
+def _evaluate(
+    config: SweepConfig,
+    winner: ExperimentConfig,
+    baselines: list[ExperimentConfig],
+    home: Home,
+    data_root: Path | None,
+    address: str | None,
+    tracker: Tracker,
+    parent: str,
+) -> list[Job]:
+    settings = EvaluationSettings(suite=config.suite, num_samples=config.num_test_examples)
+    jobs = []
+    for experiment in [*baselines, winner]:
+        folder = RunFolder(home.run(experiment.fingerprint))
+        target = Target(folder.model, experiment)
+        name = f"{experiment.name} (winner)" if experiment is winner else experiment.name
+        jobs.append(prepare(name, target, settings, home, data_root))
+    need = trial_resources(winner.resources)
+    run_jobs(jobs, workers=1000, gpus_per_worker=need.gpus / need.workers, address=address)
+    for job in jobs:
+        run_id = tracker.find_run(job.target.experiment.fingerprint) if job.target.experiment else None
+        keep(job, job.result(), tracker, run_id, config.suite)
+    compare(jobs)
+    for job in jobs:
+        console.say(conclusion(job.name, job.result()))
+    return jobs
 
 
 @dataclass(frozen=True)
-class SweepOutcome:
-    """A finished or interrupted sweep.
+class Repeated:
+    """One of the best trials over its training seeds.
 
     Attributes:
-        complete: whether all trials are over.
-        best: Optuna's numbers of the best trials: one, or the Pareto front.
-        experiments: trial number -> experiment.
-        parent_run: id of the MLflow run.
+        number: of the trial. seeds: its own first.
+        values: metric -> one value per seed.
     """
 
-    complete: bool
-    best: list[int]
-    experiments: dict[int, ExperimentConfig]
-    study: optuna.Study
-    parent_run: str
-    folder: Path
-    stopped_early: int
+    number: int
+    seeds: tuple[int, ...]
+    values: Mapping[str, tuple[float, ...]]
+
+    def mean(self, metric: str) -> float:
+        """Return the mean over seeds."""
+        return statistics.fmean(self.values[metric])
+
+    def deviation(self, metric: str) -> float | None:
+        """Return the sample standard deviation over seeds, None with one seed."""
+        return statistics.stdev(self.values[metric]) if len(self.seeds) > 1 else None
+
+    def is_feasible(self, config: SweepConfig) -> bool:
+        """Return whether the means satisfy all constraints."""
+        return all(constraint.violation(self.mean(constraint.metric)) <= 0 for constraint in config.constraints)
 
 
-def sweep_key(config: SweepConfig) -> str:
-    """Return the name of a sweep's folder: its name and a hash of what it searches. Budgets are not part of it."""
-    fields = type(config).model_fields
-    unused = {name for name in LATER_FIELDS if getattr(config, name) == fields[name].get_default(call_default_factory=True)}
-    bases = [experiment.scientific() for experiment in config.base_experiments()]
-    definition = config.model_dump(mode="json", exclude=BUDGET_FIELDS | unused) | {"base": bases if config.recipes else bases[0]}
-    digest = hashlib.blake2b(json.dumps(definition, sort_keys=True).encode(), digest_size=4).hexdigest()
-    return f"{config.name}-{digest}"
+def with_seeds(experiment: ExperimentConfig, seeds: Sequence[int]) -> list[ExperimentConfig]:
+    """Return the experiment with its own seed, then with each of the others."""
+    return [experiment, *(experiment.model_copy(update={"seed": seed}) for seed in seeds if seed != experiment.seed)]
 
 
-class RememberingAsha(AsyncHyperBandScheduler):
-    """ASHA over several starts of a sweep: it also compares with trials of earlier starts, does not judge again the epochs of a trial
-    that an earlier start let go on, and stops no trial at its last epoch."""
-
-    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Decide as ASHA does, but let a trial that goes on after an interruption come to where it was."""
-        action = super().on_trial_result(controller, trial, result)
-        passed = (getattr(trial, "config", None) or {}).get(PASSED, 0)
-        return self.CONTINUE if action == self.STOP and result[self._time_attr] <= passed else action
-
-    def spare_the_last_epoch(self, epochs: int) -> None:
-        """Leave out rungs at or beyond the last epoch: what has trained to its end counts, whatever the others did."""
-        for bracket in self._brackets:
-            bracket._rungs = [(milestone, recorded) for milestone, recorded in bracket._rungs if milestone < epochs]
-
-    def remember(self, config: SweepConfig, study: optuna.Study) -> None:
-        """Enter what early stopping compares of all trials in the study."""
-        again = superseded(study)
-        for trial in study.trials:
-            if trial.number not in again:
-                for epoch, value in proxy_values(config, trial).items():
-                    self._brackets[0].on_result(SimpleNamespace(trial_id=f"earlier-{trial.number}"), epoch, value)
-
-
-def run_sweep(config: SweepConfig, home: Home, data_root: Path | None, *, address: str | None = None, tracker: Tracker) -> SweepOutcome:
-    """Run a sweep, or go on with it.
-
-    Raises:
-        UserError: the resources do not suffice for one trial, the study is locked, or a name is wrong.
-        StudyAway, StoreAway, NoSpace, ClusterLost: the study, the MLflow store, the disk or Ray failed on the way; everything finished is
-            kept.
-        KeyboardInterrupt: Ctrl-C; everything finished is kept.
-    """
-    base = config.experiment({})
-    need = trial_resources(base.resources)
-    console.say(f"joining Ray at {address}" if address else "starting Ray")
-    available = cluster.connect(address, dashboard=need.workers > 1)
-    at_once = concurrency(need, available, config.max_concurrent_trials, cluster.alive_nodes())
-    key = sweep_key(config)
-    folder = home.sweep(key)
-    study = open_study(config, folder)
-    parent = tracker.run("sweep", {SWEEP_TAG: key}, name=config.name)
-    tracker.set_tags(parent, {"rayndom.recipe": ", ".join(config.all_recipes)} | _flat_environment())
-    tracker.log_json(parent, config.model_dump(mode="json"), "sweep.json")
-    replace_text(folder / "sweep.json", json.dumps(config.model_dump(mode="json"), indent=2))
-    done, wanted = spent(study), target(config)
-    over = f", {done} already over" if done else ""
-    console.say(f"sweep {config.name}: {wanted} trials of {', '.join(config.all_recipes)}, {at_once} at a time{over}")
-    for remark in config.remarks:
-        console.say(remark)
-    console.say(f"study {folder / 'study.db'}; MLflow {tracker.link(parent)}")
-    late = complete_trial_records(config, key, study, home, tracker, parent)
-    if late:
-        console.say(f"logged what an earlier start could not: trials {', '.join(map(str, late))}")
-    if done < wanted:
-        watch = ClusterWatch(need, local=cluster.is_local(address))
-        listener = SweepListener(config, tracker, parent, key, done, wanted, watch)
-        with listener.writer, listener.board:
-            _tune(config, base, home, data_root, study, at_once, wanted - done, listener, folder, key)
-    study = open_study_readonly(config, folder, study)
-    complete = spent(study) >= wanted
-    return SweepOutcome(
-        complete=complete,
-        best=best_trials(config, study),
-        experiments={trial.number: config.experiment(trial.user_attrs["values"]) for trial in study.trials if "values" in trial.user_attrs},
-        study=study,
-        parent_run=parent,
-        folder=folder,
-        stopped_early=sum(trial.state == TrialState.PRUNED for trial in study.trials),
-    )
-
-
-def open_study_readonly(config: SweepConfig, folder: Path, study: optuna.Study) -> optuna.Study:
-    """Return the study with its cache renewed."""
-    return optuna.load_study(study_name=config.name, storage=study._storage)
-
-
-def best_trials(config: SweepConfig, study: optuna.Study) -> list[int]:
-    """Return the numbers of the best full-budget trials: one, or the Pareto front.
-
-    Trials that were stopped early or violate a constraint do not count.
-    """
-    if not any(trial.state == TrialState.COMPLETE and is_feasible(trial) for trial in study.trials):
-        return []
-    if len(config.objectives) == 1:
-        return [study.best_trial.number]
-    return [trial.number for trial in study.best_trials]
-
-
-def _tune(
+def run_repeats(
     config: SweepConfig,
-    base: ExperimentConfig,
+    experiments: Mapping[int, ExperimentConfig],
+    top: Sequence[int],
     home: Home,
     data_root: Path | None,
-    study: optuna.Study,
-    at_once: int,
-    remaining: int,
-    listener: SweepListener,
-    folder: Path,
-    key: str,
-) -> None:
-    start = f"{time.time_ns():x}"
-    epochs = max(experiment.training.epochs for experiment in config.base_experiments())
+    tracker: Tracker,
+    parent: str,
+) -> list[Repeated]:
+    """Train the trials `top` with the further seeds of `config.repeats`, log each as a child run, and return their values.
 
-    def trial(suggestion: dict[str, Any]) -> None:
-        experiment = config.experiment(suggestion["values"])
-        run_trial(
-            {
-                "experiment": experiment.model_dump(mode="json"),
-                "folder": str(home.run(experiment.fingerprint)),
-                "data_root": str(data_root) if data_root else None,
-                "train_storage": str(folder / "train"),
-                "start": start,
-                "measure": config.measure.model_dump(mode="json") if config.needs_protocols else None,
-            }
+    What is trained already is reused.
+
+    Raises:
+        RuntimeError: a run failed.
+    """
+    assert config.repeats is not None
+    measure = config.measure if config.needs_protocols else None
+    groups = {number: with_seeds(experiments[number], config.repeats.seeds) for number in top}
+    listed = [Listed(f"trial {number} seed {each.seed}", each) for number, group in groups.items() for each in group[1:]]
+    train_listed("repeat", listed, home, data_root, tracker, parent, measure)
+    repeated = []
+    for number, group in groups.items():
+        records = []
+        for experiment in group:
+            folder = RunFolder(home.run(experiment.fingerprint))
+            record = folder.result()
+            assert record is not None
+            records.append(record["metrics"] | ((kept_protocol_metrics(folder, measure) or {}) if measure else {}))
+        metrics = list(dict.fromkeys(config.final_metrics))
+        metrics += [MARKED_METRIC] if all(MARKED_METRIC in record for record in records) else []
+        repeated.append(
+            Repeated(
+                number,
+                tuple(experiment.seed for experiment in group),
+                {metric: tuple(record[metric] for record in records) for metric in metrics},
+            )
         )
-
-    scheduler: Any = FIFOScheduler()
-    if config.stopping is not None:
-        scheduler = RememberingAsha(
-            time_attr="epoch",
-            metric=config.stopping.metric,
-            mode="max",
-            # Beyond the last epoch: a trial that reaches its end finishes by itself and writes its model.
-            max_t=epochs + 1,
-            grace_period=min(config.stopping.grace_epochs, epochs),
-            reduction_factor=config.stopping.reduction_factor,
-        )
-        scheduler.spare_the_last_epoch(epochs)
-        scheduler.remember(config, study)
-    search = StudySearch(config, study)
-    tuner = tune.Tuner(
-        tune.with_resources(trial, tune_resources(base)),
-        tune_config=tune.TuneConfig(
-            search_alg=search,
-            scheduler=scheduler,
-            num_samples=remaining + 1000,  # the searcher says when the sweep has all its trials
-            max_concurrent_trials=at_once,
-            reuse_actors=base.resources.workers == 1,
-        ),
-        run_config=tune.RunConfig(
-            name=f"start-{start}",
-            storage_path=str(folder / "tune"),
-            callbacks=[listener],
-            stop=_OnFullDisk(listener),
-            failure_config=tune.FailureConfig(max_failures=2),
-            checkpoint_config=tune.CheckpointConfig(),
-            verbose=0,
-        ),
-    )
-    try:
-        tuner.fit()
-    except (*STUDY_ERRORS, TuneError) as error:
-        behind = study_error(error)
-        if behind is None:
-            raise
-        raise StudyAway(folder, behind) from error
-    if listener.full_disk is not None:
-        raise NoSpace(f"a trial could not write ({listener.full_disk}); make room below {home.root}. All finished epochs are kept")
+    return repeated
 
 
-class NoSpace(RuntimeError):
-    """The disk is full."""
+def choose_by_mean(config: SweepConfig, repeated: Sequence[Repeated]) -> int | None:
+    """Return the trial with the best mean of the first objective among those whose means satisfy the constraints; None: none does."""
+    objective = config.objectives[0]
+    sign = 1 if objective.mode == "max" else -1
+    feasible = [each for each in repeated if each.is_feasible(config)]
+    return max(feasible, key=lambda each: sign * each.mean(objective.metric)).number if feasible else None
 
 
-class _OnFullDisk(tune.Stopper):
-    """Ends the search when a trial found the disk full: the others would only fail one after the other."""
-
-    def __init__(self, listener: SweepListener) -> None:
-        self.listener = listener
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Stop no trial for its result."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Return whether a trial found the disk full."""
-        return self.listener.full_disk is not None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing, like the listener."""
-        return {}
+def show_repeats(config: SweepConfig, repeated: Sequence[Repeated], winner: int | None) -> None:
+    """Print mean and standard deviation of every repeated trial."""
+    metrics = list(dict.fromkeys(config.final_metrics))
+    rows = [
+        [
+            each.number,
+            ", ".join(map(str, each.seeds)),
+            *(_with_deviation(each, metric) for metric in metrics),
+            "winner" if each.number == winner else "" if each.is_feasible(config) else "violates a constraint",
+        ]
+        for each in repeated
+    ]
+    console.table("best trials over training seeds, mean +- standard deviation", ["trial", "seeds", *metrics, ""], rows)
 
 
-def _flat_environment() -> dict[str, str]:
-    return {f"environment.{key}": str(value) for key, value in collect_environment().items() if not isinstance(value, dict)}
+def log_repeats(tracker: Tracker, parent: str, repeated: Sequence[Repeated], experiments: Mapping[int, ExperimentConfig]) -> None:
+    """Log means and deviations to the sweep's run, and which trial a repeat belongs to, to the repeats' runs."""
+    content = []
+    for each in repeated:
+        content.append({"trial": each.number, "seeds": each.seeds, "values": each.values})
+        numbers = {}
+        for metric in each.values:
+            numbers[f"repeats/trial_{each.number}/{metric}/mean"] = each.mean(metric)
+            deviation = each.deviation(metric)
+            if deviation is not None:
+                numbers[f"repeats/trial_{each.number}/{metric}/standard_deviation"] = deviation
+        tracker.log_metrics(parent, numbers)
+        for experiment in with_seeds(experiments[each.number], each.seeds)[1:]:
+            run_id = tracker.run("repeat", {FINGERPRINT_TAG: experiment.fingerprint}, f"trial {each.number} seed {experiment.seed}", parent)
+            tracker.set_tags(run_id, {"rayndom.repeats": each.number})
+            tracker.finish(run_id)
+    tracker.log_json(parent, content, "repeats.json")
+
+
+def _with_deviation(each: Repeated, metric: str) -> str:
+    deviation = each.deviation(metric)
+    # One marked seed marks the mean.
+    shown = format_goal(metric, each.mean(metric), {name: max(values) for name, values in each.values.items()})
+    return shown + ("" if deviation is None else f" +- {deviation:.2g}")
+
+
+def check_networks(config: SweepConfig, data_root: Path | None) -> None:
+    """Read the data sets of a sweep and build the network of every end of its search space, each different one once.
+
+    Raises:
+        UserError: a data set is missing, or the backbone does not have what a value asks for; says which dimension and which value.
+    """
+    data: dict[str, Splits] = {}
+    built: set[tuple[str, ...]] = set()
+    starts = [(f"recipe {base.name}", base) for base in config.base_experiments()]
+    ends = [(title, config.experiment(values)) for title, values in extreme_points(config)]
+    for title, experiment in [*starts, *ends]:
+        where = experiment.data.model_dump_json()
+        if where not in data:
+            data[where] = load_data(experiment.data, data_root)
+        network = (where, experiment.backbone.model_dump_json(), experiment.defence.model_dump_json())
+        if network in built:
+            continue
+        built.add(network)
+        try:
+            build_for(experiment, data[where])
+        except UserError as error:
+            raise UserError(f"sweep {config.name}: {title}: {error}") from None

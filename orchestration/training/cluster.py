@@ -1,4 +1,4 @@
-"""Starting or joining Ray, once per process."""
+"""Starting or joining Ray, once per process, and noticing that a cluster has lost what its trials need."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+from orchestration import console
+from orchestration.training.resources import TrialResources, trials_that_fit
 
 # Read by Ray at import: a driver started by `uv run` would otherwise ship and rebuild the environment for every worker.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -99,3 +103,61 @@ def alive_nodes() -> list[dict[str, float]]:
 def is_local(address: str | None) -> bool:
     """Return whether `connect(address)` starts a Ray of this process's own."""
     return not (address or os.environ.get("RAY_ADDRESS"))
+
+
+LOOK_EVERY_S = 5.0
+PATIENCE_S = 900.0  # a new spot machine and its packages take ten minutes
+
+
+class ClusterLost(RuntimeError):
+    """The cluster no longer has what one trial needs."""
+
+
+class ClusterWatch:
+    """Looks now and then whether one trial still fits; says so once when not, and gives up after a while.
+
+    Args:
+        need: of one trial.
+        local: the cluster is this machine's own Ray: what is gone does not come back, so it is given up at once.
+        nodes: returns the resources of each node that is alive.
+        clock: returns seconds.
+    """
+
+    def __init__(
+        self,
+        need: TrialResources,
+        *,
+        local: bool,
+        nodes: Callable[[], Sequence[Mapping[str, float]]] = alive_nodes,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.need, self.local, self.nodes, self.clock = need, local, nodes, clock
+        self.looked = clock()
+        self.short_since: float | None = None
+
+    def look(self) -> None:
+        """Look, if it is time.
+
+        Raises:
+            ClusterLost: not even one trial fits, and waiting has no use or took too long.
+        """
+        now = self.clock()
+        if now - self.looked < LOOK_EVERY_S:
+            return
+        nodes = self.nodes()
+        self.looked = self.clock()
+        if trials_that_fit(self.need, nodes):
+            if self.short_since is not None:
+                console.say("the cluster has room for trials again")
+            self.short_since = None
+            return
+        left = " and ".join(f"{sum(node.get(name, 0.0) for node in nodes):g} {name}s" for name in ("CPU", "GPU"))
+        if self.local:
+            raise ClusterLost(f"Ray on this machine has broken down: of its nodes {left} are left. All finished epochs are kept")
+        if self.short_since is None:
+            self.short_since = now
+            console.warn(f"the cluster has {left} left, too little for one trial; waiting up to {console.duration(PATIENCE_S)} for nodes")
+        elif now - self.short_since > PATIENCE_S:
+            raise ClusterLost(
+                f"for {console.duration(PATIENCE_S)} the cluster had {left}, too little for one trial. Finished epochs are kept"
+            )

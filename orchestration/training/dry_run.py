@@ -13,7 +13,7 @@ from models.randomness import num_configurations
 from orchestration import console
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
-from orchestration.training.run_folder import RunFolder
+from orchestration.run_folder import RunFolder
 from orchestration.training.training_run import build_for, device_for
 from trainers.config import TrainingConfig
 from trainers.data import Splits, load_data, training_batches

@@ -1,22 +1,30 @@
-"""Robust accuracy of a finished trial under named protocols, on validation images: what a sweep improves when it asks for more than the
-cheap attack that epochs report."""
+"""What is measured on a finished model beside the metrics of its epochs: what it costs, and robust accuracy under named protocols.
+
+The latter on validation images: what a sweep improves when it asks for more than the cheap attack that epochs report.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import statistics
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from analysis.evaluate import evaluate
 from analysis.result import EvaluationResult
+from analysis.theory.cost import count_parameters
 from models.configuration import Config
+from models.modes import mode
+from models.randomness import resample
 from models.weights import load_pretrained
 from orchestration.experiment import ExperimentConfig
-from orchestration.training.run_folder import RunFolder, replace_text
+from orchestration.run_folder import RunFolder, replace_text
 from trainers.data import evaluation_batches, load_data
 from trainers.validation import limited
 
@@ -96,3 +104,33 @@ def accuracies_by_protocol(result: EvaluationResult) -> dict[str, float]:
     if metrics:
         metrics[MARKED_METRIC] = float(result.marked)
     return metrics
+
+
+LATENCY_BATCH_SIZE = 32
+_ROUNDS = 5
+
+
+def cost_metrics(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, float]:
+    """Return `model/parameters` and `model/latency_ms`.
+
+    The latency is the median time in milliseconds of one batch of 32 images with a new draw, in eval mode, on the device and with the
+    threads that the model was trained with. Other trials on the same machine disturb it.
+    """
+    device = next(model.parameters()).device
+    x_BCHW = torch.full((LATENCY_BATCH_SIZE, *image_shape), 0.5, device=device)
+    generator = torch.Generator().manual_seed(0)
+    seconds = []
+    with mode(model, "eval"), torch.no_grad():
+        for _ in range(_ROUNDS + 1):
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            started = time.perf_counter()
+            resample(model, generator)
+            model(x_BCHW)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - started)
+    return {
+        "model/parameters": float(count_parameters(model)),
+        "model/latency_ms": 1000 * statistics.median(seconds[1:]),  # the first call warms up
+    }

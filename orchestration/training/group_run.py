@@ -12,9 +12,9 @@ from ray.train import UserCallback
 
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
+from orchestration.run_folder import RunFolder
 from orchestration.training import cluster
 from orchestration.training.resources import concurrency, trial_resources
-from orchestration.training.run_folder import RunFolder
 from orchestration.training.training_run import RunResult
 from orchestration.training.trial import train_group
 from trainers.reporting import EpochReport

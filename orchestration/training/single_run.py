@@ -9,9 +9,9 @@ from orchestration import console
 from orchestration.environment import collect_environment
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
+from orchestration.run_folder import RunFolder
 from orchestration.tracking.background_writer import BackgroundWriter
 from orchestration.tracking.tracker import FINGERPRINT_TAG, Tracker
-from orchestration.training.run_folder import RunFolder
 from orchestration.training.training_run import RunResult, train_here
 from trainers.reporting import EpochReport
 

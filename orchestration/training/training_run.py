@@ -19,9 +19,9 @@ from models.registry import build_model
 from models.weights import load_pretrained, read_config, save_pretrained
 from orchestration.environment import collect_environment
 from orchestration.experiment import ExperimentConfig
-from orchestration.exporting.card import model_card
-from orchestration.training.model_cost import cost_metrics
-from orchestration.training.run_folder import RunFolder
+from orchestration.run_folder import RunFolder
+from orchestration.training.card import model_card
+from orchestration.training.final_measures import cost_metrics
 from trainers.checkpoint import read_state
 from trainers.data import Splits, load_data
 from trainers.distributed import world

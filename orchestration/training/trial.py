@@ -12,9 +12,9 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from orchestration.experiment import ExperimentConfig
+from orchestration.run_folder import RunFolder
 from orchestration.training.final_measures import MeasureConfig, protocol_metrics
 from orchestration.training.resources import DRIVER_BUNDLE, trial_resources
-from orchestration.training.run_folder import RunFolder
 from orchestration.training.training_run import RunResult, train_here
 from trainers.reporting import EpochReport
 

@@ -21,8 +21,8 @@ from orchestration.evaluating.run_comparison import find_runs, metric_rows, pair
 from orchestration.experiment import flatten
 from orchestration.exporting.targets import resolve_target
 from orchestration.home import Home
+from orchestration.run_folder import RunFolder
 from orchestration.tracking.tracker import Tracker
-from orchestration.training.run_folder import RunFolder
 
 TINY = [
     "--data.image_size", "8", "--data.limit_train", "64", "--data.validation_size", "32", "--data.limit_test", "40",

@@ -16,7 +16,9 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from orchestration.doctor import Check, datasets, installation, machine, run_checks, services
+from orchestration.commands.doctor import run_checks
+from orchestration.doctor import installation, machine, services
+from orchestration.doctor.check import Check
 from trainers.data.sets import DATASETS
 
 SECRET = "correct-horse-battery"
@@ -470,7 +472,7 @@ def test_studies_are_counted_and_a_damaged_one_is_named(tmp_path: Path) -> None:
 
 
 def test_data_sets_are_found_or_said_where_they_were_looked_for(tmp_path: Path) -> None:
-    absent = datasets.check_dataset(DATASETS["cifar10"], tmp_path)
+    absent = machine.check_dataset(DATASETS["cifar10"], tmp_path)
     assert absent.status == "warn"
     assert str(tmp_path / "cifar-10-batches-py") in absent.found
     assert str(tmp_path) in absent.mend
@@ -478,5 +480,5 @@ def test_data_sets_are_found_or_said_where_they_were_looked_for(tmp_path: Path) 
     folder.mkdir()
     for name in DATASETS["cifar10"].files:
         (folder / name).touch()
-    assert datasets.check_dataset(DATASETS["cifar10"], tmp_path) == Check("data set cifar10", "ok", str(folder))
-    assert datasets.check_dataset(DATASETS["digits"], tmp_path).status == "ok"
+    assert machine.check_dataset(DATASETS["cifar10"], tmp_path) == Check("data set cifar10", "ok", str(folder))
+    assert machine.check_dataset(DATASETS["digits"], tmp_path).status == "ok"

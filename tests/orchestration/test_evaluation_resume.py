@@ -17,7 +17,7 @@ from analysis.fingerprints import weights_hash
 from models.weights import load_pretrained
 from orchestration.cli import main
 from orchestration.home import Home
-from orchestration.training.run_folder import RunFolder
+from orchestration.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = """

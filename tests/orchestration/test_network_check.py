@@ -6,7 +6,7 @@ import pytest
 
 from models.errors import UserError
 from orchestration.sweeping.config import load_sweep
-from orchestration.sweeping.network_check import check_networks
+from orchestration.sweeping.sweep import check_networks
 
 
 @pytest.mark.parametrize("sweep", ["ctrw_digits", "dcs_digits", "rna_digits", "red_digits"])

@@ -9,7 +9,7 @@ import yaml
 
 from models.errors import UserError
 from orchestration import recipes
-from orchestration.commands.fields import field_rows
+from orchestration.commands.command import field_rows
 from orchestration.experiment import ExperimentConfig
 from orchestration.recipes import list_recipes, load_recipe
 from orchestration.sweeping.config import list_sweeps, load_sweep

@@ -6,9 +6,10 @@ import pytest
 import yaml
 
 from models.errors import UserError
+from orchestration.search_space import chosen_fields
 from orchestration.sweeping.config import list_sweeps, load_sweep
-from orchestration.sweeping.joint_space import chosen_fields
-from orchestration.sweeping.study import StudySearch, open_study, planned_points, target
+from orchestration.sweeping.search import StudySearch
+from orchestration.sweeping.study import open_study, planned_points, target
 from orchestration.sweeping.theory_prior import CtrwPrior, ctrw_lower_bound
 
 JOINT = {

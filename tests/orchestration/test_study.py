@@ -11,10 +11,10 @@ from ray.tune.search import Searcher
 
 from models.errors import UserError
 from orchestration.search_space import Dimension, suggest
-from orchestration.sweeping.cluster_watch import PATIENCE_S, ClusterLost, ClusterWatch
-from orchestration.sweeping.config import load_sweep
-from orchestration.sweeping.study import StudySearch, grid_points, open_study, spent, target
-from orchestration.sweeping.sweep import RememberingAsha, sweep_key
+from orchestration.sweeping.config import load_sweep, sweep_key
+from orchestration.sweeping.search import RememberingAsha, StudySearch
+from orchestration.sweeping.study import grid_points, open_study, spent, target
+from orchestration.training.cluster import PATIENCE_S, ClusterLost, ClusterWatch
 from orchestration.training.resources import TrialResources, concurrency
 
 

@@ -7,15 +7,13 @@ import torch
 
 from models.errors import UserError
 from models.registry import build_model
-from orchestration.sweeping.analysis import importances, infeasible, proxy_correlations, rungs, top_trials
-from orchestration.sweeping.config import load_sweep
+from orchestration.sweeping.config import load_sweep, sweep_key
+from orchestration.sweeping.findings import importances, infeasible, proxy_correlations, rungs, show_trials, top_trials
 from orchestration.sweeping.plots import write_plots
-from orchestration.sweeping.repeats import Repeated, choose_by_mean, show_repeats, with_seeds
-from orchestration.sweeping.study import StudySearch, open_study, proxy_values
-from orchestration.sweeping.summary import show_trials
-from orchestration.sweeping.sweep import RememberingAsha, SweepOutcome, best_trials, sweep_key
-from orchestration.training.final_measures import MARKED_METRIC
-from orchestration.training.model_cost import cost_metrics
+from orchestration.sweeping.search import RememberingAsha, SearchOutcome, StudySearch
+from orchestration.sweeping.study import best_trials, open_study, proxy_values
+from orchestration.sweeping.sweep import Repeated, choose_by_mean, show_repeats, with_seeds
+from orchestration.training.final_measures import MARKED_METRIC, cost_metrics
 
 ROBUST, CLEAN, SIZE = "validation/robust_accuracy", "validation/clean_accuracy", "model/parameters"
 
@@ -170,15 +168,15 @@ def test_costs_of_a_model_leave_it_as_it_was():
 
 
 def test_the_summary_of_a_search_is_shown_and_kept(tmp_path, home, capsys, monkeypatch):
-    from orchestration.sweeping.summary import conclude_search, show_trials
-    from orchestration.sweeping.sweep import SweepOutcome
+    from orchestration.sweeping.findings import conclude_search, show_trials
+    from orchestration.sweeping.search import SearchOutcome
     from orchestration.tracking.tracker import Tracker
 
     config = load_sweep("ctrw_bounds_digits", {"num_trials": 5, "objectives": [{"metric": ROBUST}, {"metric": CLEAN}]})
     study = run_by_hand(config, tmp_path, OUTCOMES)
     tracker = Tracker(home, "rayndom")
     parent = tracker.run("sweep", {"rayndom.sweep": "x"}, "x")
-    outcome = SweepOutcome(True, best_trials(config, study), {}, study, parent, tmp_path, 0)
+    outcome = SearchOutcome(True, best_trials(config, study), {}, study, parent, tmp_path, 0)
     show_trials(config, outcome, 3)
     found = conclude_search(config, outcome, 3, tracker)
     out = capsys.readouterr().out
@@ -197,7 +195,7 @@ def test_accuracies_of_an_invalid_evaluation_carry_their_mark_in_every_table_of_
     for name, marked in (("sound", 0.0), ("invalid", 1.0)):
         search.suggest(name)
         search.on_trial_complete(name, {"epoch": 12, "finished": True, f"{ROBUST}/T1": 0.5, CLEAN: 0.75, MARKED_METRIC: marked})
-    show_trials(config, SweepOutcome(True, [0, 1], {}, study, "", tmp_path, 0), 0)
+    show_trials(config, SearchOutcome(True, [0, 1], {}, study, "", tmp_path, 0), 0)
     lines = capsys.readouterr().out.splitlines()
     shown = [line for line in lines if "0.75" in line]
     assert len(shown) == 4, "two trials, in the table and on the front"

@@ -12,15 +12,15 @@ import pytest
 from optuna.trial import TrialState
 
 from models.errors import UserError
+from orchestration.run_folder import RunFolder
 from orchestration.sweeping import study as study_module
 from orchestration.sweeping.config import load_sweep
 from orchestration.sweeping.listed_experiments import Listed, train_listed
 from orchestration.sweeping.listener import is_full_disk
-from orchestration.sweeping.study import RETRY, StudySearch, open_study, spent
-from orchestration.sweeping.sweep_lock import only_driver
-from orchestration.sweeping.trial_record import complete_trial_records, open_trial_run
+from orchestration.sweeping.search import StudySearch
+from orchestration.sweeping.study import RETRY, only_driver, open_study, spent
+from orchestration.sweeping.trial_runs import complete_trial_records, open_trial_run
 from orchestration.tracking.tracker import Tracker
-from orchestration.training.run_folder import RunFolder
 from orchestration.training.trial import failure_reason
 
 ROBUST = "validation/robust_accuracy"

@@ -8,12 +8,12 @@ import pytest
 
 from models.errors import UserError
 from orchestration.cli import main
-from orchestration.sweeping.config import load_sweep
+from orchestration.run_folder import RunFolder, replace_text
+from orchestration.sweeping.config import load_sweep, sweep_key
+from orchestration.sweeping.search import StudySearch
 from orchestration.sweeping.status import find_sweep, is_held, list_sweep_keys, sweep_status
-from orchestration.sweeping.study import StudySearch, open_study
-from orchestration.sweeping.sweep import sweep_key
+from orchestration.sweeping.study import open_study
 from orchestration.tracking.tracker import FINGERPRINT_TAG, SWEEP_TAG, Tracker
-from orchestration.training.run_folder import RunFolder, replace_text
 
 ROBUST, CLEAN = "validation/robust_accuracy", "validation/clean_accuracy"
 

@@ -14,10 +14,10 @@ from optuna.trial import FrozenTrial, TrialState
 from models.errors import UserError
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
+from orchestration.run_folder import RunFolder
 from orchestration.sweeping.config import SweepConfig
 from orchestration.sweeping.study import METRICS, superseded
 from orchestration.tracking.tracker import FINGERPRINT_TAG, SWEEP_TAG, Tracker
-from orchestration.training.run_folder import RunFolder
 
 STATE_TAG = "rayndom.state"
 FINISHED, STOPPED_EARLY, FAILED = "finished", "stopped early by ASHA", "failed"

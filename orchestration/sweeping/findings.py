@@ -1,0 +1,245 @@
+"""What a finished search found beyond its winner: the front, what mattered, whether the cheap proxy ranks trials as the final measure.
+
+First computed from the study, then shown, plotted and logged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from scipy import stats
+
+from orchestration import console
+from orchestration.sweeping.config import SweepConfig, dimension_cells, dimension_titles
+from orchestration.sweeping.goals import format_goal
+from orchestration.sweeping.plots import write_plots
+from orchestration.sweeping.search import SearchOutcome
+from orchestration.sweeping.study import METRICS, full_trials, is_feasible, proxy_values, superseded
+from orchestration.tracking.tracker import Tracker
+
+MIN_TRIALS = 4  # fewer full-budget trials say nothing about importances or ranks
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's rank correlation between the proxy after some epochs and the final measure.
+
+    Attributes:
+        epoch: epochs after which the proxy was taken. num_trials: full-budget trials that have both.
+        rho: the correlation in [-1, 1], positive where the proxy prefers what the objective prefers; None if all ranks are equal.
+        p_value: two-sided, None with rho.
+    """
+
+    epoch: int
+    num_trials: int
+    rho: float | None
+    p_value: float | None
+
+
+def rungs(config: SweepConfig, epochs: int) -> list[int]:
+    """Return the epochs at which ASHA compares trials, and the last epoch."""
+    if config.stopping is None:
+        return []
+    epoch, found = float(min(config.stopping.grace_epochs, epochs)), []
+    while epoch < epochs:
+        found.append(int(epoch))
+        epoch *= config.stopping.reduction_factor
+    return sorted({*found, epochs})
+
+
+def proxy_correlations(config: SweepConfig, study: optuna.Study, epochs: int) -> list[RankCorrelation]:
+    """Return how the metric that early stopping watches ranks trials at each rung, against the first objective at the end.
+
+    Only trials that reached their end have both, and the proxy itself chose those: the correlation over all trials may differ.
+    """
+    sign = 1 if config.objectives[0].mode == "max" else -1
+    found = []
+    for epoch in rungs(config, epochs):
+        pairs = []
+        for trial in full_trials(study):
+            values = proxy_values(config, trial)
+            if epoch in values:
+                pairs.append((values[epoch], sign * trial.values[0]))
+        if len(pairs) < MIN_TRIALS:
+            continue
+        proxies, finals = zip(*pairs, strict=True)
+        if len(set(proxies)) == 1 or len(set(finals)) == 1:
+            found.append(RankCorrelation(epoch, len(pairs), None, None))
+            continue
+        outcome = stats.spearmanr(proxies, finals)
+        found.append(RankCorrelation(epoch, len(pairs), float(outcome.statistic), float(outcome.pvalue)))
+    return found
+
+
+def importances(config: SweepConfig, study: optuna.Study) -> dict[str, dict[str, float]] | None:
+    """Return objective -> dimension -> share of the objective's variance over full-budget trials that it explains (fANOVA).
+
+    Dimensions that only some trials have (conditional ones) are left out. None: there are fewer than four full-budget trials, or no
+    dimension that all of them have takes different values.
+    """
+    trials = full_trials(study)
+    if len(trials) < MIN_TRIALS:
+        return None
+    common = [name for name in config.space or {} if all(name in trial.params for trial in trials)]
+    common = [name for name in common if len({trial.params[name] for trial in trials}) > 1]
+    if not common:
+        return None
+    # Optuna does not compare trials whose ranges differ, as those of B above A do: here every trial gets the whole range.
+    distributions = {name: (config.space or {})[name].distribution() for name in common}
+    copies = [
+        optuna.trial.create_trial(
+            params={name: trial.params[name] for name in common},
+            distributions=distributions,
+            values=trial.values,
+            state=TrialState.COMPLETE,
+        )
+        for trial in trials
+    ]
+    copied = optuna.create_study(directions=study.directions)
+    copied.add_trials(copies)
+    table = {}
+    for index, objective in enumerate(config.objectives):
+        if len({trial.values[index] for trial in trials}) == 1:
+            table[objective.metric] = dict.fromkeys(common, 0.0)
+            continue
+        scores = optuna.importance.get_param_importances(
+            copied,
+            evaluator=optuna.importance.FanovaImportanceEvaluator(seed=config.seed),
+            target=lambda trial, index=index: trial.values[index],
+        )
+        table[objective.metric] = dict(sorted(scores.items(), key=lambda item: -item[1]))
+    return table
+
+
+def infeasible(config: SweepConfig, study: optuna.Study) -> list[tuple[int, str]]:
+    """Return (trial, what it violates) of the full-budget trials that violate a constraint."""
+    found = []
+    for trial in full_trials(study):
+        if is_feasible(trial):
+            continue
+        metrics = trial.user_attrs.get(METRICS, {})
+        broken = [f"{key} (it has {_value(config, key, metrics)})" for key, violation in trial.constraints.items() if violation > 0]
+        found.append((trial.number, ", ".join(broken)))
+    return found
+
+
+def _value(config: SweepConfig, key: str, metrics: dict[str, float]) -> str:
+    for constraint in config.constraints:
+        if constraint.key == key and constraint.metric in metrics:
+            return f"{metrics[constraint.metric]:.4g}"
+    return "another value"
+
+
+def top_trials(config: SweepConfig, study: optuna.Study, count: int) -> list[int]:
+    """Return the numbers of the best feasible full-budget trials: the front first, each part by the first objective."""
+    sign = 1 if config.objectives[0].mode == "max" else -1
+    feasible = [trial for trial in full_trials(study) if is_feasible(trial)]
+    front = {trial.number for trial in study.best_trials} if len(config.objectives) > 1 and feasible else set()
+    ranked = sorted(feasible, key=lambda trial: (trial.number not in front, -sign * trial.values[0], trial.number))
+    # A sampler may propose a point twice; its repeats would be the same runs.
+    unique = {trial.user_attrs.get("fingerprint", str(trial.number)): trial.number for trial in reversed(ranked)}
+    return [trial.number for trial in ranked if trial.number in unique.values()][:count]
+
+
+ENDS = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed"}
+
+
+def show_trials(config: SweepConfig, outcome: SearchOutcome, winner: int | None) -> None:
+    """Print a table of all trials, then the Pareto front and what violates a constraint."""
+    rows = []
+    again = superseded(outcome.study)
+    violating = dict(infeasible(config, outcome.study))
+    for trial in sorted(outcome.study.trials, key=lambda trial: trial.number):
+        if "values" not in trial.user_attrs or trial.number in again:
+            continue
+        shown = dimension_cells(config, trial.user_attrs["values"])
+        ended = ENDS.get(trial.state.name, trial.state.name.lower())
+        scores = _scores(config, trial) if trial.state.name == "COMPLETE" else ["" for _ in config.objectives]
+        front = "front" if len(config.objectives) > 1 else ""
+        mark = "winner" if trial.number == winner else front if trial.number in outcome.best else ""
+        mark = mark or ("violates a constraint" if trial.number in violating else "")
+        rows.append([trial.number, ended, trial.user_attrs.get("epochs", ""), *shown, *scores, mark])
+    columns = ["trial", "ended", "epochs", *dimension_titles(config), *(objective.metric for objective in config.objectives), ""]
+    console.table("trials", columns, rows)
+    if len(config.objectives) > 1:
+        _show_front(config, outcome)
+    for number, reason in violating.items():
+        console.say(f"trial {number} cannot win: not {reason}")
+
+
+def _scores(config: SweepConfig, trial: FrozenTrial) -> list[str]:
+    metrics = trial.user_attrs.get(METRICS, {})
+    return [format_goal(objective.metric, value, metrics) for objective, value in zip(config.objectives, trial.values, strict=True)]
+
+
+def _show_front(config: SweepConfig, outcome: SearchOutcome) -> None:
+    trials = sorted((t for t in full_trials(outcome.study) if t.number in outcome.best), key=lambda t: -t.values[0])
+    rows = [[t.number, *dimension_cells(config, t.user_attrs["values"]), *_scores(config, t)] for t in trials]
+    goals = [f"{objective.metric} ({objective.mode})" for objective in config.objectives]
+    console.table("Pareto front: no trial is better in one of these without being worse in another", [
+        "trial", *dimension_titles(config), *goals
+    ], rows)  # fmt: skip
+
+
+def conclude_search(config: SweepConfig, outcome: SearchOutcome, winner: int | None, tracker: Tracker) -> dict[str, Any]:
+    """Say what mattered and how far the proxy can be trusted, write the plots, log all to the sweep's run; return it as JSON types."""
+    epochs = max(experiment.training.epochs for experiment in config.base_experiments())
+    shares = importances(config, outcome.study)
+    correlations = proxy_correlations(config, outcome.study, epochs)
+    _say_importances(config, shares)
+    _say_correlations(config, correlations)
+    files = write_plots(config, outcome.study, outcome.folder / "plots", winner, shares)
+    for file in files:
+        tracker.log_file(outcome.parent_run, file, "plots")
+    if files:
+        console.say(f"plots in {outcome.folder / 'plots'} and in MLflow: {', '.join(file.name for file in files)}")
+    tracker.log_metrics(
+        outcome.parent_run, {f"proxy/rank_correlation/epoch_{each.epoch}": each.rho for each in correlations if each.rho is not None}
+    )
+    front = [
+        {"trial": trial.number, "fingerprint": trial.user_attrs["fingerprint"]}
+        | dict(zip((objective.metric for objective in config.objectives), trial.values, strict=True))
+        for trial in full_trials(outcome.study)
+        if trial.number in outcome.best
+    ]
+    found = {
+        "front": front,
+        "infeasible": [{"trial": number, "reason": reason} for number, reason in infeasible(config, outcome.study)],
+        "importances": shares,
+        "proxy": [vars(each) for each in correlations],
+        "plots": [str(file) for file in files],
+    }
+    tracker.log_json(outcome.parent_run, found, "search.json")
+    return found
+
+
+def _say_importances(config: SweepConfig, shares: dict[str, dict[str, float]] | None) -> None:
+    if shares is None:
+        console.say(f"no importances: they need {MIN_TRIALS} full-budget trials that share a dimension with different values")
+        return
+    names = list(dict.fromkeys(name for column in shares.values() for name in column))
+    console.table(
+        "importance: share of each objective's variance over full-budget trials (fANOVA; unreliable with few trials)",
+        ["dimension", *shares],
+        [[name, *(f"{100 * column[name]:.0f} %" for column in shares.values())] for name in names],
+    )
+
+
+def _say_correlations(config: SweepConfig, correlations: list[RankCorrelation]) -> None:
+    if config.stopping is None:
+        return
+    if not correlations:
+        console.say(f"the proxy's rank correlation needs {MIN_TRIALS} full-budget trials; there are fewer")
+        return
+    console.table(
+        f"Spearman's rank correlation of {config.stopping.metric} (what stops trials) with {config.objectives[0].metric} at the end, "
+        "over trials that reached it",
+        ["epoch", "trials", "correlation", "p"],
+        [
+            [each.epoch, each.num_trials, *("all equal" if value is None else f"{value:+.2g}" for value in (each.rho, each.p_value))]
+            for each in correlations
+        ],
+    )
