@@ -9,3 +9,11 @@ class Config(BaseModel):
     """A frozen record. Unknown keys are errors; instances are hashable by value of their JSON form and safe to pickle."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @property
+    def revision(self) -> int:
+        """How often what these values mean has changed; a run's fingerprint holds it unless it is 0.
+
+        A run that was made under an earlier meaning is another experiment: it is neither gone on with nor reused.
+        """
+        return 0

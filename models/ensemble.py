@@ -27,7 +27,7 @@ from models.configuration import Config
 from models.errors import UserError, unknown_name
 from models.layers.host_mirror import HostMirror
 from models.randomness import RandomModule, derive_seed, per_example_rows, random_sites
-from models.registry import BuildRequest, defence_model, parse_defence_parameters
+from models.registry import BuildRequest, parse_defence_section
 
 InferenceMode = Literal["rsi_sample", "rsi_call", "mean_prob", "mean_logit", "majority"]
 """`rsi_sample`: each example of a batch is answered by a member of its own; `rsi_call`: one member answers the whole batch;
@@ -244,6 +244,11 @@ class EnsembleConfig(Config):
         description="Defence that every member carries, e.g. `{name: ctrw, constraint: project}`; none: plain networks.",
     )
 
+    @property
+    def revision(self) -> int:
+        """That of the members' defence."""
+        return 0 if self.member is None else parse_defence_section(self.member)[1].revision
+
     @field_validator("member")
     @classmethod
     def _member_is_a_defence(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -251,10 +256,9 @@ class EnsembleConfig(Config):
             return None
         if not isinstance(value.get("name"), str):
             raise ValueError(f"a member's defence needs a name, e.g. {{name: ctrw}}; got {value!r}")
-        entry = defence_model(value["name"])
+        entry, parameters = parse_defence_section(value)
         if issubclass(entry.config, EnsembleConfig):
             raise ValueError(f"members of an ensemble cannot be ensembles themselves: {entry.name!r} is one")
-        parameters = parse_defence_parameters(entry.name, {key: item for key, item in value.items() if key != "name"})
         return {"name": entry.name, **parameters.model_dump(mode="json")}
 
 
@@ -271,7 +275,6 @@ def build_members(config: EnsembleConfig, request: BuildRequest) -> list[nn.Modu
 def _build_member(config: EnsembleConfig, request: BuildRequest, index: int) -> nn.Module:
     if config.member is None:
         return request.network(member=index)
-    parameters = dict(config.member)
-    name = parameters.pop("name")
     own_request = dataclasses.replace(request, seed=derive_seed(request.seed, "member", index))
-    return defence_model(name).build(parse_defence_parameters(name, parameters), own_request)
+    entry, parameters = parse_defence_section(config.member)
+    return entry.build(parameters, own_request)

@@ -103,6 +103,12 @@ def parse_defence_parameters(name: str, parameters: Mapping[str, Any]) -> Config
         raise UserError(f"defence {name!r}: {details}") from None
 
 
+def parse_defence_section(section: Mapping[str, Any]) -> tuple[DefenceModel, Config]:
+    """Return the entry and the parameters of a section `{"name": ..., parameters}`; errors are those of the two functions above."""
+    parameters = {key: value for key, value in section.items() if key != "name"}
+    return defence_model(section["name"]), parse_defence_parameters(section["name"], parameters)
+
+
 def build_model(
     defence: str,
     *,
@@ -189,4 +195,5 @@ __all__ = [
     "list_backbones",
     "list_defences",
     "parse_defence_parameters",
+    "parse_defence_section",
 ]

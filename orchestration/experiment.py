@@ -122,6 +122,8 @@ class ExperimentConfig(Config):
         """Return the sections that define the result, as JSON types, without values that are defaults."""
         full = self.model_dump(mode="json", exclude_defaults=True)
         full["defence"] = {"name": self.defence.name} | self.defence.parameters.model_dump(mode="json", exclude_defaults=True)
+        if revision := self.defence.parameters.revision:
+            full["defence"]["revision"] = revision
         return {key: value for key, value in full.items() if key not in OPERATIONAL_SECTIONS}
 
     @property

@@ -35,7 +35,8 @@ class DcsConfig(Config):
     )
     sampling: Literal["uniform", "stratified2"] = Field(
         "uniform",
-        description='`uniform`: every set of n taps; `stratified2`: one tap in each of n parity classes (the paper\'s "cancel X^u").',
+        description="`uniform`: every set of n taps; `stratified2`: one tap in each of the first n of the four parity classes of row and "
+        'column (the paper\'s "cancel X^u", as the official code has it for n = 1, 3, 4; n = 2 is our reading).',
     )
     positions: tuple[int, ...] = Field(
         (2,),
@@ -67,6 +68,11 @@ class DcsConfig(Config):
         if self.gsat == "chain" and self.draw_scope == "per_example":
             raise ValueError("gsat `chain` needs a mask that the batch shares; draw_scope `per_example` works with `attack`")
         return self
+
+    @property
+    def revision(self) -> int:
+        """1 where `stratified2` used to draw the classes at random."""
+        return int(self.sampling == "stratified2" and self.num_taps < 4)
 
 
 PRESETS: dict[str, dict] = {

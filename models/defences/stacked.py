@@ -16,7 +16,7 @@ from torch import nn
 from models.backbones.base import Backbone
 from models.configuration import Config
 from models.errors import UserError
-from models.registry import BuildRequest, DefenceModel, defence_model, parse_defence_parameters
+from models.registry import BuildRequest, DefenceModel, parse_defence_section
 
 Transform = Callable[[Backbone], None]
 
@@ -37,9 +37,14 @@ class StackedConfig(Config):
         for section in value:
             if not isinstance(section.get("name"), str):
                 raise ValueError(f"each defence of a stack needs a name, e.g. {{name: rna}}; got {section!r}")
-            parameters = parse_defence_parameters(section["name"], {key: item for key, item in section.items() if key != "name"})
-            checked.append({"name": section["name"], **parameters.model_dump(mode="json")})
+            entry, parameters = parse_defence_section(section)
+            checked.append({"name": entry.name, **parameters.model_dump(mode="json")})
         return tuple(checked)
+
+    @property
+    def revision(self) -> int:
+        """The sum of those of the defences."""
+        return sum(parse_defence_section(section)[1].revision for section in self.defences)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +70,9 @@ def build_stacked(config: StackedConfig, request: BuildRequest) -> nn.Module:
     """
     transforms: list[Transform] = []
     for section in config.defences:
-        parameters = dict(section)
-        entry = defence_model(parameters.pop("name"))
+        entry, parameters = parse_defence_section(section)
         recorder = _Recorder(**{field.name: getattr(request, field.name) for field in dataclasses.fields(BuildRequest)})
-        built = entry.build(parse_defence_parameters(entry.name, parameters), recorder)
+        built = entry.build(parameters, recorder)
         if built is not recorder.stand_in:
             raise UserError(f"{entry.name!r} is more than layers in a network and cannot be stacked; members of an ensemble can be stacks")
         transforms += recorder.transforms

@@ -194,7 +194,9 @@ class StochasticConv2d(RandomModule):
         top, left = self.padding - rows[0], self.padding - columns[0]
         bottom = self.stride[0] * (height - 1) + rows[-1] - self.padding - (x_BCHW.shape[2] - 1)
         right = self.stride[1] * (width - 1) + columns[-1] - self.padding - (x_BCHW.shape[3] - 1)
-        padded = functional.pad(x_BCHW, (left, right, top, bottom))  # a negative padding cuts
+        # Padding first: a tap beyond the far side of a small map lies where a negative padding would have cut more than there is.
+        padded = functional.pad(x_BCHW, tuple(max(0, width) for width in (left, right, top, bottom)))
+        padded = padded[:, :, max(0, -top) : padded.shape[2] + min(0, bottom), max(0, -left) : padded.shape[3] + min(0, right)]
         dilation = (rows.step, columns.step)
         return functional.conv2d(padded, weight, self.bias, self.stride, 0, dilation, self.groups)
 

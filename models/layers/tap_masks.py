@@ -21,8 +21,6 @@ from models.errors import UserError, unknown_name
 Sampling = Literal["uniform", "stratified2"]
 Gsat = Literal["off", "attack", "chain"]
 
-NUM_CLASSES = 4
-
 
 @dataclass(frozen=True)
 class TapMaskSpace:
@@ -31,8 +29,11 @@ class TapMaskSpace:
     Attributes:
         kernel_size: k, odd.
         num_taps: n.
-        sampling: `uniform`: every set of n taps, equally likely; `stratified2`: the taps fall into four classes by the parities of
-            row and column, n different classes are chosen uniformly and one tap uniformly in each (the paper's "cancel X^u", as coded).
+        sampling: `uniform`: every set of n taps; `stratified2`: one tap of each of the first n parity classes (`classes`), so that a
+            second mask has all its taps in classes that the first one used. All masks are equally likely.
+
+    `stratified2` is the paper's "cancel X^u" as the official code has it: n = 1 always takes class 1 (9 masks of a 5x5 kernel), n = 3
+    classes 1 to 3 (324 masks), n = 4 all of them (1296). The code has nothing for n = 2; classes 1 and 2 (54 masks) are our reading.
 
     Raises:
         UserError: k is even, or n is out of range.
@@ -50,10 +51,10 @@ class TapMaskSpace:
             raise UserError(f"kernel_size is {k}; it must be odd and positive, e.g. 3 or 5")
         if not 1 <= n <= k * k:
             raise UserError(f"num_taps is {n}; a {k}x{k} kernel has 1 to {k * k} taps")
-        if self.sampling == "stratified2" and n > len(self._nonempty_classes):
+        if self.sampling == "stratified2" and n > len(self.classes):
             raise UserError(
-                f"num_taps is {n}; sampling stratified2 takes at most one tap of each of the "
-                f"{len(self._nonempty_classes)} parity classes of a {k}x{k} kernel"
+                f"num_taps is {n}; sampling stratified2 takes one tap of each of the first n parity classes, "
+                f"of which a {k}x{k} kernel has {len(self.classes)}"
             )
 
     def check_disjoint(self) -> None:
@@ -62,11 +63,11 @@ class TapMaskSpace:
         if 2 * n > k * k:
             raise UserError(f"gsat needs two disjoint masks, 2 n <= k k; num_taps is {n} and a {k}x{k} kernel has {k * k} taps")
         if self.sampling == "stratified2":
-            sizes = sorted(len(self.classes[index]) for index in self._nonempty_classes)
-            left = sum(size - (position < n) > 0 for position, size in enumerate(sizes))
-            if left < n:
+            single = [number for number, members in enumerate(self._strata, start=1) if len(members) < 2]
+            if single:
                 raise UserError(
-                    f"gsat with stratified2 needs taps left in {n} parity classes after a mask is taken away; a {k}x{k} kernel keeps {left}"
+                    f"gsat with stratified2 needs two taps in each of the first {n} parity classes; class {single[0]} of a {k}x{k} kernel "
+                    "has one"
                 )
 
     @property
@@ -74,45 +75,38 @@ class TapMaskSpace:
         """Number of masks."""
         if self.sampling == "uniform":
             return math.comb(self.kernel_size**2, self.num_taps)
-        return sum(count for _, count in self._subsets)
+        return math.prod(map(len, self._strata))
 
     @property
     def num_scores(self) -> int:
         """Number of uniform random numbers that `choose` needs for one mask."""
-        return self.kernel_size**2 + NUM_CLASSES
+        return self.kernel_size**2
 
     @cached_property
     def classes(self) -> tuple[tuple[int, ...], ...]:
-        """The taps of each of the four parity classes."""
+        """The taps of each parity class: 1 even row and column, 2 even row and odd column, 3 the reverse, 4 both odd. 1x1 has class 1."""
         k = self.kernel_size
-        return tuple(
+        taps = (
             tuple(row * k + column for row in range(k) for column in range(k) if (row % 2, column % 2) == parity)
             for parity in itertools.product((0, 1), repeat=2)
         )
+        return tuple(members for members in taps if members)
 
-    @cached_property
-    def _nonempty_classes(self) -> tuple[int, ...]:
-        return tuple(index for index, members in enumerate(self.classes) if members)
-
-    @cached_property
-    def _subsets(self) -> tuple[tuple[tuple[int, ...], int], ...]:
-        """The sets of n classes, each with its number of masks."""
-        return tuple(
-            (subset, math.prod(len(self.classes[index]) for index in subset))
-            for subset in itertools.combinations(self._nonempty_classes, self.num_taps)
-        )
+    @property
+    def _strata(self) -> tuple[tuple[int, ...], ...]:
+        """The classes that a stratified mask has one tap of each."""
+        return self.classes[: self.num_taps]
 
     def taps(self, index: int) -> tuple[int, ...]:
         """Return mask number `index` in [0, size)."""
         if not 0 <= index < self.size:
             raise IndexError(f"configuration {index} is outside [0, {self.size})")
         if self.sampling == "stratified2":
-            subset, index = self._subset_of(index)
-            chosen = []
-            for group in subset:
-                index, position = divmod(index, len(self.classes[group]))
-                chosen.append(self.classes[group][position])
-            return tuple(sorted(chosen))
+            one_of_each = []
+            for members in self._strata:
+                index, position = divmod(index, len(members))
+                one_of_each.append(members[position])
+            return tuple(sorted(one_of_each))
         chosen = []
         tap = 0
         for remaining in range(self.num_taps, 0, -1):
@@ -124,18 +118,9 @@ class TapMaskSpace:
         return tuple(chosen)
 
     def probability(self, index: int) -> float:
-        """Return the probability of mask number `index`: 1/size, except where classes of unequal size are chosen from."""
-        if self.sampling == "uniform":
-            return 1 / self.size
-        subset, _ = self._subset_of(index)
-        return 1 / len(self._subsets) / math.prod(len(self.classes[group]) for group in subset)
-
-    def _subset_of(self, index: int) -> tuple[tuple[int, ...], int]:
-        for subset, count in self._subsets:
-            if index < count:
-                return subset, index
-            index -= count
-        raise IndexError(f"there are {self.size} masks")
+        """Return the probability of mask number `index`, which is 1 / size."""
+        self.taps(index)
+        return 1 / self.size
 
     def choose(self, scores: Tensor, available: Tensor) -> Tensor:
         """Turn uniform random numbers into masks.
@@ -147,19 +132,8 @@ class TapMaskSpace:
         Returns:
             (R, n) taps, ascending in each row.
         """
-        num_taps = self.kernel_size**2
-        tap_scores = scores[:, :num_taps].masked_fill(~available, -1.0)
+        masked = scores.masked_fill(~available, -1.0)
         if self.sampling == "uniform":
-            return tap_scores.topk(self.num_taps, dim=1).indices.sort(dim=1).values
-        best, best_score = [], []
-        for members in self.classes:
-            if not members:
-                best.append(torch.zeros(len(scores), dtype=torch.int64))
-                best_score.append(torch.full((len(scores),), -1.0, dtype=scores.dtype))
-                continue
-            value, position = tap_scores[:, list(members)].max(dim=1)
-            best.append(torch.tensor(members)[position])
-            best_score.append(value)
-        class_scores = scores[:, num_taps:].masked_fill(torch.stack(best_score, dim=1) < 0, -1.0)
-        chosen = class_scores.topk(self.num_taps, dim=1).indices
-        return torch.stack(best, dim=1).gather(1, chosen).sort(dim=1).values
+            return masked.topk(self.num_taps, dim=1).indices.sort(dim=1).values
+        best = [torch.tensor(members)[masked[:, list(members)].argmax(dim=1)] for members in self._strata]
+        return torch.stack(best, dim=1).sort(dim=1).values
