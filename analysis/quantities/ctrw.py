@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from analysis.quantity import RANDOM_WEIGHTS, Finding, Quantity, Requirement, Subject
+from analysis.quantities.quantity import RANDOM_WEIGHTS, Finding, Quantity, Requirement, Subject
 from analysis.theory.ctrw_bounds import (
     conditional_probability,
     cosine_statistic,

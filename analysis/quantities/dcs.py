@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from analysis.quantity import Finding, NotComputable, Quantity, Requirement, Subject
+from analysis.quantities.quantity import Finding, NotComputable, Quantity, Requirement, Subject
 from analysis.theory.dcs_bounds import (
     feasibility,
     paper_gap_bounds,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from analysis.quantity import NORMALIZATION_FAMILY, RANDOM_NORMALIZATIONS, Finding, Quantity, Requirement, Subject
+from analysis.quantities.quantity import NORMALIZATION_FAMILY, RANDOM_NORMALIZATIONS, Finding, Quantity, Requirement, Subject
 from analysis.theory.rna_paths import (
     cosines_between_types,
     pairs_at_difference,

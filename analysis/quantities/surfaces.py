@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from analysis.quantity import ANY_MODEL, SINGLE_NETWORK, Finding, NotComputable, Quantity, Subject
+from analysis.quantities.quantity import ANY_MODEL, SINGLE_NETWORK, Finding, NotComputable, Quantity, Subject
 from analysis.theory.flatness import expansion_errors, weight_landscape
 from analysis.theory.landscape import input_landscape
 from models.errors import UserError

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from analysis.quantity import ANY_MODEL, Finding, Quantity, Subject
+from analysis.quantities.quantity import ANY_MODEL, Finding, Quantity, Subject
 from analysis.theory.cost import measure_costs
 from analysis.theory.flatness import loss_under_weight_noise, sharpness, top_hessian_eigenvalue
 from analysis.theory.smoothness import effective_smoothness

@@ -174,11 +174,6 @@ def write_parquet(frame: Frame, path: str | Path, columns: Sequence[str] | None 
     return path
 
 
-def read_parquet(path: str | Path) -> list[dict[str, Any]]:
-    """Return the frame of a Parquet file."""
-    return pyarrow.parquet.read_table(path).to_pylist()
-
-
 def _column(values: list[Any]) -> pyarrow.Array:
     plain = [dict(value) if isinstance(value, Mapping) else value for value in values]
     try:

@@ -24,7 +24,6 @@ from models.files import scan
 from models.layers.channel_statistics import Normalization2d
 from models.layers.random_normalization import RandomNormalization2d
 from models.layers.random_weight import RandomFeatureWeight, RandomFilterConv2d
-from models.layers.stochastic_convolution import StochasticConv2d
 from models.randomness import derive_seed, is_randomized
 from models.threat_model import ThreatModel
 from trainers.attacks import pgd
@@ -143,7 +142,6 @@ def _has(*kinds: type[nn.Module]) -> Callable[[nn.Module], bool]:
 ANY_MODEL = Requirement("any model", lambda model: True)
 RANDOMIZED = Requirement("a model with more than one draw", is_randomized)
 RANDOM_WEIGHTS = Requirement("trainable random weights (ctrw)", _has(RandomFeatureWeight, RandomFilterConv2d))
-STOCHASTIC_CONVOLUTIONS = Requirement("stochastic convolutions (dcs)", _has(StochasticConv2d))
 RANDOM_NORMALIZATIONS = Requirement("random normalizations (rna)", _has(RandomNormalization2d))
 NORMALIZATION_FAMILY = Requirement("normalizations of the RNA family (rna, single_normalization)", _has(Normalization2d))
 ENSEMBLE = Requirement("an ensemble (red, ps_red, gal, adp, dverge, trs)", _has(Ensemble))
