@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from analysis.attacked_model.draws import seeded_draws, set_draw
 from analysis.evaluation.tasks import class_balanced_order
 from analysis.theory.transferability import Attack, undisturbed
+from models.classifier import ModelSpec
 from models.ensemble import Ensemble
 from models.errors import UserError, unknown_name
 from models.files import scan
@@ -116,6 +117,18 @@ class Subject:
             )
 
         return run
+
+    @property
+    def spec(self) -> ModelSpec:
+        """How the model was built.
+
+        Raises:
+            NotComputable: it does not say.
+        """
+        spec = getattr(self.model, "spec", None)
+        if not isinstance(spec, ModelSpec):
+            raise NotComputable(f"{type(self.model).__name__} does not say how it was built: it has no `spec`")
+        return spec
 
     @property
     def attack_name(self) -> str:

@@ -121,8 +121,8 @@ def frame_of_runs(tracking_uri: str, experiment: str, filter_string: str = "") -
     client = mlflow.MlflowClient(tracking_uri=tracking_uri)
     found = client.get_experiment_by_name(experiment)
     if found is None:
-        names = ", ".join(sorted(each.name for each in client.search_experiments()))
-        raise UserError(f"{tracking_uri} has no experiment {experiment!r}; it has: {names or 'none'}")
+        others = ", ".join(sorted(each.name for each in client.search_experiments()))
+        raise UserError(f"{tracking_uri} has no experiment {experiment!r}; it has: {others or 'none'}")
     rows: list[dict[str, Any]] = []
     token = None
     while True:
