@@ -16,6 +16,7 @@ from typing import NoReturn
 from models.errors import UserError, unknown_name
 from orchestration import console
 from orchestration.commands import COMMANDS
+from orchestration.recipes.library import using_folder
 
 EPILOG = """examples:
   rayndom demo                                   a sweep, an honest evaluation and an export on real data, in minutes
@@ -55,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         child.add_argument("--home", help="home folder of runs, sweeps and the MLflow store (default: ./rayndom_home)")
+        child.add_argument("--recipes", metavar="FOLDER", help="your settings and methods (default: RAYNDOM_RECIPES, else ./recipes)")
         child.add_argument("--json", action="store_true", help="print the result as JSON, everything else to the error stream")
         child.add_argument("--debug", action="store_true", help="show tracebacks and warnings")
         if command.takes_fields:
@@ -106,7 +108,8 @@ def _run(arguments: list[str]) -> int:
         raise UserError(f"unknown argument {rest[0]!r}. `rayndom {parsed.command} --help` shows the usage.")
     console.use_json(parsed.json)
     parsed.fields = rest
-    return parsed.run(parsed) or 0
+    with using_folder(parsed.recipes):
+        return parsed.run(parsed) or 0
 
 
 def _describe(error: BaseException) -> str:

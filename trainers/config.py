@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny, model_validator
 
 from models.configuration import Config
-from trainers.objective import ObjectiveConfig, ObjectiveField
+from trainers.objective import ObjectiveConfig, ObjectiveField, objectives
 from trainers.optimizer import OptimizerConfig
 from trainers.schedule import ScheduleConfig
 from trainers.step import InnerAttackConfig, Redraw
@@ -40,3 +41,20 @@ class TrainingConfig(Config):
         "local", description="With several workers: batch statistics of each worker's part, or of the global batch."
     )
     validation: ValidationConfig = Field(default_factory=ValidationConfig, description="Held-out measurements.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _select_as_the_objective_asks(cls, value: Any) -> Any:
+        """Where nobody says which checkpoint is kept, the objective does."""
+        if not isinstance(value, Mapping):
+            return value
+        objective, validation = value.get("objective"), value.get("validation", {})
+        name = objective.get("name") if isinstance(objective, Mapping) else getattr(objective, "name", objective)
+        entry = objectives().get(name) if isinstance(name, str) else None
+        if entry is None:
+            return value
+        if isinstance(validation, Mapping) and "select" not in validation:
+            return {**value, "validation": {**validation, "select": entry.selection}}
+        if isinstance(validation, ValidationConfig) and "select" not in validation.model_fields_set:
+            return {**value, "validation": validation.model_copy(update={"select": entry.selection})}
+        return value

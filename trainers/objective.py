@@ -10,7 +10,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
@@ -64,12 +64,17 @@ class Objective(ABC):
 
 @dataclass(frozen=True)
 class ObjectiveEntry:
-    """A named objective: `create(config)` makes it."""
+    """A named objective: `create(config)` makes it.
+
+    `selection`: which checkpoint `training.validation.select` keeps where nobody says: `last` for an objective that does not train for
+    robust accuracy, which would select an arbitrary epoch.
+    """
 
     name: str
     description: str
     config: type[ObjectiveConfig]
     create: Callable[[Any], Objective]
+    selection: Literal["best", "last"] = "best"
 
 
 @functools.cache

@@ -30,7 +30,11 @@ class ValidationConfig(Config):
         "validation",
         description="`test` reproduces the papers' selection of the best checkpoint on test images, and marks the result as such.",
     )
-    select: Literal["best", "last"] = Field("best", description="Keep the best checkpoint by robust accuracy, or the last.")
+    select: Literal["best", "last"] = Field(
+        "best",
+        description="Keep the best checkpoint by robust accuracy, or the last. Where none is named, the objective's: `natural` "
+        "keeps the last.",
+    )
     patience: int | None = Field(None, ge=1, description="Stop after this many validations without a better robust accuracy; none: never.")
 
 

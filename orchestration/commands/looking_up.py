@@ -3,52 +3,111 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from models.errors import UserError
 from orchestration import console
 from orchestration.commands.command import Command
 
-KINDS = ("defences", "backbones", "datasets", "objectives", "recipes", "sweeps", "suites")
+Described = Iterable[tuple[str, str]]
 
 
-def _rows(kind: str) -> Iterable[tuple[str, str]]:
-    if kind == "defences":
-        from models.registry import defence_models
+def _defences() -> Described:
+    from models.registry import defence_models
 
-        return [(name, entry.description) for name, entry in defence_models().items()]
-    if kind == "backbones":
-        from models.backbones import backbone_entries
+    return [(name, entry.description) for name, entry in defence_models().items()]
 
-        return [(f"{name}:NAME" if entry.is_family else name, entry.description) for name, entry in backbone_entries().items()]
-    if kind == "datasets":
-        from trainers.data import DATASETS
 
-        return [(name, info.description) for name, info in DATASETS.items()]
-    if kind == "objectives":
-        from trainers.objective import objectives
+def _backbones() -> Described:
+    from models.backbones import backbone_entries
 
-        return [(name, entry.description) for name, entry in objectives().items()]
-    if kind == "recipes":
-        from orchestration.recipes import list_recipes
+    return [(f"{name}:NAME" if entry.is_family else name, entry.description) for name, entry in backbone_entries().items()]
 
-        return list_recipes().items()
-    if kind == "sweeps":
-        from orchestration.sweeping.config import list_sweeps
 
-        return list_sweeps().items()
+def _datasets() -> Described:
+    from trainers.data import DATASETS
+
+    return [(name, info.description) for name, info in DATASETS.items()]
+
+
+def _objectives() -> Described:
+    from trainers.objective import objectives
+
+    return [(name, entry.description) for name, entry in objectives().items()]
+
+
+def _methods() -> Described:
+    from orchestration.recipes.library import method_files, read_method
+
+    return [(name, read_method(name).description) for name in sorted(method_files())]
+
+
+def _settings() -> Described:
+    from orchestration.recipes.library import read_setting, setting_files
+
+    return [(name, read_setting(name).description) for name in sorted(setting_files())]
+
+
+def _recipes() -> Described:
+    from orchestration.recipes import list_recipes
+
+    return list_recipes().items()
+
+
+def _sweeps() -> Described:
+    from orchestration.sweeping.named import list_sweeps
+
+    return list_sweeps().items()
+
+
+def _suites() -> Described:
     from analysis.evaluation.suites import PAPER, list_suites, load_suite
 
     paper = "the attacks and settings of the paper that proposed the model's defence, under T0"
     return [(name, paper if name == PAPER else load_suite(name).description) for name in list_suites()]
 
 
+KINDS: Mapping[str, Callable[[], Described]] = {
+    "defences": _defences,
+    "backbones": _backbones,
+    "datasets": _datasets,
+    "objectives": _objectives,
+    "methods": _methods,
+    "settings": _settings,
+    "recipes": _recipes,
+    "sweeps": _sweeps,
+    "suites": _suites,
+}
+
+
 def _list(arguments: argparse.Namespace) -> None:
-    rows = list(_rows(arguments.kind))
-    if arguments.json:
-        console.result([{"name": name, "description": description} for name, description in rows])
+    if arguments.kind == "recipes":
+        _list_recipes(arguments.json)
         return
-    console.table(None, [arguments.kind, "what it is"], rows)
+    rows = list(KINDS[arguments.kind]())
+    console.result([{"name": name, "description": description} for name, description in rows])
+    if not arguments.json:
+        console.table(None, [arguments.kind, "what it is"], rows)
+
+
+def _list_recipes(as_json: bool) -> None:
+    """Print the listed recipes: a matrix for people, each one with its parts for programs."""
+    from orchestration.recipes import list_recipes, listed_recipes
+    from orchestration.recipes.matrix import matrix_lines
+
+    if as_json:
+        descriptions = list_recipes()
+        console.result(
+            [
+                {"name": str(each), "description": descriptions[str(each)], "method": each.method, "setting": each.setting}
+                | ({"variant": each.variant} if each.variant else {})
+                for each in listed_recipes()
+            ]
+        )
+        return
+    for line in matrix_lines():
+        console.say(line)
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -60,9 +119,14 @@ def _show(arguments: argparse.Namespace) -> None:
         arguments.parser.print_help()
         return
     loaded = load_recipe(arguments.recipe, arguments.fields)
-    experiment = loaded.experiment
+    experiment, parts = loaded.experiment, loaded.parts
+    composed: dict[str, Any] = {}
+    if parts is not None:
+        composed = {"method": parts.method, "setting": parts.setting} | ({"variant": parts.variant} if parts.variant else {})
+    console.result(
+        {"fingerprint": experiment.fingerprint, "experiment": experiment.model_dump(mode="json"), "origins": loaded.origins} | composed
+    )
     if arguments.json:
-        console.result({"fingerprint": experiment.fingerprint, "experiment": experiment.model_dump(mode="json")})
         return
     rows = [
         (name, "null" if value is None else value, loaded.origins[name])
@@ -70,11 +134,13 @@ def _show(arguments: argparse.Namespace) -> None:
         if name not in ("name", "description")
     ]
     console.table(f"{experiment.name}: {experiment.description}", ["field", "value", "from"], rows)
+    if composed:
+        console.say("; ".join(f"{kind} {name}" for kind, name in composed.items()))
     console.say(f"fingerprint {experiment.fingerprint}")
 
 
 def _add_kind(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", choices=KINDS, help="what to list")
+    parser.add_argument("kind", choices=tuple(KINDS), help="what to list; recipes: a matrix of methods and settings")
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from models.errors import UserError, nearest
 from models.weights import CONFIG_FILE, read_config
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
-from orchestration.recipes import FOLDER, list_recipes, load_recipe
+from orchestration.recipes import is_recipe, load_recipe, possible_names
 from orchestration.run_folder import RunFolder
 from orchestration.tracking.tracker import Tracker, download_model
 
@@ -64,9 +64,9 @@ def resolve_target(target: str, home: Home) -> Target:
         destination = home.root / "downloads" / re.sub(r"\W+", "-", target)
         folder = download_model(home, target, destination)
         return _target(folder, None if target.startswith("models:/") else target)
-    if (FOLDER / f"{target}.yaml").is_file() or target.endswith((".yaml", ".yml")):
+    if is_recipe(target) or target.endswith((".yaml", ".yml")):
         return _target(RunFolder(home.run(_run_of_recipe(target, home))).model)
-    close = nearest(target, list_recipes())
+    close = nearest(target[:300], possible_names())
     hint = f" Did you mean the recipe {close[0]!r}?" if close else ""
     raise UserError(
         f"no model {target!r}.{hint} It is neither an exported folder, nor a finished run in {home.root / 'runs'} (16 hexadecimal digits), "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -36,11 +35,9 @@ from orchestration.sweeping.goals import (
     epoch_metrics,
     final_metrics,
 )
+from orchestration.sweeping.named import sweep_tree
 from orchestration.sweeping.theory_prior import PriorConfig, inform
 from orchestration.training.final_measures import MARKED_METRIC, MeasureConfig
-
-FOLDER = Path(__file__).parent.parent / "sweeps"
-
 
 BUDGET_FIELDS = {
     "name",
@@ -137,19 +134,17 @@ class SweepConfig(Config):
             UserError: a value is not allowed.
         """
         recipe = values.get(RECIPE, self.recipes[0]) if self.recipes else str(self.recipe)
-        tree = recipes.read_tree(recipes.find_recipe(recipe))
+        tree = recipes.recipe_tree(recipe)
         for dotted, value in (self.settings | (chosen_fields(values) if self.recipes else values)).items():
             recipes.set_dotted(tree, dotted, value)
-        tree["name"] = recipe
         return recipes.parse_experiment(tree, f"sweep {self.name}")
 
     def baseline_experiment(self, recipe: str) -> ExperimentConfig:
         """Return a baseline's experiment: its recipe with the sweep's settings, those of the defence left out."""
-        tree = recipes.read_tree(recipes.find_recipe(recipe))
+        tree = recipes.recipe_tree(recipe)
         for dotted, value in self.settings.items():
             if not dotted.startswith("defence."):
                 recipes.set_dotted(tree, dotted, value)
-        tree["name"] = recipe
         return recipes.parse_experiment(tree, f"sweep {self.name}, baseline {recipe}")
 
 
@@ -186,61 +181,35 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def list_sweeps() -> dict[str, str]:
-    """Return names and descriptions of the shipped sweeps."""
-    return {path.stem: str(recipes.read_yaml(path).get("description", "")) for path in sorted(FOLDER.glob("*.yaml"))}
-
-
 def load_sweep(sweep: str, overrides: dict[str, Any] | None = None) -> SweepConfig:
     """Return a sweep by name or path, checked whole.
 
     Args:
-        sweep: name of a shipped sweep, name of a recipe (its defence's own search space, see `sweep_of_recipe`), or path of a YAML file.
+        sweep: name of a shipped sweep, name of a recipe (its defence's own search space), or path of a YAML file.
         overrides: fields of the sweep (`num_trials`, ...), or `settings.<dotted field>`.
 
     Raises:
         UserError: an unknown name or field, or a dimension whose ends the schema does not allow.
     """
-    path = Path(sweep)
-    if path.suffix not in (".yaml", ".yml"):
-        path = FOLDER / f"{sweep}.yaml"
-        if not path.is_file() and sweep not in recipes.list_recipes():
-            raise unknown_name("sweep or recipe", sweep, [*list_sweeps(), *recipes.list_recipes()])
-    elif not path.is_file():
-        raise UserError(f"no sweep file {sweep}")
-    tree = recipes.read_yaml(path) if path.is_file() else sweep_of_recipe(sweep)
+    tree, source = sweep_tree(sweep)
     for key, value in (overrides or {}).items():
         section, dot, rest = key.partition(".")
         if dot and section in ("settings", "space"):  # their keys are dotted names themselves
             tree[section] = (tree.get(section) or {}) | {rest: value}
         else:
             recipes.set_dotted(tree, key, value)
-    tree["name"] = path.stem
     if tree.get("recipes") and isinstance(tree.get("space"), dict):
         tree["space"] = flatten_by_recipe(tree["space"])
     try:
         config = SweepConfig(**tree)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(item, path.name) for item in error.errors())) from None
-    config = _informed(config.model_copy(update={"space": _whole_space(config, path.name)}))
+        raise UserError("\n".join(_explain(item, source) for item in error.errors())) from None
+    config = _informed(config.model_copy(update={"space": _whole_space(config, source)}))
     check_metrics(config)
     for experiment in config.base_experiments():
         load_suite(config.suite, experiment.defence.name)
     check_space(config)
     return config
-
-
-def sweep_of_recipe(recipe: str) -> dict[str, Any]:
-    """Return the sweep that a recipe's name stands for: the search space of its defence, beside natural and adversarial training.
-
-    The baselines are the recipes `natural_*` and `at_*` of the same data and backbone, where they exist.
-    """
-    known = recipes.list_recipes()
-    words = recipe.split("_")
-    spans = ["_".join(words[start:end]) for start in range(1, len(words)) for end in range(len(words), start, -1)]
-    settings = next((span for span in spans if f"at_{span}" in known), "")
-    baselines = [name for name in (f"natural_{settings}", f"at_{settings}") if name in known and name != recipe]
-    return {"description": f"the search space of {recipe}'s defence", "recipe": recipe, "num_trials": 20, "baselines": baselines}
 
 
 def _whole_space(config: SweepConfig, source: str) -> dict[str, Dimension]:

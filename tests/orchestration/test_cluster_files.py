@@ -239,7 +239,7 @@ def test_ray_uploads_our_code_and_not_our_data() -> None:
     ignored = _get_ignore_file(ROOT, ignore_file=".rayignore")
     for name in ("data/cifar10", ".venv/bin/python", "rayndom_home/mlflow.db", ".cluster/code/models", "model.safetensors"):
         assert ignored(ROOT / name), name
-    for name in ("trainers/data/sets.py", "models/weights.py", "orchestration/recipes/at_digits.yaml", "requirements.lock"):
+    for name in ("trainers/data/sets.py", "models/weights.py", "orchestration/recipes/methods/at.yaml", "requirements.lock"):
         assert not ignored(ROOT / name), name
 
 

@@ -7,7 +7,8 @@ import yaml
 
 from models.errors import UserError
 from orchestration.search_space import chosen_fields
-from orchestration.sweeping.config import list_sweeps, load_sweep
+from orchestration.sweeping.config import load_sweep
+from orchestration.sweeping.named import list_sweeps
 from orchestration.sweeping.search import StudySearch
 from orchestration.sweeping.study import open_study, planned_points, target
 from orchestration.sweeping.theory_prior import CtrwPrior, ctrw_lower_bound

@@ -23,4 +23,4 @@ class Natural(Objective):
         return {"loss": functional.cross_entropy(at_least_fp32(logits_BK), y_B)}
 
 
-OBJECTIVES = (ObjectiveEntry("natural", "cross-entropy on clean images", ObjectiveConfig, Natural),)
+OBJECTIVES = (ObjectiveEntry("natural", "cross-entropy on clean images", ObjectiveConfig, Natural, selection="last"),)

@@ -1,0 +1,62 @@
+"""What is wrong with a configuration, in words: from pydantic's findings to sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from models.errors import nearest
+from orchestration.experiment import ExperimentConfig
+from orchestration.recipes.trees import Tree, with_names
+from trainers.objective import objective_entry
+
+
+def explain(item: Any, source: str, tree: Tree) -> str:
+    """Return one sentence on what pydantic refused: where, what, what is allowed, the nearest valid name.
+
+    Args:
+        item: of `ValidationError.errors()`.
+        source: what to name as the place it came from.
+        tree: what was validated.
+    """
+    location = [str(part) for part in item["loc"]]
+    where = ".".join(location)
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        allowed = _fields_at(location[:-1], tree)
+        close = nearest(location[-1], allowed)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        return f"{source}: unknown field {where!r}.{hint} Allowed here: {', '.join(allowed)}."
+    if item["type"] == "missing":
+        return f"{source}: field {where!r} is missing."
+    if item["type"] == "literal_error" and isinstance(item["input"], str):
+        allowed = item["ctx"]["expected"]
+        close = nearest(item["input"], allowed.replace("'", "").replace(" or ", ", ").split(", "))
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        return f"{source}: {where}: {item['input']!r} is not allowed.{hint} Allowed: {allowed}."
+    if isinstance(item["input"], dict | BaseModel) or item["type"] == "value_error":
+        return f"{source}: {where}: {message}" if where else f"{source}: {message}"
+    return f"{source}: {where}: {message} (got {item['input']!r})"
+
+
+def _fields_at(location: Sequence[str], tree: Tree) -> list[str]:
+    """Return the field names of the section at a dotted location."""
+    model: type[BaseModel] = ExperimentConfig
+    for depth, part in enumerate(location):
+        if list(location[: depth + 1]) == ["training", "objective"]:
+            model = _objective(tree)
+            continue
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        candidates = [annotation, *get_args(annotation)]
+        found = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if found is None:
+            return []
+        model = found
+    return sorted(model.model_fields)
+
+
+def _objective(tree: Tree) -> type[BaseModel]:
+    objective = with_names(tree).get("training", {}).get("objective", {"name": "adversarial"})
+    return objective_entry(objective["name"]).config

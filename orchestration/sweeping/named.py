@@ -1,0 +1,50 @@
+"""What a sweep may be called: a shipped sweep, a recipe (the search space of its defence), a file of the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from models.errors import UserError, unknown_name
+from models.yaml_text import read_yaml
+from orchestration.recipes import is_recipe, possible_names, split_name
+
+FOLDER = Path(__file__).parent.parent / "sweeps"
+
+NUM_TRIALS = 20
+"""Of a sweep that a recipe's name stands for."""
+
+
+def list_sweeps() -> dict[str, str]:
+    """Return names and descriptions of the shipped sweeps."""
+    return {path.stem: str(read_yaml(path).get("description", "")) for path in sorted(FOLDER.glob("*.yaml"))}
+
+
+def sweep_tree(sweep: str) -> tuple[dict[str, Any], str]:
+    """Return the content of a sweep with its `name`, and what to call it in errors.
+
+    Args:
+        sweep: name of a shipped sweep or of a recipe, or path of a YAML file.
+
+    Raises:
+        UserError: there is no such sweep, or its file cannot be read.
+    """
+    path = Path(sweep)
+    if sweep.endswith((".yaml", ".yml")):
+        if not path.is_file():
+            raise UserError(f"no sweep file {sweep[:300]}")
+    else:
+        path = FOLDER / f"{sweep}.yaml"
+        shipped = [each.stem for each in FOLDER.glob("*.yaml")]
+        if sweep not in shipped:
+            if not is_recipe(sweep):
+                raise unknown_name("sweep or recipe", sweep[:300], [*shipped, *possible_names()])
+            return sweep_of_recipe(sweep) | {"name": sweep}, sweep
+    return read_yaml(path) | {"name": path.stem}, path.name
+
+
+def sweep_of_recipe(recipe: str) -> dict[str, Any]:
+    """Return the sweep that a recipe's name stands for: the search space of its defence, beside natural and adversarial training."""
+    setting = split_name(recipe).setting
+    baselines = [name for name in (f"natural_{setting}", f"at_{setting}") if name != recipe]
+    return {"description": f"the search space of {recipe}'s defence", "recipe": recipe, "num_trials": NUM_TRIALS, "baselines": baselines}
