@@ -11,13 +11,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from analysis.reproduction.cells import ItemView, view_of
-from analysis.reproduction.formats import NOT_RUN, protocol_of
 from analysis.reproduction.outcome import ItemOutcome, Reading, RunOutcome
 from analysis.reproduction.papers import get_paper, papers
 from analysis.reproduction.papers.measures import Accuracy, Clean, WorstCase
 from analysis.reproduction.papers.model import Column, Gain
 from analysis.reproduction.scale import Scale
+from analysis.reproduction.view import NOT_RUN, ItemView, view_of
 from analysis.statistics import paired_bootstrap
 
 PROTOCOLS = ("T0", "T1", "T2", "T3", "T4", "ARC", "worst")
@@ -225,16 +224,6 @@ def signed(gain: Difference) -> str:
     return f"{gain.value:+.1f}{interval}{' (!)' if gain.suspicious else ''}"
 
 
-def verdict_counts(run: RunOutcome) -> dict[str, dict[str, int]]:
-    """Return, per suite, how many checks passed, warned, failed."""
-    counted: dict[str, dict[str, int]] = {}
-    for suite, checks in run.checks.items():
-        counted[suite] = {}
-        for check in checks:
-            counted[suite][check.verdict] = counted[suite].get(check.verdict, 0) + 1
-    return counted
-
-
 def _strand(view: ItemView, gain: Gain, name: str, columns: Sequence[Column]) -> Strand:
     ours: dict[str, Difference] = {}
     missing: dict[str, str] = {}
@@ -253,12 +242,12 @@ def _strand(view: ItemView, gain: Gain, name: str, columns: Sequence[Column]) ->
             _take(ours, missing, "ARC", defence.paper, against.paper, defence.reason or against.reason)
             continue
         # A number that is the same under every protocol stands under the paper's.
-        protocol = protocol_of(column.measure) or "T0"
+        protocol = column.measure.protocol or "T0"
         _take(ours, missing, protocol, defence.paper, baseline.paper, defence.reason or baseline.reason)
         counterpart = column.measure.honest
         if defence.has_counterpart and counterpart is not None:
             reason = defence.honest_reason or baseline.honest_reason
-            _take(ours, missing, protocol_of(counterpart), defence.honest, baseline.honest, reason)
+            _take(ours, missing, counterpart.protocol, defence.honest, baseline.honest, reason)
     return Strand(name, isinstance(columns[0].measure, Clean), printed, printed_text, ours, missing)
 
 

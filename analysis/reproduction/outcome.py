@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +103,16 @@ class RunOutcome:
     checks: Mapping[str, tuple[CheckOutcome, ...]] = field(default_factory=dict)
     conclusion: Mapping[str, str] = field(default_factory=dict)
     configuration: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def check_titles(self) -> dict[str, str]:
+        """Titles of the checks of its evaluations, by key."""
+        return {check.key: check.title for found in self.checks.values() for check in found}
+
+    @property
+    def verdict_counts(self) -> dict[str, dict[str, int]]:
+        """Per suite, how many checks passed, warned, failed."""
+        return {suite: dict(Counter(check.verdict for check in found)) for suite, found in self.checks.items()}
 
 
 @dataclass(frozen=True)

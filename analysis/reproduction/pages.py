@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -11,30 +12,17 @@ from matplotlib.figure import Figure
 from analysis.reporting import tables
 from analysis.reporting.figures import figure_as_png
 from analysis.reproduction import companion
-from analysis.reproduction.cells import CellView, ItemView, progress
 from analysis.reproduction.figures.style import style
-from analysis.reproduction.formats import (
-    NOT_RUN,
-    SAME,
-    SCALE_MARKS,
-    describe_series,
-    format_interval,
-    format_value,
-    protocol_of,
-    what_is_measured,
-    without_honest,
-)
-from analysis.reproduction.layout import Layout, layout
-from analysis.reproduction.outcome import ItemOutcome, Reading, RunOutcome
+from analysis.reproduction.outcome import ItemOutcome, RunOutcome
 from analysis.reproduction.papers.model import Item
-from analysis.reproduction.scale import Scale
-from analysis.reproduction.sheet import AGREES, DIFFERS, Footnotes, Kind, check_titles, legend, usual_samples
-from analysis.reproduction.tables import contradictions, how_measured
+from analysis.reproduction.scale import SCALE_MARKS, Scale
+from analysis.reproduction.sheet import SAME, Entries, Entry, Footnotes, Sheet, SheetLine, column_kinds
+from analysis.reproduction.view import NOT_RUN, ItemView, Kind, progress
 
 
 @dataclass(frozen=True)
 class HtmlCell:
-    """One number of a table: `css` classes, `number`, `mark` of its scale, `below` in small print, `tooltip` with everything."""
+    """One number as a template writes it: `css` classes, `mark` of its scale, `below` in small print, `tooltip` with everything."""
 
     css: str
     number: str = ""
@@ -45,69 +33,45 @@ class HtmlCell:
     badge: str = ""
 
 
-@dataclass(frozen=True)
-class HtmlLine:
-    """One row: `begins`: name of the group that begins here, or empty."""
+def html_table(sheet: Sheet) -> dict[str, Any]:
+    """Return the table of an item: under each column the printed number, ours and the honest one, as far as it has them.
 
-    begins: str
-    label: str
-    remark: str
-    cells: tuple[HtmlCell, ...]
-
-
-@dataclass(frozen=True)
-class HtmlTable:
-    """A table with three rows of heads: groups of columns, columns, and whose number it is (label, tooltip, css class, footnote)."""
-
-    corner: str
-    groups: tuple[tuple[str, int], ...]
-    heads: tuple[tuple[str, int], ...]
-    kinds: tuple[tuple[str, str, str, str], ...]
-    lines: tuple[HtmlLine, ...]
-    footnotes: tuple[tuple[str, str], ...]
-
-    @property
-    def width(self) -> int:
-        """Columns beside the labels."""
-        return len(self.kinds)
-
-
-def html_table(view: ItemView) -> HtmlTable:
-    """Return the table of an item: under each column the printed number, ours and the honest one, as far as it has them."""
-    arranged, footnotes = layout(view) if view.outcome is not None else _printed_part(layout(view)), Footnotes()
-    kinds = [_kinds(view, [line.cells[place] for line in arranged.lines]) for place in range(len(arranged.heads))]
-    usual = {kind: usual_samples(view, kind) for kind in ("paper", "honest")}
+    Its heads have three rows: groups of columns, columns, and whose number it is (label, tooltip, css class, footnote).
+    """
+    was_run, footnotes = sheet.view.outcome is not None, Footnotes()
+    # Of an item that was not run, lines and columns in which nothing is printed are empty.
+    shown = sheet.lines if was_run else tuple(line for line in sheet.lines if any(map(_is_printed, line.cells)))
+    places = [place for place in range(len(sheet.heads)) if was_run or any(_is_printed(line.cells[place]) for line in shown)]
+    kinds = {place: column_kinds((line.cells[place] for line in shown), was_run) for place in places}
     lines, before = [], ""
-    for line in arranged.lines:
-        cells = [
-            _html_cell(cell, kind, usual.get(kind), footnotes) for cell, present in zip(line.cells, kinds, strict=True) for kind in present
-        ]
-        lines.append(HtmlLine(line.group if line.group != before else "", line.label, line.remark, tuple(cells)))
+    for line in shown:
+        cells = [_html_cell(line.cells[place].get(kind), footnotes) for place in places for kind in kinds[place]]
+        begins = line.group if line.group != before else ""
+        lines.append({"begins": begins, "label": line.label, "remark": line.remark, "cells": cells})
         before = line.group
-    return HtmlTable(
-        arranged.corner,
-        _spans([(head.group, len(present)) for head, present in zip(arranged.heads, kinds, strict=True)]),
-        tuple((head.title, len(present)) for head, present in zip(arranged.heads, kinds, strict=True)),
-        tuple(_kind_head(arranged, place, kind, footnotes) for place, present in enumerate(kinds) for kind in present),
-        tuple(lines),
-        footnotes.listed,
-    )
+    kind_heads = [_kind_head(shown, place, kind, footnotes) for place in places for kind in kinds[place]]
+    heads = [sheet.heads[place] for place in places]
+    widths = [len(kinds[place]) for place in places]
+    spans = itertools.groupby(zip(heads, widths, strict=True), key=lambda span: span[0].group)
+    return {
+        "corner": sheet.corner,
+        "groups": [(group, sum(width for _, width in span)) for group, span in spans] if any(head.group for head in heads) else [],
+        "heads": [(head.title, width) for head, width in zip(heads, widths, strict=True)],
+        "kinds": kind_heads,
+        "lines": lines,
+        "footnotes": footnotes.listed,
+        "width": len(kind_heads),
+    }
 
 
-def _printed_part(whole: Layout) -> Layout:
-    """Return the lines and columns in which something is printed: of an item that was not run, the rest is empty."""
-    places = [place for place in range(len(whole.heads)) if any(_is_printed(line.cells[place]) for line in whole.lines)]
-    lines = [replace(line, cells=tuple(line.cells[place] for place in places)) for line in whole.lines if any(map(_is_printed, line.cells))]
-    return Layout(tuple(whole.heads[place] for place in places), tuple(lines), whole.corner)
+def _is_printed(entries: Entries) -> bool:
+    return bool(entries) and bool(entries["printed"].number)
 
 
-def _is_printed(cell: CellView | None) -> bool:
-    return cell is not None and bool(cell.printed)
-
-
-def item_page(view: ItemView, drawn: Mapping[str, Figure]) -> dict[str, Any]:
+def item_page(sheet: Sheet, drawn: Mapping[str, Figure]) -> dict[str, Any]:
     """Return everything that is shown of an item; `drawn`: its figures."""
-    item, done = view.item, progress(view)
+    view = sheet.view
+    item = view.item
     with style():
         figures = [{"name": name, "png": figure_as_png(figure)} for name, figure in drawn.items()]
     return {
@@ -117,15 +81,14 @@ def item_page(view: ItemView, drawn: Mapping[str, Figure]) -> dict[str, Any]:
         "kind": item.kind,
         "scale": view.scale or "",
         "status": status(view),
-        "progress": done,
         "nothing_to_run": item.nothing_to_run,
         "caption": item.figure.caption if item.figure is not None else "",
         "figures": figures,
-        "table": html_table(view) if view.outcome is not None or item.published else None,
-        "legend": list(legend(view)) if item.rows else [],
-        "how": how_measured(view),
+        "table": html_table(sheet) if view.outcome is not None or item.published else None,
+        "legend": sheet.legend if item.rows else [],
+        "how": sheet.how,
         "planned": _planned(item) if view.outcome is None else [],
-        "notes": contradictions(view),
+        "notes": sheet.contradictions,
         "trainings": _links(view),
     }
 
@@ -159,7 +122,7 @@ def run_pages(outcomes: Sequence[ItemOutcome]) -> list[dict[str, Any]]:
             page["used"].append(f"{outcome.item}: {key}")
             page["checks"] |= {suite: list(checks) for suite, checks in run.checks.items()}
             page["conclusion"] |= dict(run.conclusion)
-            page["counts"] |= companion.verdict_counts(run)
+            page["counts"] |= run.verdict_counts
     return list(merged.values())
 
 
@@ -213,7 +176,7 @@ def _account_page(found: companion.Account) -> dict[str, Any]:
                 "key": key,
                 "fingerprint": run.fingerprint,
                 "anchor": run_anchor(run.fingerprint, scale),
-                "counts": companion.verdict_counts(run),
+                "counts": run.verdict_counts,
                 "conclusion": dict(run.conclusion),
             }
             for key, run in found.runs.items()
@@ -293,94 +256,66 @@ def _planned(item: Item) -> list[str]:
     return list(found)
 
 
-def _kinds(view: ItemView, cells: Sequence[CellView | None]) -> tuple[Kind, ...]:
-    present = [cell for cell in cells if cell is not None]
-    kinds: list[Kind] = ["printed"] if any(cell.printed for cell in present) else []
-    if view.outcome is not None and any(not cell.quoted for cell in present):
-        kinds.append("paper")
-        if any(cell.has_counterpart and not cell.quoted for cell in present):
-            kinds.append("honest")
-    return tuple(kinds) or ("paper",)
-
-
-def _kind_head(arranged: Layout, place: int, kind: Kind, footnotes: Footnotes) -> tuple[str, str, str, str]:
-    cells = [cell for line in arranged.lines if (cell := line.cells[place]) is not None]
-    measures = [cell.cell.column.measure for cell in cells if not cell.quoted]
+def _kind_head(lines: Sequence[SheetLine], place: int, kind: Kind, footnotes: Footnotes) -> tuple[str, str, str, str]:
     if kind == "printed":
         return "printed", "as the paper prints it", kind, ""
+    measures = [entries["paper"].cell.cell.column.measure for line in lines if "paper" in (entries := line.cells[place])]
     if not measures:
         return "ours", "ours", kind, ""
     if kind == "honest":
         (counterpart, *_) = [each.honest for each in measures if each.honest is not None and each.honest != each]
-        name = protocol_of(counterpart)
-        return f"honest {name}".strip(), f"ours under the honest protocol: {what_is_measured(counterpart)}", kind, ""
+        return f"honest {counterpart.protocol}".strip(), f"ours under the honest protocol: {counterpart.words}", kind, ""
     # The last one: where steps or radii are lines, the first is clean images.
-    name, missing = protocol_of(measures[-1]), without_honest(measures[-1])
-    label = "ours" if name == "worst" else f"ours {name}".strip()
-    return label, f"ours: {what_is_measured(measures[-1])}", kind, footnotes.letter(f"no honest number: {missing}") if missing else ""
+    measure = measures[-1]
+    label = "ours" if measure.protocol == "worst" else f"ours {measure.protocol}".strip()
+    missing = f"no honest number: {measure.why_no_honest}" if measure.why_no_honest else ""
+    return label, f"ours: {measure.words}", kind, footnotes.letter(missing)
 
 
-def _html_cell(cell: CellView | None, kind: Kind, usual: int | None, footnotes: Footnotes) -> HtmlCell:
-    if cell is None:
+def _html_cell(entry: Entry | None, footnotes: Footnotes) -> HtmlCell:
+    if entry is None:
         return HtmlCell("none")
-    notes = f"contradictions: {', '.join(note.key for note in cell.cell.notes)}" if cell.cell.notes else ""
-    if kind == "printed":
-        return HtmlCell("printed", cell.printed, tooltip=notes)
-    if cell.quoted:
-        return HtmlCell("none")
-    if kind == "honest" and cell.same and cell.paper is not None:
+    if entry.kind == "printed":
+        return HtmlCell("printed", entry.number, tooltip=_notes(entry))
+    if entry.number == SAME:
         return HtmlCell("same", SAME, tooltip="the same number under every protocol")
-    reading, reason = (cell.paper, cell.reason) if kind == "paper" else (cell.honest, cell.honest_reason)
+    if entry.reading is not None:
+        below = " ".join(filter(None, (f"[{entry.interval}]" if entry.interval else "", entry.samples)))
+        number = entry.number + (f" {tables.MARK}" if entry.failed_checks else "")
+        return HtmlCell(_css(entry), number, entry.scale_mark, below, _tooltip(entry), badge=_badge(entry))
+    if not entry.reason:
+        return HtmlCell("none")
+    return HtmlCell("empty", tables.MISSING, tooltip=entry.reason, footnote=footnotes.letter(entry.reason))
+
+
+def _notes(entry: Entry) -> str:
+    notes = entry.cell.cell.notes
+    return f"contradictions: {', '.join(note.key for note in notes)}" if notes else ""
+
+
+def _css(entry: Entry) -> str:
+    verdict = "" if entry.agreement is None else "agrees" if entry.agreement.agrees else "differs"
+    return " ".join(filter(None, ("ours", entry.kind, entry.scale, "failed" if entry.failed_checks else "", verdict)))
+
+
+def _badge(entry: Entry) -> str:
+    return f"{entry.verdict} {entry.agreement.difference:+.2f}" if entry.agreement is not None else ""
+
+
+def _tooltip(entry: Entry) -> str:
+    reading, run, titles = entry.reading, entry.cell.run, entry.cell.check_titles
     if reading is None:
-        if kind == "honest" and not cell.has_counterpart and cell.same:
-            return HtmlCell("none")
-        return HtmlCell("empty", tables.MISSING, tooltip=reason, footnote=footnotes.letter(reason) if reason else "")
-    return _number(cell, kind, reading, usual, notes)
-
-
-def _number(cell: CellView, kind: Kind, reading: Reading, usual: int | None, notes: str) -> HtmlCell:
-    scale: Scale = cell.scale or "smoke"
-    number = format_value(reading.value, cell.unit, scale) if reading.value is not None else describe_series(reading.series)
-    agreement = cell.agreement if kind == "paper" else None
-    css = f"ours {kind} {scale}" + (" failed" if reading.failed_checks else "")
-    badge = ""
-    if agreement is not None:
-        css += " agrees" if agreement.agrees else " differs"
-        badge = f"{AGREES if agreement.agrees else DIFFERS} {agreement.difference:+.2f}"
-    interval = format_interval(reading, cell.unit, scale)
-    below = " ".join(
-        filter(
-            None,
-            (
-                f"[{interval}]" if interval else "",
-                f"n={reading.num_samples}" if reading.num_samples is not None and reading.num_samples != usual else "",
-            ),
-        )
-    )
-    titles = check_titles(cell)
+        return ""
     failed = "; ".join(f"{key} {titles.get(key, '')}".strip() for key in reading.failed_checks)
-    tooltip = [
+    said = (
         reading.how,
         f"protocol {reading.protocol}" if reading.protocol else "",
-        f"95 % interval [{interval}]" if interval else "no interval",
+        f"95 % interval [{entry.interval}]" if entry.interval else "no interval",
         f"n = {reading.num_samples}" if reading.num_samples is not None else "",
         f"draws = {reading.num_draws}" if reading.num_draws is not None else "",
-        f"{scale} scale",
+        f"{entry.scale} scale",
         f"FAILED CHECKS: {failed}" if failed else "",
-        f"training {cell.run.fingerprint}" if cell.run is not None else "",
-        notes,
-    ]
-    shown = (number or tables.MISSING) + (f" {tables.MARK}" if reading.failed_checks else "")
-    return HtmlCell(css, shown, SCALE_MARKS[scale], below, "\n".join(filter(None, tooltip)), badge=badge)
-
-
-def _spans(widths: Sequence[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
-    if not any(group for group, _ in widths):
-        return ()
-    spans: list[tuple[str, int]] = []
-    for group, width in widths:
-        if spans and spans[-1][0] == group:
-            spans[-1] = (group, spans[-1][1] + width)
-        else:
-            spans.append((group, width))
-    return tuple(spans)
+        f"training {run.fingerprint}" if run is not None else "",
+        _notes(entry),
+    )
+    return "\n".join(filter(None, said))

@@ -17,15 +17,15 @@ from matplotlib.figure import Figure
 from analysis.evaluation.protocols import PROTOCOL_TITLES
 from analysis.reporting.figures import save_figure
 from analysis.reporting.report import TEMPLATE_FOLDER
-from analysis.reproduction.cells import ItemView, view_of
 from analysis.reproduction.figures import draw
 from analysis.reproduction.figures.style import style
-from analysis.reproduction.formats import SCALE_SENTENCES
 from analysis.reproduction.outcome import ItemOutcome
 from analysis.reproduction.pages import companion_pages, item_page, run_pages
 from analysis.reproduction.papers import get_paper
-from analysis.reproduction.scale import SCALES
+from analysis.reproduction.scale import SCALE_SENTENCES, SCALES
+from analysis.reproduction.sheet import Sheet, sheet_of
 from analysis.reproduction.tables import to_csv, to_latex, to_markdown
+from analysis.reproduction.view import ItemView, view_of
 
 
 def write_item(outcome: ItemOutcome, folder: str | Path) -> dict[str, Path]:
@@ -38,19 +38,19 @@ def write_item(outcome: ItemOutcome, folder: str | Path) -> dict[str, Path]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    view = view_of(outcome)
-    drawn = draw(view)
+    sheet = sheet_of(view_of(outcome))
+    drawn = draw(sheet.view)
     with style():
         for name, figure in drawn.items():
             save_figure(figure, folder / "figures" / name)
     files = tuple(f"figures/{name}.png" for name in drawn)
     written = {
-        "markdown": _replace(folder / "table.md", to_markdown(view, files)),
-        "html": _replace(folder / "item.html", _render_item(view, drawn)),
+        "markdown": _replace(folder / "table.md", to_markdown(sheet, files)),
+        "html": _replace(folder / "item.html", _render_item(sheet, drawn)),
     }
-    if view.item.rows:
-        written["latex"] = _replace(folder / "table.tex", to_latex(view))
-        written["csv"] = _replace(folder / "table.csv", to_csv(view))
+    if sheet.view.item.rows:
+        written["latex"] = _replace(folder / "table.tex", to_latex(sheet))
+        written["csv"] = _replace(folder / "table.csv", to_csv(sheet))
     if drawn:
         written["figures"] = folder / "figures"
     return written
@@ -85,7 +85,7 @@ def render_paper(paper_name: str, outcomes: Sequence[ItemOutcome]) -> str:
     return _render(
         "reproduced_paper.html",
         paper=paper,
-        pages=[item_page(view, draw(view)) for view in views],
+        pages=[item_page(sheet_of(view), draw(view)) for view in views],
         companion=companion_pages(paper_name, outcomes),
         ambiguities=[{"key": key, "text": text, "items": used[key]} for key, text in paper.ambiguities.items()],
         runs=run_pages(outcomes),
@@ -93,9 +93,9 @@ def render_paper(paper_name: str, outcomes: Sequence[ItemOutcome]) -> str:
     )
 
 
-def _render_item(view: ItemView, drawn: Mapping[str, Figure]) -> str:
-    runs = run_pages([view.outcome]) if view.outcome is not None else []
-    return _render("reproduced_item.html", page=item_page(view, drawn), runs=runs, **_common([view]))
+def _render_item(sheet: Sheet, drawn: Mapping[str, Figure]) -> str:
+    runs = run_pages([sheet.view.outcome]) if sheet.view.outcome is not None else []
+    return _render("reproduced_item.html", page=item_page(sheet, drawn), runs=runs, **_common([sheet.view]))
 
 
 def _common(views: Sequence[ItemView]) -> dict[str, Any]:

@@ -75,6 +75,18 @@ BUDGETS: dict[Scale, EvaluationBudget] = {
 }
 
 
+SCALE_MARKS: Mapping[Scale, str] = {"smoke": "smoke", "short": "short", "paper": ""}
+"""Stands behind every number of a reduced scale."""
+
+SCALE_SENTENCES: Mapping[Scale, str] = {
+    "smoke": f"Smoke scale: digits at 16x16, ResNet-8, at most {EPOCHS['smoke']} epochs and {BUDGETS['smoke'].num_samples} test images. "
+    "These numbers say that everything runs and nothing about the defence; they must not be compared with the printed ones.",
+    "short": f"Short scale: the paper's data and network on one cycle of at most {EPOCHS['short']} epochs, at most "
+    f"{BUDGETS['short'].num_samples} test images. A first impression, not a reproduction; agreement with printed numbers is not judged.",
+    "paper": "Paper scale: trained and evaluated as printed.",
+}
+
+
 def parse_scale(text: str) -> Scale:
     """Return a scale by name; an unknown one is a `UserError` with the nearest."""
     if text not in SCALES:

@@ -6,10 +6,15 @@ import argparse
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestration import console
 from orchestration.commands.command import Command, add_data_root
+
+if TYPE_CHECKING:
+    from analysis.reproduction.outcome import ItemOutcome
+    from orchestration.home import Home
+    from orchestration.reproducing.plan import ItemPlan
 
 LIST = "list"
 
@@ -73,7 +78,7 @@ def _list() -> int:
     return 0
 
 
-def _show_plan(plans: Sequence[Any], home: Any) -> dict[str, Any]:
+def _show_plan(plans: Sequence[ItemPlan], home: Home) -> dict[str, Any]:
     from orchestration.reproducing.cost import Cost, total
     from orchestration.reproducing.summary import describe
 
@@ -89,7 +94,7 @@ def _show_plan(plans: Sequence[Any], home: Any) -> dict[str, Any]:
     return report
 
 
-def _dry_run(plans: Sequence[Any], home: Any, data_root: Path | None) -> int:
+def _dry_run(plans: Sequence[ItemPlan], home: Home, data_root: Path | None) -> int:
     from orchestration.reproducing.summary import missing_datasets, training_rows
 
     report = _show_plan(plans, home)
@@ -110,7 +115,7 @@ def _dry_run(plans: Sequence[Any], home: Any, data_root: Path | None) -> int:
     return 0
 
 
-def _reproduce(plans: Sequence[Any], home: Any, data_root: Path | None, address: str | None) -> int:
+def _reproduce(plans: Sequence[ItemPlan], home: Home, data_root: Path | None, address: str | None) -> int:
     from orchestration.reproducing.execution import check_before_start, reproduce_item, track_folder
     from orchestration.reproducing.ledger import outcome_folder
 
@@ -145,7 +150,7 @@ def _reproduce(plans: Sequence[Any], home: Any, data_root: Path | None, address:
     return 1 if problems else 0
 
 
-def _render_stored(plans: Sequence[Any], home: Any) -> int:
+def _render_stored(plans: Sequence[ItemPlan], home: Home) -> int:
     from models.errors import UserError
     from orchestration.reproducing.ledger import outcome_folder, read_outcome
 
@@ -162,21 +167,23 @@ def _render_stored(plans: Sequence[Any], home: Any) -> int:
     return 0
 
 
-def _render(outcome: Any, folder: Path) -> Mapping[str, Path]:
+def _render(outcome: ItemOutcome, folder: Path) -> Mapping[str, Path]:
     """Write tables and figures of an item, and show its table."""
     from analysis.reproduction.report import write_item
-    from analysis.reproduction.tables import footnotes, terminal_rows
+    from analysis.reproduction.sheet import sheet_of
+    from analysis.reproduction.tables import terminal_rows
+    from analysis.reproduction.view import view_of
 
     files = write_item(outcome, folder)
     if outcome.cells:
-        header, rows = terminal_rows(outcome)
+        header, rows, below = terminal_rows(sheet_of(view_of(outcome)))
         console.table(f"{outcome.item} at scale {outcome.scale}", header, rows)
-        for note in footnotes(outcome):
+        for note in below:
             console.say(note)
     return files
 
 
-def _write_papers(plans: Sequence[Any], home: Any) -> dict[str, Path]:
+def _write_papers(plans: Sequence[ItemPlan], home: Home) -> dict[str, Path]:
     """Write a page per paper over all of its items that were reproduced at this scale, now or earlier."""
     from analysis.reproduction.companion import gains_of
     from analysis.reproduction.papers import get_paper

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from analysis.reporting.figures import save_figure
-from analysis.reproduction.cells import ItemView, view_of
 from analysis.reproduction.figures import draw
 from analysis.reproduction.outcome import Reading
 from analysis.reproduction.papers import get_item, papers
+from analysis.reproduction.view import ItemView, view_of
 from tests.reproduction.synthetic import synthetic_outcome
 
 FIGURES = [item for paper in papers().values() for item in paper.items if item.kind == "figure" and item.rows]

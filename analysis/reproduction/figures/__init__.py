@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
-from analysis.reproduction.cells import ItemView
 from analysis.reproduction.figures import bars, curves, distributions, heatmaps, landscapes, style
-from analysis.reproduction.formats import has_series
+from analysis.reproduction.view import ItemView, has_series
 
 _DRAWERS: dict[str, dict[str, Callable[[ItemView], Figure]]] = {
     "line": {"": curves.draw_lines},

@@ -7,10 +7,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from analysis.reproduction.cells import CellView, ItemView
 from analysis.reproduction.figures import style
 from analysis.reproduction.figures.curves import panels_of
 from analysis.reproduction.papers.model import Column
+from analysis.reproduction.view import CellView, ItemView
 
 _WIDTH = 0.8
 

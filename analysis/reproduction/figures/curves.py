@@ -14,10 +14,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.reproduction.cells import CellView, ItemView
 from analysis.reproduction.figures import style
 from analysis.reproduction.outcome import Reading
-from analysis.reproduction.sheet import Kind, kinds_of
+from analysis.reproduction.view import CellView, ItemView, Kind
 
 _MANY_CURVES = 4
 _MANY_TICKS = 21
@@ -104,7 +103,7 @@ def curves_of(view: ItemView) -> list[Curve]:
 def panels_of(view: ItemView) -> tuple[Kind, ...]:
     """Return what gets a panel: the paper's protocol, and beside it the honest one, if anything of it was measured."""
     measured = any(cell.honest is not None for cell in view.cells())
-    return ("paper", "honest") if "honest" in kinds_of(view) and measured else ("paper",)
+    return ("paper", "honest") if "honest" in view.kinds and measured else ("paper",)
 
 
 def panel_title(kind: Kind, view: ItemView) -> str:

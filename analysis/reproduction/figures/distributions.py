@@ -8,10 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from analysis.reproduction.cells import ItemView
 from analysis.reproduction.figures import style
-from analysis.reproduction.formats import finite
 from analysis.reproduction.outcome import Reading
+from analysis.reproduction.view import ItemView, finite
 
 _WIDE_RANGE = 30
 _BINS = 40

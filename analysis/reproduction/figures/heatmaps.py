@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis.reproduction.cells import CellView, ItemView
 from analysis.reproduction.figures import style
 from analysis.reproduction.figures.curves import panels_of, reading_for
-from analysis.reproduction.formats import format_value
 from analysis.reproduction.papers.model import Column
 from analysis.reproduction.sheet import Kind
+from analysis.reproduction.view import CellView, ItemView, format_value
 
 _MAP = "cividis"
 

@@ -13,10 +13,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d import Axes3D
 
-from analysis.reproduction.cells import ItemView
 from analysis.reproduction.figures import style
-from analysis.reproduction.formats import finite
 from analysis.reproduction.outcome import Reading
+from analysis.reproduction.view import ItemView, finite
 
 _MAP = "viridis"
 _ACROSS = 3

@@ -14,9 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from analysis.reproduction.cells import ItemView
-from analysis.reproduction.formats import NOT_RUN
 from analysis.reproduction.scale import Scale
+from analysis.reproduction.view import NOT_RUN, ItemView
 
 COLUMN_WIDTH, PAGE_WIDTH = 3.4, 6.9
 """Inches of one column and of a page."""

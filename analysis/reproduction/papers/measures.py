@@ -20,9 +20,28 @@ HONEST_SUITE = "standard"
 """Whose worst case stands beside a number of torchattacks' AutoAttack, which drops samples on a single lucky draw."""
 
 
+class _Described:
+    """What a measure says of itself, as far as it stands fast before anything was run."""
+
+    @property
+    def protocol(self) -> str:
+        """`T0` to `T4`, `worst` for the worst attack per image, or empty: it is the same under every protocol."""
+        return ""
+
+    @property
+    def why_no_honest(self) -> str:
+        """Why it has no honest counterpart; empty if it has one, or is one."""
+        return ""
+
+
 @dataclass(frozen=True)
-class Clean:
+class Clean(_Described):
     """Expected accuracy on clean images, mean over draws: the same under every protocol."""
+
+    @property
+    def words(self) -> str:
+        """What is measured."""
+        return "clean images"
 
     @property
     def honest(self) -> Measure | None:
@@ -31,7 +50,7 @@ class Clean:
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class Accuracy(_Described):
     """Accuracy under one attack of a suite, with changed parameters where a figure sweeps them.
 
     Attributes:
@@ -69,6 +88,18 @@ class Accuracy:
         )
 
     @property
+    def words(self) -> str:
+        """What is measured."""
+        return self.row_name.replace("_", " ")
+
+    @property
+    def why_no_honest(self) -> str:
+        """Of attacks without a radius."""
+        if self.honest is not None:
+            return ""
+        return "an attack without a radius stops at the boundary of the draw it sees: no honest reading exists"
+
+    @property
     def honest(self) -> Measure | None:
         """T1 with gradients averaged over draws; the worst case for AutoAttack; None for attacks without a radius.
 
@@ -90,10 +121,20 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class WorstCase:
+class WorstCase(_Described):
     """Expected accuracy under the worst attack of each sample, unknown draw (T1): the headline of a suite."""
 
     suite: str
+
+    @property
+    def words(self) -> str:
+        """What is measured."""
+        return f"worst attack per image of suite {self.suite}"
+
+    @property
+    def protocol(self) -> str:
+        """T1, for each image under its own worst attack."""
+        return "worst"
 
     @property
     def honest(self) -> Measure | None:
@@ -102,7 +143,7 @@ class WorstCase:
 
 
 @dataclass(frozen=True)
-class TransferAccuracy:
+class TransferAccuracy(_Described):
     """Accuracy of one network on examples that were made against another one.
 
     Attributes:
@@ -121,13 +162,28 @@ class TransferAccuracy:
         return f"{self.attack.row_name} {'from' if self.made_on == 'other' else 'to'} {self.other.removeprefix('{row}/')}"
 
     @property
+    def words(self) -> str:
+        """What is measured."""
+        return self.row_name.replace("_", " ")
+
+    @property
+    def protocol(self) -> str:
+        """Of its attack."""
+        return self.attack.protocol
+
+    @property
+    def why_no_honest(self) -> str:
+        """The examples are another network's."""
+        return "the attacker does not have the network that answers, so draws are not the question"
+
+    @property
     def honest(self) -> Measure | None:
         """None: the attacker does not have the network that answers, so draws are not the question."""
         return None
 
 
 @dataclass(frozen=True)
-class Theory:
+class Theory(_Described):
     """A quantity that `analysis.theory` computes from a trained network.
 
     Attributes:
@@ -143,16 +199,26 @@ class Theory:
     other: str = ""
 
     @property
+    def words(self) -> str:
+        """What is measured."""
+        return self.function.replace("_", " ").replace(".", ": ")
+
+    @property
     def honest(self) -> Measure | None:
         """The same quantity."""
         return self
 
 
 @dataclass(frozen=True)
-class Timing:
+class Timing(_Described):
     """Time or memory of training or inference; it depends on the machine."""
 
     quantity: Literal["training_minutes", "epoch_seconds", "peak_memory_megabytes", "test_set_seconds"]
+
+    @property
+    def words(self) -> str:
+        """What is measured."""
+        return self.quantity.replace("_", " ")
 
     @property
     def honest(self) -> Measure | None:

@@ -86,6 +86,13 @@ class Row:
     x: float | None = None
     y: float | None = None
 
+    @property
+    def remark(self) -> str:
+        """What stands behind its label where it is not simply a row of the paper."""
+        if self.quoted:
+            return f"quoted from {self.quoted}"
+        return "not in the paper" if self.extra else ""
+
     def run_for(self, column: Column) -> Run | None:
         """Return the training that fills this row's cell in `column`; None for quoted rows and for cells that do not exist."""
         return self.runs.get(column.group, self.run)
@@ -189,9 +196,9 @@ class Item:
         rows, columns = [row.key for row in self.rows], [column.key for column in self.columns]
         if len(set(rows)) < len(rows) or len(set(columns)) < len(columns):
             raise ValueError(f"{self.name}: keys of rows and of columns must be unique")
-        for row, column in self.published:
-            if row not in rows or column not in columns:
-                raise ValueError(f"{self.name}: published value at ({row}, {column}), which does not exist")
+        for place in self.published:
+            if place[0] not in rows or place[1] not in columns:
+                raise ValueError(f"{self.name}: published value at {place}, which does not exist")
         for note in self.notes:
             missing = {*note.rows} - {*rows} | {*note.columns} - {*columns}
             if missing:
