@@ -1,9 +1,10 @@
 """Evaluating a model: `evaluate(model, x, y, suite="quick")`, or block by block with `plan_blocks`, `run_block`, `collect`.
 
 from analysis.evaluate import evaluate
+from analysis.reporting.conclusion import to_markdown
 result = evaluate(model, x, y, suite="quick", records="evaluation.jsonl")
 result.headline            # worst attack per sample, unknown draw: value with interval
-print(result.to_markdown())
+print(to_markdown(result))
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from analysis.evaluation.blocks import run_block
+from analysis.evaluation.blocks import measure_block
+from analysis.evaluation.calibration import calibration_images, calibration_toys, toy_data
 from analysis.evaluation.records import Record, append_record, read_records
+from analysis.evaluation.study_runs import Study, StudyOutcome, clean_outcome, run_study
 from analysis.evaluation.suites import Suite
 from analysis.evaluation.tasks import MAX_BLOCK_SIZE, BlockTask, plan_blocks
 from analysis.result import EvaluationResult, collect
@@ -26,6 +31,7 @@ __all__ = [
     "BlockTask",
     "EvaluationResult",
     "Progress",
+    "calibrate",
     "collect",
     "evaluate",
     "plan_blocks",
@@ -112,6 +118,42 @@ def evaluate(
             append_record(records, record)
         meter.finished(task, record)
     return collect(done.values(), plan)
+
+
+def run_block(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> Record:
+    """Run one block of any kind and return its record; arguments and errors are those of `measure_block`."""
+    return measure_block(model, x, y, task, _run_study)
+
+
+def _run_study(study: Study) -> StudyOutcome:
+    """Run a block of a study. A calibration looks at the harness, not at the model: it is an evaluation of its own."""
+    if study.point.name == "calibration":
+        return clean_outcome(study.setting), {"toys": calibrate(study.setting.x.device)}
+    return run_study(study)
+
+
+def calibrate(device: torch.device | str = "cpu") -> list[dict[str, Any]]:
+    """Evaluate the toys of `analysis.evaluation.calibration` and compare with what is stored.
+
+    Returns:
+        One row per expectation: `toy`, `what`, `expected`, `measured`, `met`.
+    """
+    data = toy_data()
+    suite = Suite(name="calibration", **data["suite"])
+    x, y = calibration_images()
+    rows: list[dict[str, Any]] = []
+    for name, toy in calibration_toys().items():
+        result = evaluate(toy.to(device), x, y, suite, threat_model=ThreatModel(epsilon=data["epsilon"]))
+        measured = {f"{row.attack} {row.protocol}": row.estimate.value for row in result.rows}
+        measured["headline"] = result.headline.value if result.headline is not None else float("nan")
+        expected = data["expected"][name]
+        for what, value in expected["accuracies"].items():
+            met = abs(measured[what] - value) <= expected["tolerance"] + 1e-9
+            rows.append({"toy": name, "what": what, "expected": value, "measured": round(measured[what], 6), "met": met})
+        statuses = {verdict.id: verdict.status.value for verdict in result.verdicts}
+        for check, status in expected["verdicts"].items():
+            rows.append({"toy": name, "what": check, "expected": status, "measured": statuses[check], "met": statuses[check] == status})
+    return rows
 
 
 class _Meter:

@@ -14,7 +14,6 @@ from analysis.checks.verdicts import Status, Verdict, run_checks
 from analysis.evaluation.measurements import Measurement, common_rows, measurements
 from analysis.evaluation.records import Record, check_same_evaluation
 from analysis.evaluation.tasks import PLAN_FIELDS, BlockTask
-from analysis.reporting import tables
 from analysis.statistics import Estimate
 from models.threat_model import format_pixel_fraction
 
@@ -131,30 +130,6 @@ class EvaluationResult:
             }
             for row in self.rows
         ]
-
-    def to_markdown(self) -> str:
-        """Return the table, the headline and the verdicts as Markdown."""
-        shown = [
-            {
-                "attack": row.attack + ("" if row.in_threat_model else " (outside the threat model)"),
-                "protocol": row.protocol,
-                "accuracy": tables.format_estimate(row.estimate, marked=self.marked) + ("" if row.finished else " unfinished"),
-                "how": row.caption,
-            }
-            for row in self.rows
-        ]
-        parts = [tables.to_markdown(shown)]
-        if self.headline is not None:
-            parts.append(f"Worst attack per sample, unknown draw (T1): {tables.format_estimate(self.headline, marked=self.marked)}\n")
-        checks = [
-            {"check": v.id, "title": v.title, "verdict": v.status.value, "seen": v.explanation, "what to do": v.advice or None}
-            for v in self.verdicts
-        ]
-        parts.append(tables.to_markdown(checks))
-        if self.marked:
-            failed = ", ".join(verdict.id for verdict in self.failed)
-            parts.append(f"{tables.MARK} These numbers must not be believed as they are: {failed} failed.\n")
-        return "\n".join(parts)
 
 
 def collect(records: Iterable[Record], plan: Sequence[BlockTask] | None = None) -> EvaluationResult:

@@ -18,6 +18,7 @@ from models.configuration import Config
 from models.errors import unknown_name
 from models.registry import defence_model, parse_defence_parameters
 from models.threat_model import ThreatModel
+from orchestration.catalogue import catalogue
 from trainers.config import TrainingConfig
 from trainers.data import DATASETS, DataConfig
 from trainers.objective import ObjectiveConfig
@@ -119,11 +120,19 @@ class ExperimentConfig(Config):
         return self
 
     def scientific(self) -> dict[str, Any]:
-        """Return the sections that define the result, as JSON types, without values that are defaults."""
+        """Return the sections that define the result, as JSON types, without values that are defaults.
+
+        The objective has its name unless it is the defence's own; sections whose meaning has changed have the number of their revision.
+        """
         full = self.model_dump(mode="json", exclude_defaults=True)
         full["defence"] = {"name": self.defence.name} | self.defence.parameters.model_dump(mode="json", exclude_defaults=True)
-        if revision := self.defence.parameters.revision:
-            full["defence"]["revision"] = revision
+        training = full.setdefault("training", {})
+        if self.training.objective.name != _own_objective(self.defence.name):
+            training.setdefault("objective", {})["name"] = self.training.objective.name
+        _mark_revisions(full["defence"], self.defence.parameters)
+        _mark_revisions(training, self.training)
+        if not training:
+            del full["training"]
         return {key: value for key, value in full.items() if key not in OPERATIONAL_SECTIONS}
 
     @property
@@ -135,6 +144,25 @@ class ExperimentConfig(Config):
     def flatten(self) -> dict[str, Any]:
         """Return dotted names and values of all fields, e.g. `training.attack.steps: 10`."""
         return flatten(self.model_dump(mode="json"))
+
+
+def _own_objective(defence: str) -> str | None:
+    known = catalogue().get(defence)
+    return None if known is None else known.objective
+
+
+def _mark_revisions(dump: dict[str, Any], config: Config) -> None:
+    """Add the revision of `config` and of the configs inside it, where it is not 0, to their dump without defaults."""
+    if config.revision:
+        dump["revision"] = config.revision
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, Config):
+            known = name in dump
+            inner = dump.setdefault(name, {})
+            _mark_revisions(inner, value)
+            if not (inner or known):
+                del dump[name]
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

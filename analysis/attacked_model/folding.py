@@ -178,10 +178,11 @@ def _fold(convolution: nn.Module, normalization: nn.Module) -> None:
     for weight in weights:
         assert isinstance(weight, Tensor)
         weight.copy_(weight.double() * scale_O.view(-1, 1, 1, 1))
-    bias = convolution.bias
-    old_O = 0.0 if bias is None else bias.double() * scale_O
+    if isinstance(convolution.bias, Tensor):
+        shift_O = shift_O + convolution.bias.double() * scale_O
     reference = weights[0]
-    convolution.bias = nn.Parameter((old_O + shift_O).to(reference.dtype), requires_grad=False)
+    assert isinstance(reference, Tensor)
+    convolution.bias = nn.Parameter(shift_O.to(reference.dtype), requires_grad=False)
 
 
 def _replace(model: nn.Module, name: str) -> None:

@@ -65,17 +65,17 @@ def restored_state(model: nn.Module) -> Iterator[StateReport]:
                 report.modes.append(name)
                 module.training = training[name]
         current = dict(model.named_buffers())
-        for name, before in buffers.items():
-            if not _same(current[name], before):
+        for name, values in buffers.items():
+            if not _same(current[name], values):
                 report.buffers.append(name)
-                current[name].copy_(before)
+                current[name].copy_(values)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(required[name])
             before, value = gradients[name]
-            if parameter.grad is not before or (value is not None and not _same(parameter.grad, value)):
+            if parameter.grad is not before or (before is not None and value is not None and not _same(before, value)):
                 report.gradients.append(name)
                 parameter.grad = before
-                if value is not None:
+                if before is not None and value is not None:
                     before.copy_(value)
         load_randomness_state(model, draws)
 

@@ -102,7 +102,7 @@ def parse_attack_parameters(name: str, parameters: Mapping[str, Any]) -> Config:
     """Validate the parameters of an attack; the error names the field, what is wrong and the nearest field."""
     entry = attack_entry(name)
     if entry.free_parameters:
-        return entry.parameters(arguments=dict(parameters))
+        return entry.parameters.model_validate({"arguments": dict(parameters)})
     for key in parameters:
         if key not in entry.parameters.model_fields:
             close = nearest(key, entry.parameters.model_fields)

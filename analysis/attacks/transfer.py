@@ -25,7 +25,7 @@ from analysis.fingerprints import weights_hash
 from models.configuration import Config
 from models.errors import UserError
 from models.randomness import is_randomized
-from models.threat_model import PixelFraction
+from models.threat_model import Norm, PixelFraction
 from models.weights import load_pretrained
 from trainers.attacks import pgd
 
@@ -134,7 +134,7 @@ def _cost(parameters: TransferParameters, num_draws: int, num_classes: int, fixe
     return Cost(draws * (steps + (parameters.method == "apgd")), draws * steps)
 
 
-_NORMS = ("linf", "l2")
+_NORMS: tuple[Norm, ...] = ("linf", "l2")
 ATTACKS = (
     AttackEntry(
         "transfer_static",

@@ -89,7 +89,9 @@ def _transfer(evidence: Evidence) -> Finding:
     white = evidence.under("T1", lambda entry: entry.uses_gradients and not entry.is_transfer and not entry.one_step)
     problems, seen = [], []
     best = min(white, key=lambda each: each.estimate.value, default=None)
-    for each in transfers if best is not None else ():
+    for each in transfers:
+        if best is None:
+            break
         lead, error = difference(best, each)
         seen.append(f"{each.name} leaves {100 * -lead:+.1f} points compared with {best.name}")
         if lead > 2 * error + 1e-12:

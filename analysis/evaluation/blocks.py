@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,12 +16,12 @@ from analysis.attacked_model.model import AttackedModel
 from analysis.attacked_model.state_guard import restored_state
 from analysis.attacks.registry import AttackOutput, AttackProblem, attack_entry, parse_attack_parameters
 from analysis.evaluation.examination import gradient_calls_in_forward, liveness, missing_gradients, output_facts, shares_draw_in_batch
+from analysis.evaluation.images import encode_png
 from analysis.evaluation.protocols import BlockOutcome, BlockSetting, run_protocol, score_clean
 from analysis.evaluation.records import Record, pack_rows
-from analysis.evaluation.study_runs import Study, run_study
+from analysis.evaluation.study_runs import Study, StudyOutcome
 from analysis.evaluation.tasks import BlockTask, bare_model
 from analysis.fingerprints import data_hash, weights_hash
-from analysis.reporting.images import encode_png
 from models.modes import mode
 from models.randomness import derive_seed, resample
 from models.threat_model import ThreatModel
@@ -31,13 +32,13 @@ _NUM_EXAMPLES = 4
 _NUM_TRACED = 2
 
 
-def run_block(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> Record:
+def measure_block(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask, run_study: Callable[[Study], StudyOutcome]) -> Record:
     """Run one block and return its record.
 
     Args:
         model: the model of the plan, on any device; it is as before afterwards.
         x, y: all images and labels of the plan, not only the block's.
-        task: from `plan_blocks`.
+        task: from `plan_blocks`. run_study: runs a block of a study.
 
     Raises:
         ValueError: weights or images are not those of the plan.
@@ -58,7 +59,7 @@ def run_block(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> Record
         with restored_state(network) as report:
             live_seed = derive_seed(task.seed, "examination", task.block)
             before = liveness(network, x_block[:_NUM_LIVE], live_seed)
-            outcome, study = _run(network, x_block, y_block, task)
+            outcome, study = _run(network, x_block, y_block, task, run_study)
             training_modules = sum(module.training for module in network.modules())
             after = liveness(network, x_block[:_NUM_LIVE], live_seed)
             examined = _examine(network, x_block, y_block, task) if task.kind == "clean" and task.block == 0 else {}
@@ -82,7 +83,7 @@ def run_block(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> Record
     }
 
 
-def _run(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> tuple[BlockOutcome, dict[str, Any]]:
+def _run(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask, run_study: Callable[[Study], StudyOutcome]) -> StudyOutcome:
     """Return the outcome of a block and, for a study, its facts."""
     name = "clean" if task.item is None else f"{task.item.name}:{task.kind}"
     setting = BlockSetting(

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.layers.random_weight import RandomFeatureWeight, SigmaBounds
-from models.threat_model import ThreatModel
 
 DATA_FILE = Path(__file__).with_name("calibration_toys.yaml")
 
@@ -65,7 +64,7 @@ def calibration_toys() -> dict[str, nn.Module]:
     data = toy_data()
     with torch.random.fork_rng(devices=[]):  # layers initialize themselves from the global generator
         noise = RandomFeatureWeight((8, 8, 8), 1.0, data["noise"], SigmaBounds("none", 0.0, 0.0))
-        toys = {
+        toys: dict[str, nn.Module] = {
             "adversarially_trained": DigitsNetwork(),
             "masked": DigitsNetwork(before=Rounding()),
             "noisy": DigitsNetwork(after_stem=noise),
@@ -86,44 +85,8 @@ def calibration_images() -> tuple[Tensor, Tensor]:
     return x, torch.tensor(digits.target[order])
 
 
-def calibrate(device: torch.device | str = "cpu") -> list[dict[str, Any]]:
-    """Evaluate the toys and compare with what is stored.
-
-    Returns:
-        One row per expectation: `toy`, `what`, `expected`, `measured`, `met`.
-    """
-    # Imported here: an evaluation may run a calibration, which is an evaluation.
-    from analysis.evaluate import evaluate
-    from analysis.evaluation.suites import Suite
-
-    data = toy_data()
-    suite = Suite(name="calibration", **data["suite"])
-    x, y = calibration_images()
-    rows: list[dict[str, Any]] = []
-    for name, toy in calibration_toys().items():
-        result = evaluate(toy.to(device), x, y, suite, threat_model=ThreatModel(epsilon=data["epsilon"]))
-        measured = {f"{row.attack} {row.protocol}": row.estimate.value for row in result.rows}
-        measured["headline"] = result.headline.value if result.headline is not None else float("nan")
-        expected = data["expected"][name]
-        for what, value in expected["accuracies"].items():
-            met = abs(measured[what] - value) <= expected["tolerance"] + 1e-9
-            rows.append({"toy": name, "what": what, "expected": value, "measured": round(measured[what], 6), "met": met})
-        statuses = {verdict.id: verdict.status.value for verdict in result.verdicts}
-        for check, status in expected["verdicts"].items():
-            rows.append({"toy": name, "what": check, "expected": status, "measured": statuses[check], "met": statuses[check] == status})
-    return rows
-
-
 def _stored_weights(stored: dict[str, Any]) -> dict[str, Tensor]:
     return {
         name: torch.tensor(np.frombuffer(base64.b64decode(entry["values"]), dtype="<f2").astype(np.float32)).view(entry["shape"])
         for name, entry in stored.items()
-    }
-
-
-def stored_form(model: nn.Module) -> dict[str, Any]:
-    """Return the weights of a toy as the data file holds them: half precision, little endian, base64."""
-    return {
-        name: {"shape": list(tensor.shape), "values": base64.b64encode(tensor.cpu().numpy().astype("<f2").tobytes()).decode()}
-        for name, tensor in model.state_dict().items()
     }

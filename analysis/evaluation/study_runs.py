@@ -16,8 +16,7 @@ from torch import Tensor
 from analysis.attacked_model.draws import ONLY_DRAW, Draw, FreshDraws, seeded_draws
 from analysis.attacked_model.model import AttackedModel, Predictor
 from analysis.attacks.registry import AttackOutput, AttackProblem, attack_entry, parse_attack_parameters
-from analysis.evaluation.attack_unit_test import run_unit_test
-from analysis.evaluation.calibration import calibrate
+from analysis.evaluation.planted_points import run_unit_test
 from analysis.evaluation.protocols import BlockOutcome, BlockSetting, run_protocol, score_clean, score_draws
 from analysis.evaluation.studies import StudyPoint, doublings, halves
 from models.threat_model import ThreatModel
@@ -48,12 +47,13 @@ class Study:
         return run
 
 
-Outcome = tuple[BlockOutcome, dict[str, Any]]
+StudyOutcome = tuple[BlockOutcome, dict[str, Any]]
+"""What a study measured, and JSON-able facts for its check."""
 
 
-def run_study(study: Study) -> Outcome:
-    """Run a block of a study; return its outcome and JSON-able facts."""
-    runners: dict[str, Callable[[Study], Outcome]] = {
+def run_study(study: Study) -> StudyOutcome:
+    """Run a block of a study of the model; return its outcome and JSON-able facts. A calibration studies the harness: see `evaluate`."""
+    runners: dict[str, Callable[[Study], StudyOutcome]] = {
         "epsilon": _epsilon,
         "steps": _steps,
         "draws": _draws,
@@ -61,23 +61,22 @@ def run_study(study: Study) -> Outcome:
         "gradient_resolution": _gradient_resolution,
         "progress": _progress,
         "unit_test": _unit_test,
-        "calibration": _calibration,
     }
     return runners[study.point.name](study)
 
 
-def _epsilon(study: Study) -> Outcome:
+def _epsilon(study: Study) -> StudyOutcome:
     outcome = run_protocol("T1", study.setting, study.attack(study.point.settings.steps))
     return outcome, {}
 
 
-def _steps(study: Study) -> Outcome:
+def _steps(study: Study) -> StudyOutcome:
     settings = study.point.settings
     levels = doublings(settings.steps, settings.max_steps)
     return _until_converged(halves(settings.steps), levels, lambda level: (study.setting, study.attack(level)))
 
 
-def _draws(study: Study) -> Outcome:
+def _draws(study: Study) -> StudyOutcome:
     settings = study.point.settings
     attack = study.attack(settings.steps)
     levels = doublings(settings.num_draws, settings.max_draws)
@@ -92,7 +91,7 @@ def _draws(study: Study) -> Outcome:
 
 def _until_converged(
     below: list[int], levels: list[int], at: Callable[[int], tuple[BlockSetting, Callable[[AttackedModel, int], AttackOutput]]]
-) -> Outcome:
+) -> StudyOutcome:
     """Attack at rising levels until accuracy falls by less than a point or two standard errors; keep the last two.
 
     Args:
@@ -117,7 +116,7 @@ def _until_converged(
 
 
 @torch.no_grad()
-def _random_search(study: Study) -> Outcome:
+def _random_search(study: Study) -> StudyOutcome:
     """Search uniformly in the ball around images that survive the attack; a flip is a majority of draws that errs."""
     settings, setting = study.point.settings, study.setting
     outcome = run_protocol("T1", setting, study.attack(settings.steps))
@@ -178,10 +177,10 @@ def _clearly_above_half(votes_SR: Tensor, exact: bool) -> Tensor:
     return votes_SR.double().mean(1) > 0.5 + noise
 
 
-def _gradient_resolution(study: Study) -> Outcome:
+def _gradient_resolution(study: Study) -> StudyOutcome:
     """Compare two independent averaged gradients at random starts, with twice as many draws each time until they agree."""
     settings, setting = study.point.settings, study.setting
-    outcome = _clean(setting)
+    outcome = clean_outcome(setting)
     generator = torch.Generator().manual_seed(setting.seed_for("resolution start"))
     points = ball_around(setting.x, study.threat_model.epsilon, study.threat_model.norm).random_start(generator)
     predictor = Predictor(setting.model)
@@ -225,7 +224,7 @@ class TracedModel(AttackedModel):
         self.wrong.append(wrong_B.cpu())
 
 
-def _progress(study: Study) -> Outcome:
+def _progress(study: Study) -> StudyOutcome:
     """Follow the best mean loss of the images that survive, and look for points that erred on the way but not at the end."""
     traces: list[TracedModel] = []
     attack = study.attack(study.point.settings.steps)
@@ -252,7 +251,7 @@ def _progress(study: Study) -> Outcome:
     return outcome, facts
 
 
-def _unit_test(study: Study) -> Outcome:
+def _unit_test(study: Study) -> StudyOutcome:
     setting = study.setting
     draw = seeded_draws(1, setting.seed_for("unit test"))[0] if setting.randomized else ONLY_DRAW
     facts = run_unit_test(
@@ -264,17 +263,13 @@ def _unit_test(study: Study) -> Outcome:
         parse_attack_parameters(study.point.settings.attack, {"steps": study.point.settings.steps}),
         seed=setting.seed_for("unit test attack"),
     )
-    return _clean(setting), facts
+    return clean_outcome(setting), facts
 
 
-def _calibration(study: Study) -> Outcome:
-    return _clean(study.setting), {"toys": calibrate(study.setting.x.device)}
-
-
-def _clean(setting: BlockSetting) -> BlockOutcome:
+def clean_outcome(setting: BlockSetting) -> BlockOutcome:
     """Return the clean score on one draw: what a record must have."""
     few = setting.scoring.model_copy(update={"num_selection_draws": 1, "num_evaluation_draws": 1, "enumerate_up_to": 0})
     return score_clean(replace(setting, scoring=few))
 
 
-__all__ = ["Study", "TracedModel", "run_study"]
+__all__ = ["Study", "StudyOutcome", "TracedModel", "clean_outcome", "run_study"]

@@ -32,7 +32,7 @@ _EPSILON_ZERO_SAMPLES = 64
 _BACKWARD_COST = 2.0  # a backward pass to the pixels costs about two forward passes
 
 # What a task knows of its plan: a record may serve another plan in which these differ.
-PLAN_FIELDS = frozenset({"suite", "num_blocks", "cost", "stands_for", "position"})
+PLAN_FIELDS = {"suite", "num_blocks", "cost", "stands_for", "position"}
 
 BlockKind = Literal["clean", "attack", "epsilon_zero", "study"]
 RowProtocol = Literal["T0", "T1", "T2", "T4"]

@@ -6,10 +6,11 @@ Reference: Ma, Dong, Xu, "Adversarial Robustness through Random Weight Sampling"
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor
 
-from analysis.quantity import RANDOM_WEIGHTS, Finding, Quantity, Requirement, Subject
+from analysis.quantities.quantity import RANDOM_WEIGHTS, Finding, Quantity, Requirement, Subject
 from analysis.theory.ctrw_bounds import (
     conditional_probability,
     cosine_statistic,
@@ -51,7 +52,7 @@ def _first_weights(subject: Subject, site: Site, count: int) -> list[Tensor]:
 
 
 def _lemma1(subject: Subject) -> Finding:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, site in _sites(subject):
         bounds = [lemma1_lower_bound(site.mu, weight, ALPHA) for weight in _first_weights(subject, site, subject.draws(32))]
         total = site.sigma.detach().double().sum().item()
@@ -80,7 +81,7 @@ def _lemma1(subject: Subject) -> Finding:
 
 
 def _probability(subject: Subject) -> Finding:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, site in _sites(subject):
         weights = _first_weights(subject, site, subject.draws(32))
         for epsilon in EPSILONS:
@@ -101,7 +102,7 @@ def _probability(subject: Subject) -> Finding:
 
 
 def _cosines(subject: Subject) -> Finding:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, site in _sites(subject):
         found = cosine_statistic(site.mu, site.sigma, num_pairs=max(TABLE_6_PAIRS, subject.draws(0)), seed=subject.seed)
         rows.append(
@@ -138,7 +139,7 @@ def _upper_bound(subject: Subject) -> Finding:
 
 
 def _diagnostics(subject: Subject) -> Finding:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, site in _sites(subject):
         found = diagnostics(site.mu, site.sigma)
         rows.append(

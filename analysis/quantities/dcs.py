@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from analysis.quantity import Finding, NotComputable, Quantity, Requirement, Subject
+from analysis.quantities.quantity import Finding, NotComputable, Quantity, Requirement, Subject
 from analysis.theory.dcs_bounds import (
     feasibility,
     paper_gap_bounds,
@@ -54,7 +54,7 @@ def _shape(name: str, layer: StochasticConv2d) -> dict[str, Any]:
 
 
 def _points(subject: Subject) -> Finding:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, layer in _layers(subject.model):
         k, n, s = layer.kernel_size, layer.num_taps, layer.stride[0]
         for masks, disjoint in (("independent", False), ("disjoint (GSAT)", True)):
@@ -79,9 +79,10 @@ def _range(bounds: tuple[float, float]) -> str:
     return f"{bounds[0]:.4g} to {bounds[1]:.4g}"
 
 
-def _input_sizes(model: nn.Module) -> dict[str, int]:
+def _input_sizes(subject: Subject) -> dict[str, int]:
     """Return N of each layer: pixels of its input feature map with the padding."""
     sizes: dict[str, int] = {}
+    model = subject.model
 
     def note(name: str, layer: StochasticConv2d, height: int, width: int) -> None:
         sizes[name] = (height + 2 * layer.padding) * (width + 2 * layer.padding)
@@ -93,7 +94,7 @@ def _input_sizes(model: nn.Module) -> dict[str, int]:
     like = next(model.parameters())
     try:
         with undisturbed(model), torch.no_grad():
-            model(torch.full((64, *model.spec.image_shape), 0.5).to(like))  # enough images that every member of an ensemble answers
+            model(torch.full((64, *subject.spec.image_shape), 0.5).to(like))  # enough images that every member of an ensemble answers
     finally:
         for handle in handles:
             handle.remove()
@@ -101,7 +102,7 @@ def _input_sizes(model: nn.Module) -> dict[str, int]:
 
 
 def _bounds(subject: Subject) -> Finding:
-    sizes = _input_sizes(subject.model)
+    sizes = _input_sizes(subject)
     rows, notes, needed = [], [], 0.0
     for name, layer in _layers(subject.model):
         if name not in sizes:
@@ -136,7 +137,7 @@ def _bounds(subject: Subject) -> Finding:
 
 def _layer_cosines(subject: Subject) -> Finding:
     x_BCHW, y_B = subject.images(32)
-    rows = []
+    rows: list[dict[str, Any]] = []
     with subject.one_draw():
         for index, (name, layer) in enumerate(_layers(subject.model)):
             subject.progress(f"layer {name}: all pairs of {layer.num_configurations} masks")
@@ -156,7 +157,7 @@ def _layer_cosines(subject: Subject) -> Finding:
 def _mask_pairs(subject: Subject) -> Finding:
     x_BCHW, y_B = subject.images(128)
     count, attack = subject.draws(10), subject.attack()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for label, pairs in _designed(subject, count):
         cosines = gradient_cosines(subject.model, x_BCHW, y_B, pairs)
         records = []

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from analysis.attacked_model.draws import all_configurations, set_draw
-from analysis.quantity import RANDOMIZED, Finding, Quantity, Subject
+from analysis.quantities.quantity import RANDOMIZED, Finding, Quantity, Subject
 from analysis.theory.ctrw_bounds import pairs_at_correlation
 from analysis.theory.dcs_gradients import pairs_with_overlap
 from analysis.theory.rna_paths import pairs_at_difference

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from analysis.quantity import ATTACK_STEPS, ENSEMBLE, MOST_IMAGES, Finding, NotComputable, Quantity, Requirement, Subject
+from analysis.quantities.quantity import ATTACK_STEPS, ENSEMBLE, MOST_IMAGES, Finding, NotComputable, Quantity, Requirement, Subject
 from analysis.theory.ensemble_gradients import gradient_similarity, lipschitz_estimates
 from analysis.theory.ensembles import (
     MemberAttack,

@@ -8,11 +8,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from analysis.quantity import NORMALIZATION_FAMILY, RANDOM_NORMALIZATIONS, Finding, Quantity, Requirement, Subject
+from analysis.quantities.quantity import NORMALIZATION_FAMILY, RANDOM_NORMALIZATIONS, Finding, Quantity, Requirement, Subject
 from analysis.theory.rna_paths import (
     cosines_between_types,
     pairs_at_difference,
@@ -87,7 +88,7 @@ def _path_transfer(subject: Subject) -> Finding:
 
 def _type_cosines(subject: Subject) -> Finding:
     x_BCHW, y_B = subject.images(256)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (first, second), found in cosines_between_types(subject.model, x_BCHW, y_B).items():
         counts, _ = found.histogram(20)
         rows.append(
@@ -106,7 +107,7 @@ def _type_cosines(subject: Subject) -> Finding:
 
 def _norm_gradients(subject: Subject) -> Finding:
     x_BCHW, y_B = subject.images(32)
-    rows = []
+    rows: list[dict[str, Any]] = []
     with subject.one_draw():
         model = copy.deepcopy(subject.model).double()
     for found in normalization_gradients(model, x_BCHW.double(), y_B):
@@ -138,7 +139,7 @@ def _uniform_paths(subject: Subject) -> Iterator[tuple[str, int]]:
 def _smoothness(subject: Subject) -> Finding:
     x_BCHW, y_B = subject.images(32)
     layers = [name for name, site in random_sites(subject.model) if isinstance(site, RandomNormalization2d)]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for kind, _ in _uniform_paths(subject):
         for layer in (None, *layers):
             subject.progress(f"path of {kind} everywhere, at {layer or 'the image'}")
@@ -154,12 +155,13 @@ def _spread(values_B: Tensor) -> dict[str, float]:
 
 def _theorem(subject: Subject) -> Finding:
     x_BCHW, y_B = subject.images(64)
-    target_B = (y_B + 1) % subject.model.spec.num_classes
+    target_B = (y_B + 1) % subject.spec.num_classes
     radius = subject.threat_model.epsilon
     if subject.threat_model.norm == "linf":
         radius *= math.sqrt(x_BCHW[0].numel())
     networks = {kind: copy.deepcopy(subject.model) for kind, _ in _uniform_paths(subject)}
-    rows, kinds = [], list(networks)
+    rows: list[dict[str, Any]] = []
+    kinds = list(networks)
     for number, first in enumerate(kinds):
         for second in kinds[number + 1 :]:
             found = transfer_bound(networks[first], networks[second], x_BCHW, y_B, target_B, radius)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
+from typing import Any
 
-from analysis.quantity import ANY_MODEL, SINGLE_NETWORK, Finding, NotComputable, Quantity, Subject
+from analysis.quantities.quantity import ANY_MODEL, SINGLE_NETWORK, Finding, NotComputable, Quantity, Subject
 from analysis.theory.flatness import expansion_errors, weight_landscape
 from analysis.theory.landscape import input_landscape
 from models.errors import UserError
@@ -16,7 +17,9 @@ SCALES = (("absolute", 1e-4), ("absolute", 1e-3), ("absolute", 1e-2), ("relative
 
 
 def _weight_landscape(subject: Subject) -> Finding:
-    rows, rises, size = [], {}, 0
+    rows: list[dict[str, Any]] = []
+    rises: dict[str, float] = {}
+    size = 0
     with subject.one_draw():
         x_BCHW, y_B = subject.images(128)
         size = len(x_BCHW)
@@ -56,7 +59,7 @@ def _weight_landscape(subject: Subject) -> Finding:
 def _input_landscape(subject: Subject) -> Finding:
     x_BCHW, y_B = (images[:MOST_LANDSCAPES] for images in subject.images(NUM_LANDSCAPES))
     radius = subject.threat_model.epsilon if subject.threat_model.norm == "linf" else 8 / 255
-    rows = []
+    rows: list[dict[str, Any]] = []
     with subject.one_draw():
         for index, (image, label) in enumerate(zip(x_BCHW, y_B.tolist(), strict=True)):
             found = input_landscape(subject.model, image, label, radius=radius, generator=subject.generator("input landscape", index))
@@ -84,7 +87,7 @@ def _input_landscape(subject: Subject) -> Finding:
 
 def _expansion(subject: Subject) -> Finding:
     x_BCHW, _ = subject.images(64)
-    rows = []
+    rows: list[dict[str, Any]] = []
     with subject.one_draw():
         for scale, sigma in SCALES:
             u = sample_weight_noise(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor
 
-from analysis.quantity import ANY_MODEL, Finding, Quantity, Subject
+from analysis.quantities.quantity import ANY_MODEL, Finding, Quantity, Subject
 from analysis.theory.cost import measure_costs
 from analysis.theory.flatness import loss_under_weight_noise, sharpness, top_hessian_eigenvalue
 from analysis.theory.smoothness import effective_smoothness
@@ -27,7 +28,8 @@ def _setting(subject: Subject, num_images: int) -> str:
 
 
 def _weight_noise(subject: Subject) -> Finding:
-    rows, size = [], 0
+    rows: list[dict[str, Any]] = []
+    size = 0
     with subject.one_draw():
         for images, x_BCHW, y_B in _clean_and_adversarial(subject, 128):
             size = len(x_BCHW)
@@ -60,7 +62,8 @@ def _weight_noise(subject: Subject) -> Finding:
 
 
 def _sharpness(subject: Subject) -> Finding:
-    rows, size = [], 0
+    rows: list[dict[str, Any]] = []
+    size = 0
     with subject.one_draw():
         for images, x_BCHW, y_B in _clean_and_adversarial(subject, 128):
             size = len(x_BCHW)
@@ -72,7 +75,8 @@ def _sharpness(subject: Subject) -> Finding:
 
 
 def _hessian(subject: Subject) -> Finding:
-    rows, size = [], 0
+    rows: list[dict[str, Any]] = []
+    size = 0
     with subject.one_draw():
         for images, x_BCHW, y_B in _clean_and_adversarial(subject, 64):
             size = len(x_BCHW)
@@ -106,8 +110,8 @@ def _smoothness(subject: Subject) -> Finding:
 
 
 def _cost(subject: Subject) -> Finding:
-    rows = []
-    costs = measure_costs(subject.model, subject.model.spec.image_shape, num_rounds=3)
+    rows: list[dict[str, Any]] = []
+    costs = measure_costs(subject.model, subject.spec.image_shape, num_rounds=3)
     for cost in costs:
         row = {
             "inference": cost.inference,

@@ -1,9 +1,35 @@
-"""What an evaluation says in one sentence: the last line that a person reads."""
+"""What an evaluation says: as a page of Markdown, and in one sentence, the last line that a person reads."""
 
 from __future__ import annotations
 
 from analysis.reporting import tables
 from analysis.result import EvaluationResult
+
+
+def to_markdown(result: EvaluationResult) -> str:
+    """Return the table, the headline and the verdicts as Markdown."""
+    marked = result.marked
+    shown = [
+        {
+            "attack": row.attack + ("" if row.in_threat_model else " (outside the threat model)"),
+            "protocol": row.protocol,
+            "accuracy": tables.format_estimate(row.estimate, marked=marked) + ("" if row.finished else " unfinished"),
+            "how": row.caption,
+        }
+        for row in result.rows
+    ]
+    parts = [tables.to_markdown(shown)]
+    if result.headline is not None:
+        parts.append(f"Worst attack per sample, unknown draw (T1): {tables.format_estimate(result.headline, marked=marked)}\n")
+    checks = [
+        {"check": v.id, "title": v.title, "verdict": v.status.value, "seen": v.explanation, "what to do": v.advice or None}
+        for v in result.verdicts
+    ]
+    parts.append(tables.to_markdown(checks))
+    if marked:
+        failed = ", ".join(verdict.id for verdict in result.failed)
+        parts.append(f"{tables.MARK} These numbers must not be believed as they are: {failed} failed.\n")
+    return "\n".join(parts)
 
 
 def conclusion(name: str, result: EvaluationResult) -> str:

@@ -15,8 +15,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from analysis.evaluation.images import decode_png
 from analysis.evaluation.measurements import Measurement, measurements
-from analysis.reporting.images import decode_png
 from analysis.result import EvaluationResult
 from analysis.statistics import Estimate
 from models.threat_model import parse_pixel_fraction

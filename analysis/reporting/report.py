@@ -13,8 +13,8 @@ from analysis.evaluation.protocols import PROTOCOL_TITLES
 from analysis.reporting import tables
 from analysis.reporting.conclusion import conclusion
 from analysis.reporting.figures import figure_as_png, figures_of, save_figure
+from analysis.reporting.frames import frame_of_result, frame_of_samples, write_parquet
 from analysis.result import EvaluationResult, Row
-from analysis.runs import frame_of_result, frame_of_samples, write_parquet
 
 TEMPLATE_FOLDER = Path(__file__).with_name("templates")
 

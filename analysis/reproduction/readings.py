@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis.fingerprints import json_hash
-from analysis.quantity import NotComputable, Subject
+from analysis.quantities.quantity import NotComputable, Subject
 from analysis.reproduction.outcome import Reading
 from analysis.reproduction.papers.measures import Theory, Timing
 from analysis.theory.cost import InferenceCost

@@ -36,7 +36,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return _list(arguments)
     if arguments.target is None:
         raise UserError("analyse needs a model; `rayndom analyse --what list` shows what can be computed")
-    from analysis.reporting.quantity_report import record_to_markdown, sentence, shown_rows
+    from analysis.quantities.report import record_to_markdown, sentence, shown_rows
     from orchestration.evaluating.analysis_run import AnalysisSettings, analyse, track
     from orchestration.exporting.targets import resolve_target
     from orchestration.home import Home
@@ -68,7 +68,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from analysis.reporting.quantity_report import describe_all, list_rows
+    from analysis.quantities.report import describe_all, list_rows
 
     chosen = begin(arguments)
     if chosen == "markdown":

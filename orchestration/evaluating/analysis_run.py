@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from analysis.fingerprints import weights_hash
-from analysis.quantity import MOST_IMAGES, Subject
-from analysis.reporting.quantity_report import Record, choose, compute, metrics_of
+from analysis.quantities.quantity import MOST_IMAGES, Subject
+from analysis.quantities.report import Record, choose, compute, metrics_of
 from models.errors import UserError
 from models.threat_model import ThreatModel
 from models.weights import load_pretrained

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from analysis.reporting import tables
-from analysis.reporting.conclusion import conclusion
+from analysis.reporting.conclusion import conclusion, to_markdown
 from analysis.result import EvaluationResult
 from orchestration import console
 from orchestration.evaluating.evaluation_run import Job
@@ -78,7 +78,7 @@ def summarize(result: EvaluationResult, suite: str) -> dict[str, Any]:
         "verdicts": [
             {"id": v.id, "title": v.title, "verdict": v.status.value, "seen": v.explanation, "advice": v.advice} for v in result.verdicts
         ],
-        "markdown": result.to_markdown(),
+        "markdown": to_markdown(result),
     }
 
 

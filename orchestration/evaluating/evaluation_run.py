@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from analysis.evaluation.blocks import run_block
+from analysis.evaluate import run_block
 from analysis.evaluation.records import Record, append_record, read_records
 from analysis.evaluation.suites import Suite
 from analysis.evaluation.tasks import BlockTask, plan_blocks

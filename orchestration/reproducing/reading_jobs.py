@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from analysis.fingerprints import weights_hash
-from analysis.quantity import MOST_IMAGES, Subject
+from analysis.quantities.quantity import MOST_IMAGES, Subject
 from analysis.reproduction.papers.measures import Theory
 from analysis.reproduction.readings import Found, identity, num_images, read_test_set_seconds, read_theory
 from analysis.reproduction.scale import BUDGETS, Scale

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LINT = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
 SLOTS = ("models.defences", "trainers.objectives", "orchestration.defences")
+CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+
+
+def floors(contract: dict[str, Any]) -> list[list[str]]:
+    """Return the modules of a contract's layers, highest first, without the marks that say how neighbours may meet."""
+    return [re.findall(r"\w+", layer) for layer in contract["layers"]]
+
+
+INNER = {contract["containers"][0]: floors(contract) for contract in CONTRACTS if "containers" in contract}
+"""The layers inside a package, by its name."""
 
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -34,6 +47,10 @@ def building(tmp_path: Path) -> Path:
         folder = tmp_path.joinpath(*package.split("."))
         folder.mkdir(parents=True)
         (folder / "__init__.py").touch()
+    for package, layers in INNER.items():
+        for name in itertools.chain(*layers):
+            tmp_path.joinpath(package, name).mkdir(exist_ok=True)
+            tmp_path.joinpath(package, name, "__init__.py").touch()
     for package in SLOTS:
         for name in ("first", "second"):
             tmp_path.joinpath(*package.split("."), f"{name}.py").touch()
@@ -68,6 +85,22 @@ def test_an_import_that_points_up_or_sideways_is_noticed(building: Path, file: s
     finished = lint(building)
     assert finished.returncode == 1, finished.stdout + finished.stderr
     assert "BROKEN" in finished.stdout
+
+
+@pytest.mark.parametrize(
+    ("package", "lower", "higher"),
+    [
+        (package, low, high)
+        for package, layers in INNER.items()
+        for above, below in itertools.pairwise(layers)
+        for low, high in itertools.product(below, above)
+    ],
+)
+def test_an_import_that_points_up_inside_a_package_is_noticed(building: Path, package: str, lower: str, higher: str) -> None:
+    (building / package / lower / "late.py").write_text(f"def later():\n    import {package}.{higher}\n")
+    finished = lint(building)
+    assert finished.returncode == 1, finished.stdout + finished.stderr
+    assert f"{package}.{lower}" in finished.stdout
 
 
 def test_an_import_by_a_detour_is_noticed(building: Path) -> None:

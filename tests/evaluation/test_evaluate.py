@@ -12,6 +12,7 @@ from analysis.evaluate import collect, evaluate, plan_blocks, run_block
 from analysis.evaluation.records import comparable, correct_matrix, pack_rows, read_records, unpack_rows
 from analysis.evaluation.suites import AttackItem, Suite, load_suite
 from analysis.evaluation.tasks import class_balanced_order
+from analysis.reporting.conclusion import to_markdown
 from models.errors import UserError
 from models.randomness import ResampleOnForward, randomness_state
 from models.threat_model import ThreatModel
@@ -64,7 +65,7 @@ def test_a_sound_evaluation_passes_every_check(noisy_result):
     assert {name for name, status in statuses.items() if status == "SKIPPED"} == {"C6", "C7", "C9", "C11", "C13", "C14", "C15", "C19"}
     assert not noisy_result.marked
     assert noisy_result.finished
-    assert "(!)" not in noisy_result.to_markdown()
+    assert "(!)" not in to_markdown(noisy_result)
 
 
 def test_records_hold_everything_per_sample(noisy_result):
@@ -151,7 +152,7 @@ def test_a_masked_model_is_flagged_and_marked():
     assert verdict(masked, "C12").status == "FAIL"
     assert masked.marked
     assert verdict(masked, "C12").advice
-    text = masked.to_markdown()
+    text = to_markdown(masked)
     assert "must not be believed" in text
     assert all("(!)" in line for line in text.splitlines() if line.startswith("| pgd_20"))
 

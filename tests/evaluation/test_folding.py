@@ -8,6 +8,7 @@ from analysis.attacked_model.draws import seeded_draws, set_draw
 from analysis.attacked_model.folding import folded_for_evaluation
 from analysis.evaluate import evaluate
 from analysis.evaluation.suites import AttackItem, Suite
+from analysis.reporting.conclusion import to_markdown
 from models import build_model
 
 
@@ -113,4 +114,4 @@ def test_an_evaluation_with_folding_finds_what_one_without_finds(monkeypatch):
     monkeypatch.setattr("analysis.evaluation.blocks.folded_for_evaluation", lambda model, x: (model, 0))
     plain = evaluate(model, x, y, suite)
     assert [row.estimate.value for row in folded.rows] == pytest.approx([row.estimate.value for row in plain.rows], abs=0.03)
-    assert not folded.marked, folded.to_markdown()
+    assert not folded.marked, to_markdown(folded)

@@ -4,20 +4,25 @@ import json
 import re
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 
-from analysis import runs
 from analysis.evaluate import evaluate
 from analysis.evaluation import calibration
+from analysis.evaluation.images import decode_png, encode_png
 from analysis.evaluation.studies import StudySettings
 from analysis.evaluation.suites import AttackItem, Suite
-from analysis.reporting import figures
+from analysis.reporting import figures, frames
 from analysis.reporting.conclusion import conclusion
-from analysis.reporting.images import decode_png, encode_png
 from analysis.reporting.report import render_html, write_report
 from models.errors import UserError
 from models.threat_model import ThreatModel
+
+
+def read_parquet(path):
+    return pyarrow.parquet.read_table(path).to_pylist()
+
 
 SUITE = Suite(
     name="mine",
@@ -104,10 +109,10 @@ def test_reports_are_written_as_files(evaluated, tmp_path):
     result, _ = evaluated
     written = write_report("toy", result, tmp_path / "report")
     assert json.loads(written["json"].read_text())["conclusion"] == conclusion("toy", result)
-    frame = runs.read_parquet(written["parquet"])
+    frame = read_parquet(written["parquet"])
     assert [row["attack"] for row in frame] == [row.attack for row in result.rows]
     assert frame[0]["accuracy"] == result.rows[0].estimate.value
-    samples = runs.read_parquet(written["samples"])
+    samples = read_parquet(written["samples"])
     clean = [row for row in samples if row["attack"] == "clean"]
     assert len(clean) == 24
     assert sum(row["num_correct"] for row in clean) / 24 / clean[0]["num_draws"] == pytest.approx(result.clean.value)
@@ -116,13 +121,13 @@ def test_reports_are_written_as_files(evaluated, tmp_path):
 
 def test_records_of_several_evaluations_become_one_frame(evaluated, masked, tmp_path):
     result, path = evaluated
-    frame = runs.frame_of_records([path])
+    frame = frames.frame_of_records([path])
     assert [(row["attack"], row["protocol"], row["accuracy"]) for row in frame] == [
         (row.attack, row.protocol, row.estimate.value) for row in result.rows
     ]
     assert {row["checkpoint"] for row in frame} == {result.header["checkpoint"]}
     with pytest.raises(UserError, match="holds no records"):
-        runs.frame_of_records([tmp_path / "absent.jsonl"])
+        frames.frame_of_records([tmp_path / "absent.jsonl"])
 
 
 @pytest.mark.slow  # a new database takes seconds
@@ -138,24 +143,24 @@ def test_mlflow_runs_become_a_frame(tmp_path):
         if index == 2:
             client.log_param(run.info.run_id, "accuracy", "a parameter of the same name")
         client.set_terminated(run.info.run_id)
-    frame = runs.frame_of_runs(uri, "sweep")
+    frame = frames.frame_of_runs(uri, "sweep")
     assert sorted(row["accuracy"] for row in frame) == [0.0, 0.1, 0.2]
     assert {row["sigma"] for row in frame} == {"0", "1", "2"}
     assert sum(row["param:accuracy"] is not None for row in frame) == 1
     assert all(not name.startswith("mlflow.") for name in frame[0])
     with pytest.raises(UserError, match=r"no experiment 'sweeps'; it has: .*sweep"):
-        runs.frame_of_runs(uri, "sweeps")
+        frames.frame_of_runs(uri, "sweeps")
 
 
 def test_parquet_keeps_types_and_mixes_as_text(tmp_path):
     frame = [{"a": 1, "b": 0.5, "c": None, "d": 1}, {"a": 2, "b": None, "c": True, "d": "x"}]
-    assert runs.read_parquet(runs.write_parquet(frame, tmp_path / "new" / "frame.parquet")) == [
+    assert read_parquet(frames.write_parquet(frame, tmp_path / "new" / "frame.parquet")) == [
         {"a": 1, "b": 0.5, "c": None, "d": "1"},
         {"a": 2, "b": None, "c": True, "d": "x"},
     ]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["frame.parquet"]
     with pytest.raises(ValueError, match="empty frame"):
-        runs.write_parquet([], tmp_path / "x.parquet")
+        frames.write_parquet([], tmp_path / "x.parquet")
 
 
 @pytest.mark.parametrize("channels", [1, 3])

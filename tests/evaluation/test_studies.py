@@ -11,13 +11,14 @@ from analysis.attacked_model.draws import ONLY_DRAW
 from analysis.attacks.registry import AttackOutput, attack_entry, parse_attack_parameters
 from analysis.checks.evidence import Evidence
 from analysis.checks.verdicts import run_checks
-from analysis.evaluate import collect, evaluate, plan_blocks, run_block
+from analysis.evaluate import calibrate, collect, evaluate, plan_blocks, run_block
 from analysis.evaluation import calibration
-from analysis.evaluation.attack_unit_test import run_unit_test
 from analysis.evaluation.measurements import measurements
+from analysis.evaluation.planted_points import run_unit_test
 from analysis.evaluation.records import comparable
 from analysis.evaluation.studies import StudySettings, applies, doublings, epsilon_levels
 from analysis.evaluation.suites import AttackItem, Suite, load_suite
+from analysis.reporting.conclusion import to_markdown
 from models.threat_model import ThreatModel
 
 THREAT = ThreatModel(epsilon=0.15)
@@ -60,13 +61,13 @@ def verdict(result, name):
 def test_a_sound_evaluation_of_a_deterministic_model_passes_every_check(results):
     result = results["adversarially_trained"]
     statuses = {each.id: each.status.value for each in result.verdicts}
-    assert not [name for name, status in statuses.items() if status in ("FAIL", "WARN")], result.to_markdown()
+    assert not [name for name, status in statuses.items() if status in ("FAIL", "WARN")], to_markdown(result)
     assert {name for name, status in statuses.items() if status == "SKIPPED"} == {"C2", "C10", "C13", "C17", "C20"}
 
 
 def test_a_sound_evaluation_of_a_noisy_model_fails_no_check(results):
     result = results["noisy"]
-    assert not result.marked, result.to_markdown()
+    assert not result.marked, to_markdown(result)
     for name in ("C6", "C9", "C10", "C11", "C13", "C15"):
         assert verdict(result, name).status == "PASS", verdict(result, name)
 
@@ -199,11 +200,11 @@ def test_a_black_box_that_beats_gradients_is_flagged():
 
 
 def test_calibration_reproduces_what_is_stored_and_notices_a_changed_harness(monkeypatch):
-    rows = calibration.calibrate()
+    rows = calibrate()
     assert all(row["met"] for row in rows), [row for row in rows if not row["met"]]
     assert {row["toy"] for row in rows} == {"adversarially_trained", "masked", "noisy"}
     monkeypatch.setattr(calibration, "Rounding", nn.Identity)
-    assert not all(row["met"] for row in calibration.calibrate() if row["toy"] == "masked")
+    assert not all(row["met"] for row in calibrate() if row["toy"] == "masked")
 
 
 def test_a_frozen_draw_alone_is_named_a_transfer_attack():

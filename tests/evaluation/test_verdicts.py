@@ -13,6 +13,7 @@ from analysis.evaluation.measurements import measurements
 from analysis.evaluation.records import correct_matrix, pack_rows
 from analysis.evaluation.studies import StudySettings
 from analysis.evaluation.suites import AttackItem, Suite
+from analysis.reporting.conclusion import to_markdown
 from analysis.result import collect
 from models.threat_model import ThreatModel
 
@@ -37,7 +38,7 @@ def records():
     x, y = calibration.calibration_images()
     toy = calibration.calibration_toys()["noisy"]
     result = evaluate(toy, x[:24], y[:24], SUITE, threat_model=ThreatModel(epsilon=0.15))
-    assert not result.marked, result.to_markdown()
+    assert not result.marked, to_markdown(result)
     return result.records
 
 

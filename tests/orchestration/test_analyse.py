@@ -11,8 +11,8 @@ import torch
 
 import analysis.quantities
 from analysis.fingerprints import weights_hash
-from analysis.quantity import ANY_MODEL, NotComputable, Quantity, Subject, quantities, quantity
-from analysis.reporting.quantity_report import choose, compute, describe_all, list_rows, record_to_markdown, shown_rows, sparkline
+from analysis.quantities.quantity import ANY_MODEL, NotComputable, Quantity, Subject, quantities, quantity
+from analysis.quantities.report import choose, compute, describe_all, list_rows, record_to_markdown, shown_rows, sparkline
 from analysis.theory import ctrw_bounds, dcs_bounds, dcs_gradients, ensemble_gradients, ensembles, rna_paths, smoothness, transferability
 from analysis.theory.cost import count_macs, count_parameters
 from models import build_model
@@ -398,7 +398,7 @@ def test_list_and_formats(shared_home, fingerprints, capsys):
 
 def test_one_more_quantity_is_one_more_file(tmp_path, monkeypatch):
     (tmp_path / "toy.py").write_text(
-        "from analysis.quantity import ANY_MODEL, Finding, Quantity\n"
+        "from analysis.quantities.quantity import ANY_MODEL, Finding, Quantity\n"
         "QUANTITIES = (Quantity('toy', 'A toy', 'nothing', 'none', ANY_MODEL, lambda subject: Finding([{'answer': 42}])),)\n"
     )
     monkeypatch.setattr(analysis.quantities, "__path__", [*analysis.quantities.__path__, str(tmp_path)])

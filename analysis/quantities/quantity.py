@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from analysis.attacked_model.draws import seeded_draws, set_draw
 from analysis.evaluation.tasks import class_balanced_order
 from analysis.theory.transferability import Attack, undisturbed
+from models.classifier import ModelSpec
 from models.ensemble import Ensemble
 from models.errors import UserError, unknown_name
 from models.files import scan
 from models.layers.channel_statistics import Normalization2d
 from models.layers.random_normalization import RandomNormalization2d
 from models.layers.random_weight import RandomFeatureWeight, RandomFilterConv2d
-from models.layers.stochastic_convolution import StochasticConv2d
 from models.randomness import derive_seed, is_randomized
 from models.threat_model import ThreatModel
 from trainers.attacks import pgd
@@ -119,6 +119,18 @@ class Subject:
         return run
 
     @property
+    def spec(self) -> ModelSpec:
+        """How the model was built.
+
+        Raises:
+            NotComputable: it does not say.
+        """
+        spec = getattr(self.model, "spec", None)
+        if not isinstance(spec, ModelSpec):
+            raise NotComputable(f"{type(self.model).__name__} does not say how it was built: it has no `spec`")
+        return spec
+
+    @property
     def attack_name(self) -> str:
         """The attack in words."""
         return f"PGD-{ATTACK_STEPS}, {self.threat_model}"
@@ -143,7 +155,6 @@ def _has(*kinds: type[nn.Module]) -> Callable[[nn.Module], bool]:
 ANY_MODEL = Requirement("any model", lambda model: True)
 RANDOMIZED = Requirement("a model with more than one draw", is_randomized)
 RANDOM_WEIGHTS = Requirement("trainable random weights (ctrw)", _has(RandomFeatureWeight, RandomFilterConv2d))
-STOCHASTIC_CONVOLUTIONS = Requirement("stochastic convolutions (dcs)", _has(StochasticConv2d))
 RANDOM_NORMALIZATIONS = Requirement("random normalizations (rna)", _has(RandomNormalization2d))
 NORMALIZATION_FAMILY = Requirement("normalizations of the RNA family (rna, single_normalization)", _has(Normalization2d))
 ENSEMBLE = Requirement("an ensemble (red, ps_red, gal, adp, dverge, trs)", _has(Ensemble))

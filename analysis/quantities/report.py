@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from analysis.quantity import NotComputable, Quantity, Subject, quantities, quantity
+from analysis.quantities.quantity import NotComputable, Quantity, Subject, quantities, quantity
 from analysis.reporting.tables import to_markdown
 from models.errors import UserError
 

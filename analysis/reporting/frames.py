@@ -121,8 +121,8 @@ def frame_of_runs(tracking_uri: str, experiment: str, filter_string: str = "") -
     client = mlflow.MlflowClient(tracking_uri=tracking_uri)
     found = client.get_experiment_by_name(experiment)
     if found is None:
-        names = ", ".join(sorted(each.name for each in client.search_experiments()))
-        raise UserError(f"{tracking_uri} has no experiment {experiment!r}; it has: {names or 'none'}")
+        others = ", ".join(sorted(each.name for each in client.search_experiments()))
+        raise UserError(f"{tracking_uri} has no experiment {experiment!r}; it has: {others or 'none'}")
     rows: list[dict[str, Any]] = []
     token = None
     while True:
@@ -172,11 +172,6 @@ def write_parquet(frame: Frame, path: str | Path, columns: Sequence[str] | None 
     finally:
         Path(partial).unlink(missing_ok=True)
     return path
-
-
-def read_parquet(path: str | Path) -> list[dict[str, Any]]:
-    """Return the frame of a Parquet file."""
-    return pyarrow.parquet.read_table(path).to_pylist()
 
 
 def _column(values: list[Any]) -> pyarrow.Array:
