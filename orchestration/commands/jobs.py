@@ -9,6 +9,7 @@ import shlex
 from models.errors import UserError
 from orchestration import console
 from orchestration.commands.command import Command
+from orchestration.commands.sweep import add_item, named_sweep
 
 
 def _add_address(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +18,7 @@ def _add_address(parser: argparse.ArgumentParser) -> None:
 
 def _add_submit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sweep", nargs="?", help="name of a sweep, or a YAML file here, which travels with the job")
+    add_item(parser)
     _add_address(parser)
     parser.add_argument("--no-evaluation", action="store_true", help="end after the search")
     parser.add_argument("--data-root", help="folder of the data sets on the cluster (default: RAYNDOM_DATA there)")
@@ -38,19 +40,17 @@ def _submit(arguments: argparse.Namespace) -> int:
     if arguments.help:
         arguments.parser.print_help()
         return 0
-    if not arguments.sweep:
-        raise UserError("submit needs the name of a sweep; `rayndom list sweeps` names them")
-    from orchestration.recipes import parse_overrides
-    from orchestration.sweeping.config import load_sweep
+    from orchestration.recipes.library import own_folder
     from orchestration.sweeping.jobs import SweepJobs
 
-    load_sweep(arguments.sweep, parse_overrides(arguments.fields))  # a mistake is found here, not on the cluster
+    config = named_sweep(arguments)  # a mistake is found here, not on the cluster
     flags = list(arguments.fields)
     flags += ["--no-evaluation"] if arguments.no_evaluation else []
     for name, value in (("--home", arguments.home), ("--data-root", arguments.data_root)):
         flags += [name, value] if value else []
     jobs = SweepJobs(arguments.address)
-    job = jobs.submit(arguments.sweep, flags, shlex.split(arguments.program))
+    flags += ["--item"] if arguments.item else []
+    job = jobs.submit(arguments.sweep, flags, shlex.split(arguments.program), name=config.name, recipes=own_folder())
     return _started(jobs, job, arguments.wait)
 
 

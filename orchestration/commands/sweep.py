@@ -4,34 +4,42 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from models.errors import UserError
 from orchestration import console
 from orchestration.commands.command import Command, add_data_root
+
+if TYPE_CHECKING:
+    from orchestration.home import Home
+    from orchestration.sweeping.config import SweepConfig
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "sweep", nargs="?", help="name of a sweep (`rayndom list sweeps`) or of a recipe (its defence's own search space), or a YAML file"
     )
+    add_item(parser)
     parser.add_argument("--dry-run", action="store_true", help="check everything and say what would run")
     parser.add_argument("--address", help="Ray cluster (default: RAY_ADDRESS, else a local Ray)")
     parser.add_argument("--no-evaluation", action="store_true", help="end after the search")
     add_data_root(parser)
 
 
+def add_item(parser: argparse.ArgumentParser) -> None:
+    """Add `--item`."""
+    parser.add_argument("--item", action="store_true", help="SWEEP is a table or figure of a paper, as dcs.table4: its rows are the grid")
+
+
 def _run(arguments: argparse.Namespace) -> int:
-    from orchestration.recipes import parse_overrides
-    from orchestration.sweeping.config import SweepConfig, load_sweep
+    from orchestration.sweeping.config import SweepConfig
 
     if arguments.help:
         arguments.parser.print_help()
         rows = [(f"--{name}", info.description or "") for name, info in SweepConfig.model_fields.items()]
         console.table("fields of a sweep", ["flag", "what it is"], rows)
         return 0
-    if not arguments.sweep:
-        raise UserError("sweep needs the name of one; `rayndom list sweeps` names them")
-    config = load_sweep(arguments.sweep, parse_overrides(arguments.fields))
+    config = named_sweep(arguments)
 
     from orchestration.home import Home
 
@@ -46,7 +54,24 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0 if outcome["complete"] else 1
 
 
-def _dry_run(config: object, home: object, data_root: Path | None) -> int:
+def named_sweep(arguments: argparse.Namespace) -> SweepConfig:
+    """Return the sweep that arguments name, with their fields.
+
+    Raises:
+        UserError: none is named, or a mistake in it.
+    """
+    from orchestration.recipes import parse_overrides
+    from orchestration.sweeping.config import check_sweep, load_sweep
+    from orchestration.sweeping.item_grid import item_tree
+
+    fields = parse_overrides(arguments.fields)
+    if not arguments.sweep:
+        names = "`rayndom reproduce --list` names them" if arguments.item else "`rayndom list sweeps` names them"
+        raise UserError(f"{arguments.command} needs the name of {'an item' if arguments.item else 'a sweep'}; {names}")
+    return check_sweep(*item_tree(arguments.sweep), fields) if arguments.item else load_sweep(arguments.sweep, fields)
+
+
+def _dry_run(config: SweepConfig, home: Home, data_root: Path | None) -> int:
     from orchestration.sweeping.config import sweep_key
     from orchestration.sweeping.study import target
     from orchestration.training.dry_run import dry_run
@@ -74,6 +99,7 @@ SWEEP = Command(
         "rayndom sweep ctrw_bounds_digits",
         "rayndom sweep ctrw_bounds_digits --num_trials 40 --settings.training.epochs 30",
         "rayndom sweep rna_fashion_mnist --num_trials 12    (a recipe: the search space of its defence)",
+        "rayndom sweep --item dcs.table4 --dry-run          (the rows of a paper's table)",
         "rayndom sweep my_sweep.yaml --dry-run",
     ),
     _add,

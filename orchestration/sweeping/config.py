@@ -191,7 +191,11 @@ def load_sweep(sweep: str, overrides: dict[str, Any] | None = None) -> SweepConf
     Raises:
         UserError: an unknown name or field, or a dimension whose ends the schema does not allow.
     """
-    tree, source = sweep_tree(sweep)
+    return check_sweep(*sweep_tree(sweep), overrides)
+
+
+def check_sweep(tree: dict[str, Any], source: str, overrides: dict[str, Any] | None = None) -> SweepConfig:
+    """Return the sweep that a tree describes, checked whole; `source` names it in errors. See `load_sweep`."""
     for key, value in (overrides or {}).items():
         section, dot, rest = key.partition(".")
         if dot and section in ("settings", "space"):  # their keys are dotted names themselves

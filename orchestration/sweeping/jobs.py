@@ -19,6 +19,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from models.errors import UserError
+from orchestration.recipes.library import METHODS, OWN_FOLDER, SETTINGS
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -70,23 +71,38 @@ class SweepJobs:
             ) from None
 
     def submit(
-        self, sweep: str, flags: Sequence[str], program: Sequence[str] = ("rayndom",), environment: dict[str, str] | None = None
+        self,
+        sweep: str,
+        flags: Sequence[str],
+        program: Sequence[str] = ("rayndom",),
+        environment: dict[str, str] | None = None,
+        *,
+        name: str,
+        recipes: Path | None = None,
     ) -> str:
-        """Start a sweep as a job and return the job's id. A YAML file travels with the job.
+        """Start a sweep as a job and return the job's id. A YAML file, and settings and methods of the user's own, travel with the job.
 
         Args:
-            sweep: name of a shipped sweep, or a YAML file on this computer.
+            sweep: name of a shipped sweep, a table or figure of a paper if the flags say so, or a YAML file on this computer.
             flags: of `rayndom sweep`.
             program: the command line on the cluster.
             environment: variables of the driver there.
+            name: of the sweep, by which its jobs are found.
+            recipes: folder of the user's own settings and methods.
         """
         runtime: dict[str, Any] = {"env_vars": environment} if environment else {}
-        name, where = sweep, sweep
+        where = sweep
         with tempfile.TemporaryDirectory() as folder:
             if Path(sweep).suffix in (".yaml", ".yml"):
-                name, where = Path(sweep).stem, f"{SUBMITTED_FOLDER}/{Path(sweep).name}"
+                where = f"{SUBMITTED_FOLDER}/{Path(sweep).name}"
                 (Path(folder) / SUBMITTED_FOLDER).mkdir()
                 shutil.copy(sweep, Path(folder) / where)
+            if recipes is not None:
+                # Found there without a flag: the job starts in this folder.
+                for kind in (SETTINGS, METHODS):
+                    if (recipes / kind).is_dir():
+                        shutil.copytree(recipes / kind, Path(folder) / OWN_FOLDER / kind)
+            if any(Path(folder).iterdir()):
                 runtime["working_dir"] = folder  # uploaded before this returns
             command = shlex.join([*program, "sweep", where, *flags])
             return self.client.submit_job(entrypoint=command, runtime_env=runtime, metadata={SWEEP_KEY: name})

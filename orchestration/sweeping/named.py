@@ -38,6 +38,7 @@ def sweep_tree(sweep: str) -> tuple[dict[str, Any], str]:
         shipped = [each.stem for each in FOLDER.glob("*.yaml")]
         if sweep not in shipped:
             if not is_recipe(sweep):
+                _refuse_item(sweep)
                 raise unknown_name("sweep or recipe", sweep[:300], [*shipped, *possible_names()])
             return sweep_of_recipe(sweep) | {"name": sweep}, sweep
     return read_yaml(path) | {"name": path.stem}, path.name
@@ -48,3 +49,12 @@ def sweep_of_recipe(recipe: str) -> dict[str, Any]:
     setting = split_name(recipe).setting
     baselines = [name for name in (f"natural_{setting}", f"at_{setting}") if name != recipe]
     return {"description": f"the search space of {recipe}'s defence", "recipe": recipe, "num_trials": NUM_TRIALS, "baselines": baselines}
+
+
+def _refuse_item(sweep: str) -> None:
+    """Raise a UserError if a name means a table or figure of a paper, whose rows are a sweep of their own."""
+    from orchestration.sweeping.item_grid import item_like
+
+    item = item_like(sweep) or item_like(sweep.replace(".", "_"))
+    if item is not None:
+        raise UserError(f"{sweep!r} is a table or figure of a paper: `rayndom sweep --item {item}` searches the grid of its rows")
