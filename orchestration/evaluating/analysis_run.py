@@ -52,7 +52,7 @@ class AnalysisSettings:
 def subject_of(target: Target, settings: AnalysisSettings, data_root: Path | None) -> Subject:
     """Return the model of `target` with the test images of its data set, which are read when a quantity first needs them."""
     experiment = target.experiment
-    model = load_pretrained(target.folder, resample_on_forward=False).to(settings.device, memory_format=torch.channels_last)
+    model = load_pretrained(target.folder, resample_on_forward=False).to(settings.device).to(memory_format=torch.channels_last)
 
     def load_images() -> tuple[torch.Tensor, torch.Tensor]:
         if experiment is None:
@@ -90,7 +90,7 @@ def analyse(target: Target, settings: AnalysisSettings, home: Home, data_root: P
         records.append(record)
         if "error" not in record:
             kept[entry.name] = record
-            whose = {"checkpoint": checkpoint, "defence": subject.model.spec.defence}
+            whose = {"checkpoint": checkpoint, "defence": subject.spec.defence}
             replace_text(path, json.dumps({**whose, "quantities": kept}, indent=2) + "\n")
     return records, path
 

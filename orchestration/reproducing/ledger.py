@@ -218,7 +218,7 @@ class Ledger:
         for measured in measurements(result.records):
             if (measured.kind, measured.name) != ("clean" if row.attack == "clean" else "attack", row.attack):
                 continue
-            if measured.protocol == row.protocol or "=" in row.protocol:
+            if measured.protocol in row.protocols:
                 return per_image(measured.ids, measured.matrix())
         return {}
 

@@ -96,7 +96,7 @@ def accuracies_by_protocol(result: EvaluationResult) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for protocol in PROTOCOLS:
         rows: list[Any] = [row for row in result.rows if row.attack != "clean" and row.in_threat_model]
-        values = [row.estimate.value for row in rows if protocol in row.protocol.split(" = ")]
+        values = [row.estimate.value for row in rows if protocol in row.protocols]
         if protocol == "T1" and result.headline is not None:
             values = [result.headline.value]
         if values:
