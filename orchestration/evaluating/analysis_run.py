@@ -14,13 +14,13 @@ from analysis.fingerprints import weights_hash
 from analysis.quantities.quantity import MOST_IMAGES, Subject
 from analysis.quantities.report import Record, choose, compute, metrics_of
 from models.errors import UserError
+from models.files import write_text
 from models.threat_model import ThreatModel
 from models.weights import load_pretrained
 from orchestration import console
 from orchestration.evaluating.evaluation_run import test_images
 from orchestration.exporting.targets import Target
 from orchestration.home import Home
-from orchestration.run_folder import replace_text
 from orchestration.tracking.tracker import Tracker
 
 ARTIFACT = "analysis/quantities.json"
@@ -91,7 +91,7 @@ def analyse(target: Target, settings: AnalysisSettings, home: Home, data_root: P
         if "error" not in record:
             kept[entry.name] = record
             whose = {"checkpoint": checkpoint, "defence": subject.spec.defence}
-            replace_text(path, json.dumps({**whose, "quantities": kept}, indent=2) + "\n")
+            write_text(path, json.dumps({**whose, "quantities": kept}, indent=2) + "\n")
     return records, path
 
 

@@ -15,11 +15,11 @@ from analysis.evaluate import EvaluationResult, collect
 from analysis.evaluation.records import Record, at_places_of, read_records
 from analysis.evaluation.suites import Suite, list_suites
 from models.errors import UserError
+from models.files import write_text
 from models.threat_model import ThreatModel
 from orchestration.evaluating.evaluation_run import RECORDS_FILE, EvaluationSettings, Job, prepare
 from orchestration.exporting.targets import Target
 from orchestration.home import Home
-from orchestration.run_folder import replace_text
 
 Summary = dict[str, Any]
 _RESULT = "result-"
@@ -42,7 +42,7 @@ def as_kept(job: Job, summary: Summary) -> Summary:
 def write_kept(folder: Path, summary: Summary) -> Path:
     """Write a summary from `as_kept` beside the records; return the file."""
     path = folder / f"{_RESULT}{summary['suite']}.json"
-    replace_text(path, json.dumps(summary, indent=2, default=str))
+    write_text(path, json.dumps(summary, indent=2, default=str))
     return path
 
 
