@@ -12,6 +12,7 @@ from trainers.objective import ObjectiveConfig, ObjectiveField, objectives
 from trainers.optimizer import OptimizerConfig
 from trainers.schedule import ScheduleConfig
 from trainers.step import InnerAttackConfig, Redraw
+from trainers.trades_terms import TradesFamilyConfig
 from trainers.validation import ValidationConfig
 
 
@@ -58,3 +59,8 @@ class TrainingConfig(Config):
         if isinstance(validation, ValidationConfig) and "select" not in validation.model_fields_set:
             return {**value, "validation": validation.model_copy(update={"select": entry.selection})}
         return value
+
+    @property
+    def revision(self) -> int:
+        """TRADES' attack compared logits of different draws where each attack step had its own."""
+        return int(self.redraw == "each_attack_step" and isinstance(self.objective, TradesFamilyConfig))

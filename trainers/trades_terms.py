@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.randomness import random_sites
 from trainers.attacks import AttackLoss
 from trainers.hardware import at_least_fp32
 from trainers.step import StepContext
@@ -46,18 +47,22 @@ def divergence(name: DivergenceName, clean_BK: Tensor, other_BK: Tensor) -> Tens
 
 
 def divergence_from_clean(model: nn.Module, x_BCHW: Tensor, name: DivergenceName = "kl") -> AttackLoss:
-    """Return an attack loss: the divergence of the attacked logits from those of the clean images.
+    """Return an attack loss: the divergence of the attacked logits from those of the clean images under the same draw.
 
-    The clean logits are computed once, without graph, at the first call: by then the attack has put the model into its mode, draw and
-    arithmetic.
+    The clean logits are computed without graph at the first call, when the attack has put the model into its mode, draw and arithmetic,
+    and again whenever the model holds another draw than before: divergences between two draws would be climbed otherwise.
     """
-    clean: list[Tensor] = []
+    clean_BK: Tensor | None = None
+    draw: list[int] = []
 
     def loss(logits_BK: Tensor, _labels_B: Tensor) -> Tensor:
-        if not clean:
+        nonlocal clean_BK, draw
+        held = [site.draw_key for _, site in random_sites(model)]
+        if clean_BK is None or held != draw:
+            draw = held
             with torch.no_grad():
-                clean.append(at_least_fp32(model(x_BCHW)))
-        return divergence(name, clean[0], logits_BK)
+                clean_BK = at_least_fp32(model(x_BCHW))
+        return divergence(name, clean_BK, logits_BK)
 
     return loss
 

@@ -29,7 +29,16 @@ class WeightPerturbationConfig(Config):
     """Settings of AWP."""
 
     gamma: float = Field(0.005, gt=0, lt=1, description="Size of the perturbation relative to each weight (AT: 0.01, TRADES: 0.005).")
-    warmup_epochs: int = Field(10, ge=0, description="Epochs without it at the beginning (AT: 0, TRADES: 10).")
+    warmup_epochs: int = Field(
+        9,
+        ge=0,
+        description="Epochs without it at the beginning (AT: 0; TRADES: 9, as the public script begins in its tenth epoch).",
+    )
+
+    @property
+    def revision(self) -> int:
+        """The default was 10."""
+        return 1
 
 
 class PerturbableConfig(ObjectiveConfig):

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from analysis import statistics
 from analysis.attacks.registry import attack_entry
-from analysis.evaluation.protocols import ProtocolName
 from analysis.evaluation.records import Record, correct_matrix
 from analysis.statistics import Estimate
 
@@ -44,7 +43,7 @@ class Measurement:
         return self.header["item"]["name"] if self.header["item"] else "clean"
 
     @property
-    def protocol(self) -> ProtocolName:
+    def protocol(self) -> str:
         """T0, T1, T2 or T4."""
         return self.header["protocol"]
 

@@ -17,7 +17,7 @@ from models.registry import BuildRequest, DefenceModel
 class AveragedEnsembleConfig(EnsembleConfig):
     """Parameters of an ensemble that averages probabilities."""
 
-    num_members: int = Field(3, ge=1, le=64, description="N, number of members; 3 in the papers, 8 in RED's comparison.")
+    num_members: int = Field(3, ge=1, le=64, description="N, number of members; 3 in their codes, 8 in RED's comparison on CIFAR-10.")
     inference: InferenceMode = Field("mean_prob", description="How members make one answer; the papers average the probabilities.")
 
 
@@ -28,7 +28,8 @@ class GalConfig(AveragedEnsembleConfig):
         0.1,
         gt=0,
         lt=1,
-        description="Every ReLU becomes a leaky one of this slope, because input gradients vanish less; none: ReLU stays.",
+        description="Every ReLU becomes a leaky one of this slope (0.1 in DVERGE's code), because input gradients vanish less; none: ReLU "
+        "stays.",
     )
 
 

@@ -27,7 +27,8 @@ DEFENCES = (
         deviations=(
             "the minus sign printed in Eq. 4 would reward similar gradients; it is a plus",
             "how adversarial examples are made is not in the text: one per image, from an attack on the random ensemble",
-            "input gradients are those of each image's own loss, so that the regularizers do not depend on the batch size",
+            "input gradients are those of the mean loss of 128 images whatever the batch: with each image's own, the paper's weights "
+            "learn to answer one class",
         ),
     ),
     Defence(

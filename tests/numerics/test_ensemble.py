@@ -252,3 +252,22 @@ def test_vectorized_members_equal_the_loop_in_value_and_input_gradient():
         torch.testing.assert_close(slopes[0][0], slopes[1][0], rtol=1e-12, atol=1e-13)
         torch.testing.assert_close(slopes[0][1], slopes[1][1], rtol=1e-11, atol=1e-14)
         assert slopes[1][2] is not None
+
+
+@pytest.mark.parametrize("name", ["red", "ps_red", "gal", "adp", "dverge", "trs"])
+def test_members_begin_with_classifiers_of_a_size_at_which_input_gradients_count(name):
+    ensemble = build_model(name, backbone="resnet8", image_shape=(1, 8, 8), num_members=3, seed=4)
+    weights = [weight for key, weight in ensemble.state_dict().items() if key.endswith("classifier.weight")]
+    assert len(weights) == 3
+    for weight in weights:
+        assert weight.abs().max() <= 64**-0.5
+        assert weight.std().item() == pytest.approx((64 * 3) ** -0.5, rel=0.1)
+    assert not torch.equal(weights[0], weights[1])
+    again = build_model(name, backbone="resnet8", image_shape=(1, 8, 8), num_members=3, seed=4)
+    assert torch.equal(again.state_dict()[classifier_of_first(again)], ensemble.state_dict()[classifier_of_first(ensemble)])
+    small = build_model(name, backbone="resnet8", image_shape=(1, 8, 8), num_members=3, classifier_std=0.001)
+    assert small.state_dict()[classifier_of_first(small)].std().item() == pytest.approx(0.001, rel=0.1)
+
+
+def classifier_of_first(model: torch.nn.Module) -> str:
+    return next(name for name in model.state_dict() if name.endswith("classifier.weight"))

@@ -53,7 +53,7 @@ def test_noise_falls_on_about_half_of_the_images():
     method = objective("gal")
     x = torch.full((4000, 3, 2, 2), 0.5)
     generator = torch.Generator().manual_seed(0)
-    noise = method._noisy(x, generator) - x
+    noise = method.noisy(x, generator) - x
     touched = (noise != 0).flatten(1).any(dim=1)
     assert touched.float().mean().item() == pytest.approx(0.5, abs=0.03)
     assert noise[touched].std().item() == pytest.approx(0.045, rel=0.05)

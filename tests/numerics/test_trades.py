@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from models.randomness import resample
+from models.registry import build_model
 from tests.numerics.taylor_cases import batch, context, gradients, nearby, objective, tiny_network
 from trainers.trades_terms import divergence, divergence_from_clean
 
@@ -69,6 +71,32 @@ def test_clean_probabilities_are_computed_once_in_the_attack_s_mode() -> None:
     objective("trades").attack(model, x, y, context(steps=3))
     assert sorted(modes) == [(False, False), (False, True), (False, True), (False, True)]
     assert model.training
+
+
+@pytest.mark.parametrize("defence", ["ctrw", "rna", "dcs"])
+def test_clean_and_attacked_logits_are_of_one_draw(defence: str) -> None:
+    model = build_model(defence, backbone="resnet8", num_classes=4, image_shape=(3, 8, 8)).eval()
+    x, y = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(4)
+    loss = divergence_from_clean(model, x)
+    logits = []
+    for _ in range(4):
+        resample(model)
+        with torch.no_grad():
+            logits.append(model(x))
+            assert torch.equal(loss(logits[-1], y), torch.zeros(4)), "the same images under the same draw do not diverge"
+    assert (logits[0] - logits[1]).abs().max() > 1e-5, "two draws that agree would prove nothing"
+
+
+@pytest.mark.parametrize(("redraw", "clean_passes"), [("each_attack_step", 3), ("attack_then_step", 1), ("each_batch", 1)])
+def test_the_attack_looks_at_the_clean_images_once_per_draw(redraw: str, clean_passes: int) -> None:
+    model = build_model("ctrw", backbone="resnet8", num_classes=4, image_shape=(3, 8, 8)).train()
+    x, y = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(4)
+    without_gradient = []
+    model.register_forward_hook(lambda *_: without_gradient.append(not torch.is_grad_enabled()))
+    run = context(steps=3)
+    run.redraw = redraw
+    objective("trades").attack(model, x, y, run)
+    assert sum(without_gradient) == clean_passes
 
 
 def test_the_attack_s_target_has_no_gradient() -> None:

@@ -91,7 +91,7 @@ def test_fields_counted_in_epochs_shrink_with_the_schedule():
     field = "training.objective.weight_perturbation.warmup_epochs"
     assert f"{field}=2" in overrides_at(awp, "short")
     assert f"{field}=1" in overrides_at(awp, "smoke")
-    assert experiment(awp.recipe, ()).training.objective.weight_perturbation.warmup_epochs == 10
+    assert experiment(awp.recipe, ()).training.objective.weight_perturbation.warmup_epochs == 9
 
 
 @pytest.mark.slow

@@ -5,8 +5,9 @@ Shapes: B batch, C channels, H and W pixels, K classes, N members.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional
 
 from models.ensemble import ensemble_in, inference_mode_of
 from models.layers.hypernetwork import generated_weights
+from models.randomness import Stream, derive_seed
 from trainers.step import StepContext
 
 EnsembleExample = Literal["random_member_per_step", "random_member", "mean_loss", "mean_prob"]
@@ -27,7 +29,8 @@ def ensemble_examples(model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: St
     """Return one detached adversarial example per image, shared by all members.
 
     Radius, steps, start and mode are the context's. Random layers inside members redraw by the context's policy, and at each attack
-    step under `random_member_per_step`. One member's graph is alive at a time, except under `mean_prob`.
+    step under `random_member_per_step`. One member's graph is alive at a time, except under `mean_prob`. Random members are the same on
+    every worker, so that each attacks its part of the batch as one worker would attack the whole.
     """
     with generated_weights(model, detach=True):
         if example == "mean_loss":
@@ -39,8 +42,20 @@ def ensemble_examples(model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: St
         redraw = "each_attack_step" if example == "random_member_per_step" else context.redraw
         if example == "random_member" and redraw == "each_attack_step":
             redraw = "attack_then_step"
-        with inference_mode_of(model, "rsi_call"):
+        with inference_mode_of(model, "rsi_call"), _common_members(model, context):
             return dataclasses.replace(context, redraw=redraw).adversarial_examples(model, x_BCHW, y_B)
+
+
+@contextlib.contextmanager
+def _common_members(model: nn.Module, context: StepContext) -> Iterator[None]:
+    """Within, the members that are drawn depend on seed, epoch and step alone, not on the rank as those that answer examples do."""
+    ensemble = ensemble_in(model)
+    own = ensemble.stream
+    ensemble.stream = Stream(derive_seed(context.streams.seed, "attacked members", context.epoch, context.step))
+    try:
+        yield
+    finally:
+        ensemble.stream = own
 
 
 def mean_member_loss(members: Sequence[nn.Module], x_BCHW: Tensor, y_B: Tensor) -> Tensor:

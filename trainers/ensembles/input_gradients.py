@@ -30,6 +30,11 @@ Computation = Literal["cached", "joint"]
 Regularizer = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 """`{set: gram_BNN} -> {name: scalar}`; the scalar named `regularization` is added to the loss, the others are logged."""
 
+REFERENCE_BATCH = 128
+"""Batch size that is meant where a paper differentiates the mean loss of a batch, so that an image's gradient shrinks with the batch: the
+papers' own. Regularizers are defined with it, whatever batch and number of workers a run has, because their weights would otherwise act
+differently at each."""
+
 COSINE_DELTA = 1e-12
 LENGTH_SMOOTHING = 1e-24
 
@@ -86,6 +91,11 @@ def gram_matrix(gradients_BD: Sequence[Tensor]) -> Tensor:
 def gradient_lengths(gram_BNN: Tensor) -> Tensor:
     """Return the Euclidean lengths of the gradients (B, N); differentiable at 0."""
     return (gram_BNN.diagonal(dim1=-2, dim2=-1) + LENGTH_SMOOTHING).sqrt()
+
+
+def of_batch_mean(gram_BNN: Tensor) -> Tensor:
+    """Return the Gram matrices of the gradients of a batch's mean loss, given those of each example's own; a batch of `REFERENCE_BATCH`."""
+    return gram_BNN / REFERENCE_BATCH**2
 
 
 def pair_cosines(gram_BNN: Tensor) -> Tensor:

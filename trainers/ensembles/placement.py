@@ -81,6 +81,25 @@ class SpreadMembers:
                 buffer.copy_(part.view_as(buffer))
 
 
+def dealt_rows(tensor: Tensor) -> Tensor:
+    """Return this worker's share of rows that all workers hold: every W-th one, so that shares differ by one row at most."""
+    rank, size = world()
+    return tensor[rank::size]
+
+
+def collected_rows(share: Tensor, num_rows: int) -> Tensor:
+    """Return all `num_rows` rows in their order, given what each worker made of its `dealt_rows`."""
+    _, size = world()
+    if size == 1:
+        return share
+    slots = -(-num_rows // size)
+    mine = share.new_zeros((slots, *share.shape[1:]))
+    mine[: len(share)] = share
+    parts = [torch.empty_like(mine) for _ in range(size)]
+    dist.all_gather(parts, mine)
+    return torch.stack(parts, dim=1).flatten(0, 1)[:num_rows]
+
+
 def gather_batch(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Return the rows of all workers, in the order of ranks: every worker's part must have the same number of rows."""
     _, size = world()

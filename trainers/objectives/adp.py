@@ -35,8 +35,8 @@ class AdpObjectiveConfig(ObjectiveConfig):
     """Parameters of ADP's loss."""
 
     name: Literal["adp"] = Field("adp", description="ADP.")
-    entropy_weight: float = Field(2.0, ge=0, description="alpha, weight of the ensemble entropy; 2 in the paper.")
-    diversity_weight: float = Field(0.5, ge=0, description="beta, weight of the log determinant; 0.5 in the paper.")
+    entropy_weight: float = Field(2.0, ge=0, description="alpha, weight of the ensemble entropy; 2 in its repository.")
+    diversity_weight: float = Field(0.5, ge=0, description="beta, weight of the log determinant; 0.5 in its repository.")
 
 
 def ensemble_entropy(logits_NBK: Tensor) -> Tensor:

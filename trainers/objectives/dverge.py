@@ -23,8 +23,10 @@ from models.modes import mode
 from models.randomness import derive_seed, resample
 from models.threat_model import PixelFraction
 from models.weights import load_pretrained
+from trainers.distributed import world
 from trainers.ensembles.distilled_features import distilled_examples, feature_layers
 from trainers.ensembles.objective import EnsembleObjective, member_cross_entropy
+from trainers.ensembles.placement import gather_batch
 from trainers.objective import ObjectiveConfig, ObjectiveEntry
 from trainers.step import StepContext
 
@@ -34,7 +36,11 @@ class DvergeObjectiveConfig(ObjectiveConfig):
 
     name: Literal["dverge"] = Field("dverge", description="DVERGE.")
     epsilon: PixelFraction = Field(
-        0.07, ge=0, le=1, description="Radius of the distillation; 0.07 for N = 3, 0.05 for N = 5 and 8 in the paper."
+        0.07,
+        ge=0,
+        le=1,
+        description="Radius of the distillation; 0.07 for three members (its code). The 0.05 that recipes of eight members have is a "
+        "guess: no source at hand gives a value for them.",
     )
     steps: int = Field(10, ge=1, description="Steps of the distillation, each of a tenth of the radius.")
     momentum: float = Field(1.0, ge=0, description="Momentum of the distillation.")
@@ -107,8 +113,7 @@ class Dverge(EnsembleObjective):
 
     def distil(self, model: nn.Module, x_BCHW: Tensor, context: StepContext) -> list[Tensor]:
         """Return one batch of distilled examples per member, (B, C, H, W) each."""
-        noise = context.streams.noise
-        order_B = torch.randperm(len(x_BCHW), generator=noise, device=noise.device).to(x_BCHW.device)
+        targets_BCHW = self._targets(x_BCHW, context)
         members = ensemble_in(model).members
         layer = self.layer_of_epoch(members[0], context)
         with mode(model, context.attack.mode), generated_weights(model, detach=True), context.precision.autocast():
@@ -116,7 +121,7 @@ class Dverge(EnsembleObjective):
                 distilled_examples(
                     member,
                     x_BCHW,
-                    x_BCHW[order_B],
+                    targets_BCHW,
                     layer,
                     epsilon=self.config.epsilon,
                     steps=self.config.steps,
@@ -124,6 +129,14 @@ class Dverge(EnsembleObjective):
                 )
                 for member in members
             ]
+
+    def _targets(self, x_BCHW: Tensor, context: StepContext) -> Tensor:
+        """Return the batch in another order: that of all workers together, of which each takes its rows."""
+        noise = context.streams.noise
+        rank, _ = world()
+        (whole_BCHW,) = gather_batch(x_BCHW)
+        order_B = torch.randperm(len(whole_BCHW), generator=noise, device=noise.device).to(x_BCHW.device)
+        return whole_BCHW[order_B[rank * len(x_BCHW) : (rank + 1) * len(x_BCHW)]]
 
     def layer_of_epoch(self, member: nn.Module, context: StepContext) -> str:
         """Return the name of the feature layer that this epoch distils: the same on every worker and after a resume."""

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from models.ensemble import ensemble_in
 from models.randomness import resample
+from trainers.attacks.balls import WHOLE, Shard, sharded_noise
+from trainers.distributed import world
 from trainers.ensembles.input_gradients import InputSet, pair_cosines
 from trainers.ensembles.objective import RegularizedEnsembleObjective, RegularizedObjectiveConfig, RegularizedProblem
 from trainers.objective import ObjectiveEntry
@@ -27,13 +29,15 @@ class GalObjectiveConfig(RegularizedObjectiveConfig):
     """Parameters of GAL's loss."""
 
     name: Literal["gal"] = Field("gal", description="GAL.")
-    alignment_weight: float = Field(0.5, ge=0, description="lambda, weight of the alignment loss; 0.5 in the paper.")
+    alignment_weight: float = Field(
+        0.5, ge=0, description="lambda, weight of the alignment loss; 0.5 in DVERGE's and TRS's codes (GAL has none)."
+    )
     cross_entropy: Literal["mean", "sum"] = Field(
         "mean",
         description="Mean of the members' cross-entropies (paper, DVERGE's re-implementation) or their sum (TRS's).",
     )
-    noise_std: float = Field(0.045, ge=0, description="Standard deviation of Gaussian noise on training images.")
-    noise_probability: float = Field(0.5, ge=0, le=1, description="Probability that an image gets that noise.")
+    noise_std: float = Field(0.045, ge=0, description="Standard deviation of Gaussian noise on training images; 0.045 in DVERGE's code.")
+    noise_probability: float = Field(0.5, ge=0, le=1, description="Probability that an image gets that noise; 0.5 in DVERGE's code.")
 
 
 def gradient_alignment_loss(gram_BNN: Tensor) -> Tensor:
@@ -53,16 +57,16 @@ class Gal(RegularizedEnsembleObjective):
         resample(model)
         num_members = ensemble_in(model).num_members
         weight = 1 / num_members if self.config.cross_entropy == "mean" else 1.0
-        noisy_BCHW = self._noisy(x_BCHW, context.streams.noise)
+        noisy_BCHW = self.noisy(x_BCHW, context.streams.noise, world())
         return RegularizedProblem({"clean": InputSet(noisy_BCHW, weight, regularized=True)}, y_B, self._regularization)
 
-    def _noisy(self, x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    def noisy(self, x_BCHW: Tensor, generator: torch.Generator, shard: Shard = WHOLE) -> Tensor:
+        """Return the images with noise on some of them; `shard` as for attacks: the noise of an image does not depend on the workers."""
         if self.config.noise_std == 0 or self.config.noise_probability == 0:
             return x_BCHW
-        device = generator.device
-        chosen_B = torch.rand(len(x_BCHW), generator=generator, device=device) < self.config.noise_probability
-        noise_BCHW = torch.randn(x_BCHW.shape, generator=generator, device=device) * self.config.noise_std
-        return x_BCHW + (noise_BCHW * chosen_B.view(-1, 1, 1, 1)).to(x_BCHW)
+        uniform_B111 = sharded_noise(x_BCHW, generator, shard, lambda whole: whole.uniform_(generator=generator), per_example=True)
+        noise_BCHW = sharded_noise(x_BCHW, generator, shard, lambda whole: whole.normal_(generator=generator))
+        return x_BCHW + self.config.noise_std * noise_BCHW * (uniform_B111 < self.config.noise_probability)
 
     def _regularization(self, grams: Mapping[str, Tensor]) -> dict[str, Tensor]:
         alignment = gradient_alignment_loss(grams["clean"])

@@ -18,7 +18,7 @@ from models.ensemble import ensemble_in
 from models.randomness import resample
 from trainers.distributed import world
 from trainers.ensembles.examples import EnsembleExample, ensemble_examples
-from trainers.ensembles.input_gradients import InputSet, gradient_lengths, pair_cosines
+from trainers.ensembles.input_gradients import InputSet, gradient_lengths, of_batch_mean, pair_cosines
 from trainers.ensembles.objective import RegularizedEnsembleObjective, RegularizedObjectiveConfig, RegularizedProblem
 from trainers.ensembles.placement import LocalMembers, SpreadMembers, gather_batch
 from trainers.objective import ObjectiveEntry
@@ -34,7 +34,9 @@ class RedObjectiveConfig(RegularizedObjectiveConfig):
     lambda_a: float = Field(10.0, ge=0, description="Weight of the Lipschitz regularizer; 10 in the paper.")
     lambda_b: float = Field(10.0, ge=0, description="Weight of the gradient similarity regularizer; 10 in the paper.")
     warmup_epochs: float = Field(
-        5.0, ge=0, description="Both weights rise linearly from 0 during this many epochs; double backward spikes early on."
+        5.0,
+        ge=0,
+        description="Both weights rise linearly from 0 during this many epochs, as double backward spikes early on; not measured.",
     )
     example: EnsembleExample = Field(
         "random_member_per_step",
@@ -46,8 +48,9 @@ class RedObjectiveConfig(RegularizedObjectiveConfig):
         description="`ordered`: each pair counts twice, as in Eq. 3 (at most 2); `unordered`: once (at most 1).",
     )
     grad_scale: Literal["per_sample", "batch_mean"] = Field(
-        "per_sample",
-        description="Input gradients of each example's loss, or of the batch's mean loss (smaller by the batch size).",
+        "batch_mean",
+        description="Input gradients of the mean loss of a batch of 128, whatever batch and number of workers (lambda_a then acts as "
+        "lambda_a / 128), or of each example's loss. With weights of 10 the latter learns to answer one class (docs/ensembles.md).",
     )
     lip_power: Literal[1, 2] = Field(1, description="Power of the gradient's length in the Lipschitz regularizer.")
     sim_on: Where = Field("both", description="Images of the similarity regularizer; `both` takes the mean.")
@@ -58,6 +61,11 @@ class RedObjectiveConfig(RegularizedObjectiveConfig):
         description="With several workers: each has all members and a part of the batch (`replicated`), or some of the members and the "
         "whole batch (`spread`; workers exchange input gradients).",
     )
+
+    @property
+    def revision(self) -> int:
+        """Gradients were each example's by default, and `batch_mean` divided by the worker's batch."""
+        return 1
 
     @model_validator(mode="after")
     def _spread_members_are_cached(self) -> RedObjectiveConfig:
@@ -134,7 +142,7 @@ class Red(RegularizedEnsembleObjective):
     def _regularization(self, grams: Mapping[str, Tensor], warmup: float) -> dict[str, Tensor]:
         config = self.config
         if config.grad_scale == "batch_mean":
-            grams = {name: gram_BNN / gram_BNN.shape[0] ** 2 for name, gram_BNN in grams.items()}
+            grams = {name: of_batch_mean(gram_BNN) for name, gram_BNN in grams.items()}
         similarity = _mean_over(grams, config.sim_on, lambda gram: similarity_regularizer(gram, config.pair_norm))
         lipschitz = _mean_over(grams, config.lip_on, lambda gram: lipschitz_regularizer(gram, config.lip_power))
         return {

@@ -1,8 +1,8 @@
 """TRADES: cross-entropy on clean images plus beta times the KL divergence of adversarial from clean probabilities.
 
 Reference: Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019, Eq. 5 and Algorithm 1.
-Deviation: two train-mode passes per step update the running statistics (the public script makes eight); the inner attack starts inside
-the pixel range. AWP around it (TRADES-AWP) is the field `weight_perturbation`.
+Deviation: two train-mode passes per step update the running statistics (the public script makes three, one more over the clean images);
+the inner attack starts inside the pixel range. AWP around it (TRADES-AWP) is the field `weight_perturbation`.
 """
 
 from __future__ import annotations

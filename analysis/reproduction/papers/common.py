@@ -41,7 +41,7 @@ class _Setting:
     dverge_epochs: int | None = None
     dverge_pretraining: int = 0
     red_warmup: float = 5.0
-    awp_warmup: float = 10.0
+    awp_warmup: float = 9.0
     without_groups: tuple[str, ...] = ()
 
     def run(self, method: str, *overrides: str, in_epochs: Mapping[str, float] | None = None) -> Run:

@@ -41,8 +41,8 @@ AMBIGUITIES = {
     "figure": "Which images Fig. 2 shows is not said; the first ones of the test set.",
 }
 
-AWP_FIELDS = ("training.objective.weight_perturbation.gamma=0.005", "training.objective.weight_perturbation.warmup_epochs=10")
-AWP_EPOCHS = {"training.objective.weight_perturbation.warmup_epochs": 10.0}
+AWP_FIELDS = ("training.objective.weight_perturbation.gamma=0.005", "training.objective.weight_perturbation.warmup_epochs=9")
+AWP_EPOCHS = {"training.objective.weight_perturbation.warmup_epochs": 9.0}
 FIRST = ("training.objective.order=1", "training.objective.eta=0.3")
 SURROGATE_FIRST = ("training.objective.order=1", "training.objective.alpha=0.3")
 L2 = ("threat_model.norm=l2", "threat_model.epsilon=128/255", "training.attack.step_size=15/255")

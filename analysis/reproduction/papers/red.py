@@ -22,7 +22,8 @@ AMBIGUITIES = {
     "A2": "Eq. 3 counts each pair twice over C(N, 2); kept, lambda_b = 10 refers to it.",
     "A3": "How adversarial images are made in training, with which radius and steps, is in a missing appendix: PGD-10 at 8/255 on the "
     "random ensemble.",
-    "A4": "Whether input gradients are of each image's loss or of the batch mean is not said; each image's, whatever the batch size.",
+    "A4": "Whether input gradients are of each image's loss or of the batch mean is not said; the mean of 128 images, whatever the batch: "
+    "measured on digits, weights of 10 learn to answer one class with each image's own (docs/ensembles.md).",
     "A5": "Eq. 12 has the gradient's norm, not its square.",
     "A6": "Whether members put out logits or probabilities in Eq. 1 does not matter for random sampling; baselines average probabilities.",
     "A7": "Whether one member answers a batch or each image is not said; each image.",
