@@ -9,9 +9,7 @@ print(to_markdown(result))
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,8 @@ from torch import Tensor, nn
 
 from analysis.evaluation.blocks import measure_block
 from analysis.evaluation.calibration import calibration_images, calibration_toys, toy_data
-from analysis.evaluation.records import Record, append_record, read_records
+from analysis.evaluation.queue import BlockQueue, E, Evaluation, Progress
+from analysis.evaluation.records import Record
 from analysis.evaluation.study_runs import Study, StudyOutcome, clean_outcome, run_study
 from analysis.evaluation.suites import Suite
 from analysis.evaluation.tasks import MAX_BLOCK_SIZE, BlockTask, plan_blocks
@@ -28,7 +27,9 @@ from analysis.result import EvaluationResult, collect
 from models.threat_model import ThreatModel
 
 __all__ = [
+    "BlockQueue",
     "BlockTask",
+    "Evaluation",
     "EvaluationResult",
     "Progress",
     "calibrate",
@@ -36,27 +37,12 @@ __all__ = [
     "evaluate",
     "plan_blocks",
     "run_block",
+    "run_in_order",
 ]
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far an evaluation is.
-
-    Attributes:
-        num_done, num_total: blocks. num_resumed: of those done, blocks that were in the records already.
-        share: share of the estimated work that is done, in [0,1].
-        seconds_left: estimate from the speed of this run; None before its first block.
-        title: the block that was just finished. accuracy: mean correctness of that block over its draws.
-    """
-
-    num_done: int
-    num_total: int
-    num_resumed: int
-    share: float
-    seconds_left: float | None
-    title: str
-    accuracy: float | None
+RunBlocks = Callable[[BlockQueue[Evaluation]], None]
+"""Takes all blocks of a queue, runs them, and gives their records back."""
 
 
 def evaluate(
@@ -73,6 +59,7 @@ def evaluate(
     num_samples: int | None = None,
     records: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
+    run_tasks: RunBlocks | None = None,
 ) -> EvaluationResult:
     """Attack and score a model, and check whether the numbers can be believed.
 
@@ -89,6 +76,7 @@ def evaluate(
         num_samples: use the first n images of a class-balanced order; None: the suite's number.
         records: file of JSON lines to continue from and to append to.
         progress: called after each block, and once at the beginning.
+        run_tasks: runs the blocks, e.g. on a cluster; None: one after the other in this process.
 
     Raises:
         UserError: anything that cannot be evaluated, before any work is done.
@@ -105,19 +93,29 @@ def evaluate(
         num_draws=num_draws,
         num_samples=num_samples,
     )
-    keys = [task.key for task in plan]
-    known = read_records(records) if records is not None else {}
-    done: dict[str, Record] = {key: known[key] for key in keys if key in known}
-    meter = _Meter(plan, keys, done, progress)
-    for task, key in zip(plan, keys, strict=True):
-        if key in done:
-            continue
-        record = run_block(model, x, y, task)
-        done[key] = record
-        if records is not None:
-            append_record(records, record)
-        meter.finished(task, record)
-    return collect(done.values(), plan)
+    evaluation = Evaluation(plan, x, y, None if records is None else Path(records))
+    queue = BlockQueue([evaluation], progress)
+    if run_tasks is not None:
+        run_tasks(queue)
+    else:
+        run_in_order(queue, lambda _: model)
+    return collect(evaluation.done.values(), plan)
+
+
+def run_in_order(queue: BlockQueue[E], load: Callable[[E], nn.Module]) -> None:
+    """Run the blocks of a queue in this process, one after the other.
+
+    Args:
+        load: returns the model of an evaluation; called for each block.
+    """
+    while (taken := queue.take()) is not None:
+        evaluation, task = taken
+        try:
+            record = run_block(load(evaluation), evaluation.x, evaluation.y, task)
+        except Exception as error:  # one model's failure must not end the evaluations of others; the queue decides
+            queue.broke(evaluation, task, error)
+        else:
+            queue.finished(evaluation, task, record)
 
 
 def run_block(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> Record:
@@ -154,40 +152,3 @@ def calibrate(device: torch.device | str = "cpu") -> list[dict[str, Any]]:
         for check, status in expected["verdicts"].items():
             rows.append({"toy": name, "what": check, "expected": status, "measured": statuses[check], "met": statuses[check] == status})
     return rows
-
-
-class _Meter:
-    """Counts finished work and estimates what is left."""
-
-    def __init__(
-        self,
-        plan: list[BlockTask],
-        keys: list[str],
-        done: dict[str, Record],
-        report: Callable[[Progress], None] | None,
-    ) -> None:
-        self.report = report
-        self.num_total = len(plan)
-        self.num_done = self.num_resumed = sum(key in done for key in keys)
-        self.total_cost = sum(task.cost for task in plan) or 1.0
-        self.done_cost = sum(task.cost for task, key in zip(plan, keys, strict=True) if key in done)
-        self.resumed_cost = self.done_cost
-        self.started = time.perf_counter()
-        self._tell("", None)
-
-    def finished(self, task: BlockTask, record: Record) -> None:
-        """Count a block and report."""
-        self.num_done += 1
-        self.done_cost += task.cost
-        counts = record["samples"]["num_correct"]["evaluation"]
-        self._tell(task.title, sum(counts) / len(counts) / record["block"]["num_draws"]["evaluation"])
-
-    def _tell(self, title: str, accuracy: float | None) -> None:
-        if self.report is None:
-            return
-        run_cost = self.done_cost - self.resumed_cost
-        left = None
-        if run_cost > 0:
-            left = (time.perf_counter() - self.started) / run_cost * (self.total_cost - self.done_cost)
-        share = self.done_cost / self.total_cost
-        self.report(Progress(self.num_done, self.num_total, self.num_resumed, share, left, title, accuracy))

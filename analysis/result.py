@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,15 @@ from numpy.typing import NDArray
 from analysis import statistics
 from analysis.checks.verdicts import Status, Verdict, run_checks
 from analysis.evaluation.measurements import Measurement, common_rows, measurements
+from analysis.evaluation.protocols import ProtocolName
 from analysis.evaluation.records import Record, check_same_evaluation
 from analysis.evaluation.tasks import PLAN_FIELDS, BlockTask
 from analysis.statistics import Estimate
 from models.threat_model import format_pixel_fraction
+
+_ALL_PROTOCOLS: frozenset[ProtocolName] = frozenset(get_args(ProtocolName))
+_ONE_PASS = "T0 = T1 = T2"
+"""How files and tables name the one pass of a deterministic model, which is its number under every protocol."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Row:
 
     Attributes:
         attack: name of the attack in the suite, or `clean`. entry: its name in the registry.
-        protocol: T0 to T4; `T0 = T1 = T2 = ...` for deterministic models.
+        protocol: T0 to T4 as a label; `T0 = T1 = T2` for deterministic models. protocols: all that it is the number of.
         estimate: expected accuracy with interval. draw_deviation, draw_lowest, draw_highest: spread over draws.
         caption: attack, radius, draws and samples in words. finished: all blocks are there.
         num_forward, num_backward: passes per sample. in_threat_model: it counts for the worst case.
@@ -35,6 +40,7 @@ class Row:
     attack: str
     entry: str | None
     protocol: str
+    protocols: frozenset[ProtocolName]
     estimate: Estimate
     caption: str
     finished: bool
@@ -160,7 +166,7 @@ def collect(records: Iterable[Record], plan: Sequence[BlockTask] | None = None) 
         if row is not None:
             rows.append(row)
     headline, worst = _headline(shown)
-    paper = [row.estimate for row in rows if row.protocol.startswith("T0") and row.in_threat_model and row.attack != "clean"]
+    paper = [row.estimate for row in rows if "T0" in row.protocols and row.in_threat_model and row.attack != "clean"]
     header = {
         name: value
         for name, value in records[0]["header"].items()
@@ -200,7 +206,8 @@ def _row(measured: Measurement, clean: Measurement | None = None) -> Row:
     return Row(
         attack=measured.name,
         entry=measured.attack,
-        protocol=_protocol_label(measured),
+        protocol=measured.protocol if measured.randomized else _ONE_PASS,
+        protocols=frozenset({measured.protocol}) if measured.randomized else _ALL_PROTOCOLS,
         estimate=measured.estimate,
         caption=_caption(measured),
         finished=len(measured.records) == measured.num_blocks,
@@ -247,6 +254,7 @@ def _worst_draw_row(measured: Measurement) -> Row | None:
         attack=plain.attack,
         entry=plain.entry,
         protocol="T3",
+        protocols=frozenset({"T3"}),
         estimate=statistics.worst_of_k_accuracy(matrix, k, exact=measured.exact),
         caption=f"{plain.caption}, worst of k={k} draws",
         finished=plain.finished,
@@ -289,10 +297,9 @@ def _counts(worst: WorstAttack | None, shown: list[Measurement]) -> dict[str, in
     return {name: worst.chosen.count(name) for name in names}
 
 
-def _protocol_label(measured: Measurement) -> str:
-    if measured.randomized:
-        return measured.protocol
-    return "T0 = T1 = T2"
+def is_number_of(label: str, protocol: ProtocolName) -> bool:
+    """Return whether a row whose label a file has kept is the number under a protocol."""
+    return label in (protocol, _ONE_PASS)
 
 
 def _caption(measured: Measurement) -> str:

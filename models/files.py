@@ -26,12 +26,13 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     What a killed process left half-written is removed by the next one that writes the same path.
 
     Args:
-        path: the file; its folder exists.
+        path: the file; its folder is made if it does not exist.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     # At most 40 characters of the name: with up to four bytes each it stays below the 255 bytes of a file name.
     prefix = f".{path.name[:40]}."
     _remove_abandoned(path.parent, prefix)
@@ -46,6 +47,19 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file as `whole_file` does, in UTF-8, and return its path."""
+    path = Path(path)
+    with whole_file(path) as file:
+        file.write(text.encode())
+    return path
+
+
+def is_unfinished(path: Path) -> bool:
+    """Return whether a file is one that `whole_file` is writing, or was writing when its process was killed."""
+    return path.name.startswith(".") and path.name.endswith(UNFINISHED)
 
 
 def _begin(folder: Path, prefix: str) -> tuple[Path, BinaryIO]:

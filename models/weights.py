@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from models.classifier import ModelSpec
 from models.errors import UserError
+from models.files import whole_file, write_text
 from models.randomness import ResampleOnForward, is_randomized
 from models.registry import build_from_spec
 
@@ -40,7 +40,6 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, card: str | None = 
     if spec is None:
         raise ValueError("the model has no record of how it was built: build it with models.build_model")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     config = {
         "format_version": FORMAT_VERSION,
         "library": "rayndom",
@@ -49,10 +48,12 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, card: str | None = 
         "details": details or {},
     }
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    _replace(folder / WEIGHTS_FILE, lambda path: save_file(state, path, metadata={"format": "pt"}))
-    _replace(folder / CONFIG_FILE, lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
+    # Written through a file of ours: the library's own writer makes files that only their owner can read.
+    with whole_file(folder / WEIGHTS_FILE) as file:
+        file.write(save(state, metadata={"format": "pt"}))
+    write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
     text = card if card is not None else f"# {spec.defence} on {spec.backbone}\n\nSaved by Rayndom; see config.json.\n"
-    _replace(folder / CARD_FILE, lambda path: path.write_text(text))
+    write_text(folder / CARD_FILE, text)
     return folder
 
 
@@ -109,13 +110,3 @@ def _model_section(folder: Path) -> dict[str, Any]:
     except (ValidationError, TypeError) as error:
         raise UserError(f"{folder / CONFIG_FILE} does not describe a model: {error}") from error
     return section
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Write beside `path` and rename: a reader never sees half a file, a full disk leaves the old one."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

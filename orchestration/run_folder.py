@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 import yaml
 
 from models.errors import UserError
+from models.files import write_text
 from orchestration.experiment import ExperimentConfig
 from trainers.checkpoint import STATE_FILE, read_state
 
@@ -66,11 +66,11 @@ class RunFolder:
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Mark the run as finished, atomically."""
-        replace_text(self.path / RESULT_FILE, json.dumps(result, indent=2))
+        write_text(self.path / RESULT_FILE, json.dumps(result, indent=2))
 
     def write_config(self, experiment: ExperimentConfig) -> None:
         """Keep the whole configuration beside the state."""
-        replace_text(self.path / CONFIG_FILE, yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False))
+        write_text(self.path / CONFIG_FILE, yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False))
 
     def read_config(self) -> ExperimentConfig:
         """Return the run's configuration."""
@@ -95,14 +95,3 @@ class RunFolder:
                 yield
             finally:
                 fcntl.flock(file, fcntl.LOCK_UN)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -5,7 +5,6 @@ A checkpoint folder holds `training.pt` (weights, optimizer, streams, draws, pro
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from models.errors import UserError
+from models.files import whole_file
 
 STATE_FILE = "training.pt"
 
@@ -24,20 +24,13 @@ def write_state(state: dict[str, Any], folder: Path) -> Path:
     Raises:
         OSError: the disk is full or the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / STATE_FILE
-    temporary = path.with_name(path.name + ".part")
     try:
-        with temporary.open("wb") as file:
+        with whole_file(path) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except RuntimeError as error:
         # PyTorch's zip writer reports a full disk as a RuntimeError.
         raise OSError(f"cannot write the checkpoint {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from analysis import statistics
 from analysis.attacks.registry import attack_entry
+from analysis.evaluation.protocols import ProtocolName
 from analysis.evaluation.records import Record, correct_matrix
 from analysis.statistics import Estimate
 
@@ -43,7 +44,7 @@ class Measurement:
         return self.header["item"]["name"] if self.header["item"] else "clean"
 
     @property
-    def protocol(self) -> str:
+    def protocol(self) -> ProtocolName:
         """T0, T1, T2 or T4."""
         return self.header["protocol"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,20 @@ def read_records(path: str | Path) -> dict[str, Record]:
         except (ValueError, KeyError, TypeError):
             _logger.warning("%s, line %d is not a whole record and is skipped; its block will be run again", path, number)
     return records
+
+
+def at_places_of(records: Sequence[Record], suite: str) -> list[Record]:
+    """Return all records of one plan, given in its order, with their places in it: a record may have been made for another plan.
+
+    Args:
+        suite: name of the plan's suite.
+    """
+    parts = ("kind", "item", "study", "protocol")
+    group_of = [json.dumps([record["header"][name] for name in parts], sort_keys=True) for record in records]
+    return [
+        {**record, "header": {**record["header"], "suite": suite, "position": position, "num_blocks": group_of.count(group)}}
+        for position, (record, group) in enumerate(zip(records, group_of, strict=True))
+    ]
 
 
 def append_record(path: str | Path, record: Record) -> None:

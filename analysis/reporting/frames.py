@@ -6,8 +6,6 @@ A frame is a list of dictionaries, one observation per row, one variable per key
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from analysis.evaluation.records import Record, read_records
 from analysis.reporting.tables import Frame, columns_of
 from analysis.result import EvaluationResult, collect
 from models.errors import UserError
+from models.files import whole_file
 
 
 def frame_of_records(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -163,14 +162,8 @@ def write_parquet(frame: Frame, path: str | Path, columns: Sequence[str] | None 
     names = columns_of(frame, columns)
     table = pyarrow.table({name: _column([row.get(name) for row in frame]) for name in names})
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
-    try:
-        pyarrow.parquet.write_table(table, partial)
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    with whole_file(path) as file:
+        pyarrow.parquet.write_table(table, file)
     return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from analysis.reporting.conclusion import conclusion
 from analysis.reporting.figures import figure_as_png, figures_of, save_figure
 from analysis.reporting.frames import frame_of_result, frame_of_samples, write_parquet
 from analysis.result import EvaluationResult, Row
+from models.files import write_text
 
 TEMPLATE_FOLDER = Path(__file__).with_name("templates")
 
@@ -53,8 +53,8 @@ def write_report(name: str, result: EvaluationResult, folder: str | Path) -> dic
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = {
-        "html": _replace(folder / "report.html", render_html(name, result)),
-        "json": _replace(folder / "result.json", json.dumps(_as_json(name, result), indent=2, default=str) + "\n"),
+        "html": write_text(folder / "report.html", render_html(name, result)),
+        "json": write_text(folder / "result.json", json.dumps(_as_json(name, result), indent=2, default=str) + "\n"),
         "parquet": write_parquet(frame_of_result(result, name=name), folder / "result.parquet"),
         "samples": write_parquet(frame_of_samples(result), folder / "samples.parquet"),
     }
@@ -114,10 +114,3 @@ def _origin(result: EvaluationResult) -> dict[str, str]:
         "versions": ", ".join(sorted(versions)),
         "seconds of work": f"{sum(each['seconds'] for each in measured):.0f}",
     }
-
-
-def _replace(path: Path, text: str) -> Path:
-    partial = path.with_suffix(path.suffix + ".part")
-    partial.write_text(text)
-    os.replace(partial, path)
-    return path

@@ -6,7 +6,6 @@ write_paper("ctrw", outcomes, path)   every table and figure, the companion, con
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from analysis.reproduction.scale import SCALE_SENTENCES, SCALES
 from analysis.reproduction.sheet import Sheet, sheet_of
 from analysis.reproduction.tables import to_csv, to_latex, to_markdown
 from analysis.reproduction.view import ItemView, view_of
+from models.files import write_text
 
 
 def write_item(outcome: ItemOutcome, folder: str | Path) -> dict[str, Path]:
@@ -45,12 +45,12 @@ def write_item(outcome: ItemOutcome, folder: str | Path) -> dict[str, Path]:
             save_figure(figure, folder / "figures" / name)
     files = tuple(f"figures/{name}.png" for name in drawn)
     written = {
-        "markdown": _replace(folder / "table.md", to_markdown(sheet, files)),
-        "html": _replace(folder / "item.html", _render_item(sheet, drawn)),
+        "markdown": write_text(folder / "table.md", to_markdown(sheet, files)),
+        "html": write_text(folder / "item.html", _render_item(sheet, drawn)),
     }
     if sheet.view.item.rows:
-        written["latex"] = _replace(folder / "table.tex", to_latex(sheet))
-        written["csv"] = _replace(folder / "table.csv", to_csv(sheet))
+        written["latex"] = write_text(folder / "table.tex", to_latex(sheet))
+        written["csv"] = write_text(folder / "table.csv", to_csv(sheet))
     if drawn:
         written["figures"] = folder / "figures"
     return written
@@ -69,7 +69,7 @@ def write_paper(paper_name: str, outcomes: Sequence[ItemOutcome], path: str | Pa
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return _replace(path, render_paper(paper_name, outcomes))
+    return write_text(path, render_paper(paper_name, outcomes))
 
 
 def render_paper(paper_name: str, outcomes: Sequence[ItemOutcome]) -> str:
@@ -112,10 +112,3 @@ def _render(template: str, **context: Any) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(**context)
-
-
-def _replace(path: Path, text: str) -> Path:
-    partial = path.with_suffix(path.suffix + ".part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-    return path

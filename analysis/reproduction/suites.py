@@ -205,8 +205,7 @@ def read_row(measure: Measure, result: EvaluationResult, name: str | None = None
         return None
     protocol = measure.protocol if isinstance(measure, Accuracy) else measure.attack.protocol
     for row in result.rows:
-        # A deterministic model has one row for all protocols, labelled `T0 = T1 = T2`.
-        if row.attack == (name or measure.row_name) and (row.protocol == protocol or "=" in row.protocol):
+        if row.attack == (name or measure.row_name) and protocol in row.protocols:
             return row
     return None
 

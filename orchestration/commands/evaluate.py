@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestration import console
 from orchestration.commands.command import Command, add_data_root
+
+if TYPE_CHECKING:
+    from models.threat_model import ThreatModel
+    from orchestration.experiment import ExperimentConfig
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
@@ -54,10 +59,10 @@ def _run(arguments: argparse.Namespace) -> int:
     job = prepare(target.experiment.name if target.experiment else name, target, settings, home, data_root)
     run_jobs([job], workers=arguments.workers, gpus_per_worker=arguments.gpus_per_worker, address=arguments.address)
     result = show(job)
-    tracker = Tracker(home, target.experiment.tracking.experiment) if target.experiment else None
-    run_id = target.run_id
-    if tracker is not None and run_id is None:
-        run_id = tracker.find_run(target.experiment.fingerprint)
+    tracker, run_id = None, target.run_id
+    if target.experiment is not None:
+        tracker = Tracker(home, target.experiment.tracking.experiment)
+        run_id = run_id or tracker.find_run(target.experiment.fingerprint)
     summary = keep(job, result, tracker, run_id, name_of_suite)
     from analysis.reporting.report import write_report
 
@@ -71,7 +76,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _threat_model(arguments: argparse.Namespace, experiment: object) -> object:
+def _threat_model(arguments: argparse.Namespace, experiment: ExperimentConfig | None) -> ThreatModel | None:
     from pydantic import ValidationError
 
     from models.errors import UserError
@@ -81,7 +86,7 @@ def _threat_model(arguments: argparse.Namespace, experiment: object) -> object:
         return None
     trained = experiment.threat_model if experiment else ThreatModel()
     try:
-        return ThreatModel(norm=arguments.norm or trained.norm, epsilon=arguments.epsilon or trained.epsilon)
+        return ThreatModel.model_validate({"norm": arguments.norm or trained.norm, "epsilon": arguments.epsilon or trained.epsilon})
     except ValidationError as error:
         raise UserError("; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())) from None
 

@@ -14,13 +14,13 @@ from analysis.fingerprints import weights_hash
 from analysis.quantities.quantity import MOST_IMAGES, Subject
 from analysis.quantities.report import Record, choose, compute, metrics_of
 from models.errors import UserError
+from models.files import write_text
 from models.threat_model import ThreatModel
 from models.weights import load_pretrained
 from orchestration import console
 from orchestration.evaluating.evaluation_run import test_images
 from orchestration.exporting.targets import Target
 from orchestration.home import Home
-from orchestration.run_folder import replace_text
 from orchestration.tracking.tracker import Tracker
 
 ARTIFACT = "analysis/quantities.json"
@@ -52,7 +52,7 @@ class AnalysisSettings:
 def subject_of(target: Target, settings: AnalysisSettings, data_root: Path | None) -> Subject:
     """Return the model of `target` with the test images of its data set, which are read when a quantity first needs them."""
     experiment = target.experiment
-    model = load_pretrained(target.folder, resample_on_forward=False).to(settings.device, memory_format=torch.channels_last)
+    model = load_pretrained(target.folder, resample_on_forward=False).to(settings.device).to(memory_format=torch.channels_last)
 
     def load_images() -> tuple[torch.Tensor, torch.Tensor]:
         if experiment is None:
@@ -90,8 +90,8 @@ def analyse(target: Target, settings: AnalysisSettings, home: Home, data_root: P
         records.append(record)
         if "error" not in record:
             kept[entry.name] = record
-            whose = {"checkpoint": checkpoint, "defence": subject.model.spec.defence}
-            replace_text(path, json.dumps({**whose, "quantities": kept}, indent=2) + "\n")
+            whose = {"checkpoint": checkpoint, "defence": subject.spec.defence}
+            write_text(path, json.dumps({**whose, "quantities": kept}, indent=2) + "\n")
     return records, path
 
 

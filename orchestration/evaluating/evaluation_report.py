@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +10,8 @@ from analysis.reporting.conclusion import conclusion, to_markdown
 from analysis.result import EvaluationResult
 from orchestration import console
 from orchestration.evaluating.evaluation_run import Job
+from orchestration.evaluating.stored_evaluation import as_kept, write_kept
 from orchestration.exporting.export import record_evaluation
-from orchestration.run_folder import replace_text
 from orchestration.tracking.tracker import Tracker
 
 
@@ -42,8 +41,8 @@ def show(job: Job) -> EvaluationResult:
 
 def keep(job: Job, result: EvaluationResult, tracker: Tracker | None, run_id: str | None, suite: str) -> dict[str, Any]:
     """Write the result beside its records, into the exported model's card, and to MLflow; return its summary."""
-    summary = summarize(result, suite)
-    replace_text(job.records_path.with_name(f"result-{suite_name(suite)}.json"), json.dumps(summary, indent=2, default=str))
+    summary = as_kept(job, summarize(result, suite))
+    write_kept(job.records_path.parent, summary)
     record_evaluation(job.target.folder, job.target, summary)
     if tracker is not None and run_id is not None:
         metrics = {f"test/{row.attack}/{protocol_key(row.protocol)}": row.estimate.value for row in result.rows}
@@ -98,9 +97,7 @@ def compare(jobs: Sequence[Job]) -> None:
 
 
 def _worst(result: EvaluationResult, protocol: str) -> str:
-    estimates = [
-        row.estimate for row in result.rows if row.attack != "clean" and row.in_threat_model and protocol in row.protocol.split(" = ")
-    ]
+    estimates = [row.estimate for row in result.rows if row.attack != "clean" and row.in_threat_model and protocol in row.protocols]
     if not estimates:
         return ""
     return tables.format_estimate(min(estimates, key=lambda estimate: estimate.value), marked=result.marked)

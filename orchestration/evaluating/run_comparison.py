@@ -10,26 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from analysis.checks.evidence import Status
-from analysis.evaluation.records import Record, read_records
-from analysis.evaluation.suites import list_suites
+from analysis.evaluation.protocols import ProtocolName
 from analysis.fingerprints import weights_hash
 from analysis.reporting.comparison import compare
-from analysis.result import EvaluationResult
+from analysis.result import EvaluationResult, is_number_of
 from analysis.statistics import Estimate
 from models.errors import UserError
-from models.threat_model import ThreatModel
 from models.weights import load_pretrained
 from orchestration.evaluating.evaluation_report import suite_name
-from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare
+from orchestration.evaluating.stored_evaluation import read_kept, result_of, search_result
 from orchestration.experiment import flatten
 from orchestration.exporting.targets import Target, resolve_target
 from orchestration.home import Home
 
-PROTOCOLS = ("T0", "T1", "T2")
+PROTOCOLS: tuple[ProtocolName, ...] = ("T0", "T1", "T2")
 SEEDS = " + "
 """Joins the labels of the training seeds of one method."""
 
-_RESULT = "result-"
 _UNTOLD = ("name", "description")
 
 Row = dict[str, Any]
@@ -87,7 +84,7 @@ def find_runs(names: Sequence[str], home: Home) -> list[StoredRun]:
 
 
 def _stored_evaluations(folder: Path, target: Target) -> dict[str, dict[str, Any]]:
-    found = {path.stem.removeprefix(_RESULT): json.loads(path.read_text()) for path in sorted(folder.glob(f"{_RESULT}*.json"))}
+    found = read_kept(folder)
     kept = target.config["details"].get("evaluation")
     if kept is not None:
         found.setdefault(suite_name(kept["suite"]), kept)
@@ -137,7 +134,8 @@ def standing_rows(runs: Sequence[StoredRun], pairs: Sequence[Row]) -> tuple[list
     rows: list[Row] = []
     reasons: dict[str, list[str]] = {}
     reference = runs[0].label
-    for suite in list(dict.fromkeys(itertools.chain(*(run.evaluations for run in runs)))) or [None]:
+    suites: list[str | None] = list(dict.fromkeys(itertools.chain(*(run.evaluations for run in runs))))
+    for suite in suites or [None]:
         for run in runs:
             accuracies = _accuracies(run.evaluations.get(suite) if suite else None, everything=False)
             row: Row = {"run": run.label, "suite": suite}
@@ -176,11 +174,11 @@ def _accuracies(summary: dict[str, Any] | None, *, everything: bool) -> dict[str
         return {}
     rows, marked = summary["rows"], summary["marked"]
     found: dict[str, Estimate] = {}
-    clean = [row for row in rows if row["attack"] == "clean" and _stands_for(row, "T1")]
+    clean = [row for row in rows if row["attack"] == "clean" and is_number_of(row["protocol"], "T1")]
     if clean:
         found["clean"] = _estimate(clean[0], marked)
     for protocol in PROTOCOLS:
-        attacked = [row for row in rows if row["attack"] != "clean" and row["in_threat_model"] and _stands_for(row, protocol)]
+        attacked = [row for row in rows if row["attack"] != "clean" and row["in_threat_model"] and is_number_of(row["protocol"], protocol)]
         if attacked:
             found[f"worst attack {protocol}"] = _estimate(min(attacked, key=lambda row: row["accuracy"]), marked)
     headline = summary["headline"]
@@ -189,10 +187,6 @@ def _accuracies(summary: dict[str, Any] | None, *, everything: bool) -> dict[str
     if everything:
         found |= {f"{row['attack']} {row['protocol']}": _estimate(row, marked) for row in rows if row["attack"] != "clean"}
     return found
-
-
-def _stands_for(row: dict[str, Any], protocol: str) -> bool:
-    return protocol in row["protocol"].split(" = ")
 
 
 def _estimate(row: dict[str, Any], marked: bool) -> Estimate:
@@ -226,7 +220,7 @@ def paired_rows(runs: Sequence[StoredRun], home: Home, data_root: Path | None) -
         return [], [f"no suite has been run on all of them{which}: `rayndom evaluate RUN --suite quick` does"]
     for suite in suites:
         try:
-            results = {run.label: _result(run, suite, home, data_root) for run in runs}
+            results = {run.label: _result(run, suite, home, data_root, notes) for run in runs}
             rows += [{"suite": suite} | pair.row() for pair in compare(_by_method(runs, results))]
         except UserError as error:
             notes.append(f"suite {suite}: no paired comparison: {error}")
@@ -244,45 +238,19 @@ def _by_method(runs: Sequence[StoredRun], results: dict[str, EvaluationResult]) 
     return {SEEDS.join(run.label for run in group): [results[run.label] for run in group] for group in methods.values()}
 
 
-def _result(run: StoredRun, suite: str, home: Home, data_root: Path | None) -> EvaluationResult:
-    """Return the stored evaluation of a suite from its records, found by planning it again as it was asked for.
+def _result(run: StoredRun, suite: str, home: Home, data_root: Path | None, notes: list[str]) -> EvaluationResult:
+    """Return the stored evaluation of a suite from its records; a guess at which are its own is noted.
 
     Raises:
-        UserError: its records are not in this home, or the data set is missing.
+        UserError: its records are not in this home, or, for one of an earlier version, the data set is missing.
     """
-    if suite not in list_suites():
-        raise UserError(f"suite {suite} was given by a file; only suites of `rayndom list suites` can be planned again")
-    known = read_records(run.records_folder / "records.jsonl")
     summary = run.evaluations[suite]
-    num_samples = max((row["num_samples"] for row in summary["rows"]), default=0)
-    for conditions in _conditions(known):
-        for samples, draws in itertools.product((None, num_samples), (None, conditions["num_draws"])):
-            settings = EvaluationSettings(suite, ThreatModel(**conditions["threat_model"]), samples, draws, seed=conditions["seed"])
-            job = prepare(run.label, run.target, settings, home, data_root)
-            if job.pending:
-                continue
-            result = job.result()
-            if _is_stored(result, summary):
-                return result
-    raise UserError(f"the records of {run.label} are not all in {run.records_folder}; `rayndom evaluate` makes them")
-
-
-def _conditions(records: dict[str, Record]) -> list[dict[str, Any]]:
-    """Return the seeds, threat models and numbers of draws that occur in records."""
-    found: dict[str, dict[str, Any]] = {}
-    for record in records.values():
-        header = record["header"]
-        conditions = {
-            "seed": header["seed"],
-            "threat_model": header["threat_model"],
-            "num_draws": header["scoring"]["num_evaluation_draws"],
-        }
-        found.setdefault(json.dumps(conditions, sort_keys=True), conditions)
-    return list(found.values())
-
-
-def _is_stored(result: EvaluationResult, summary: dict[str, Any]) -> bool:
-    """Return whether a result is the one that was stored."""
-    if result.headline is None or summary["headline"] is None:
-        return result.headline is None and summary["headline"] is None
-    return result.headline.value == summary["headline"]["accuracy"] and result.headline.num_samples == summary["headline"]["num_samples"]
+    if "records" in summary:
+        return result_of(run.label, summary, run.records_folder)
+    result = search_result(run.label, run.target, summary, run.records_folder, home, data_root)
+    notes.append(
+        f"{run.label}, suite {suite}: evaluated by an earlier version, which did not keep what was asked; taken for seed "
+        f"{result.header['seed']}, {result.header['threat_model']['norm']} {result.header['threat_model']['epsilon']:.4g} by its headline. "
+        "`rayndom evaluate` keeps it, from the same records"
+    )
+    return result

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from models.errors import UserError
+from models.files import is_unfinished, whole_file, write_text
 from models.randomness import is_randomized
 from models.weights import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, load_pretrained, read_config
 from orchestration.exporting.targets import Target
-from orchestration.run_folder import replace_text
 from orchestration.training.card import model_card
 
 
@@ -33,17 +33,21 @@ def export_target(target: Target, destination: Path, evaluation: dict[str, Any] 
         UserError: the destination holds something else.
         ExportCheckFailed: the exported model fails its check.
     """
-    if destination.exists() and any(destination.iterdir()) and not (destination / CONFIG_FILE).is_file():
+    if destination.exists() and not (destination / CONFIG_FILE).is_file() and not all(_begun(path) for path in destination.iterdir()):
         raise UserError(f"{destination} is not empty and holds no earlier export; choose another folder")
     destination.mkdir(parents=True, exist_ok=True)
     for name in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE):
-        temporary = destination / f"{name}.part"
-        shutil.copyfile(target.folder / name, temporary)
-        temporary.replace(destination / name)
+        with open(target.folder / name, "rb") as source, whole_file(destination / name) as copy:
+            shutil.copyfileobj(source, copy)
     if evaluation is not None:
         record_evaluation(destination, target, evaluation)
     check_export(destination)
     return destination
+
+
+def _begun(path: Path) -> bool:
+    """Whether a file is left of an export that was killed before its config.json was written."""
+    return path.name == WEIGHTS_FILE or is_unfinished(path)
 
 
 def record_evaluation(folder: Path, target: Target, evaluation: dict[str, Any]) -> None:
@@ -51,10 +55,10 @@ def record_evaluation(folder: Path, target: Target, evaluation: dict[str, Any]) 
     config = read_config(folder)
     details = config.setdefault("details", {})
     details["evaluation"] = evaluation
-    replace_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+    write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
     if target.experiment is not None:
         card = model_card(target.experiment, details["training"], details["class_names"], evaluation.get("markdown"))
-        replace_text(folder / CARD_FILE, card)
+        write_text(folder / CARD_FILE, card)
 
 
 def check_export(folder: Path) -> None:

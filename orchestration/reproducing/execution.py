@@ -20,6 +20,7 @@ from models.errors import UserError
 from orchestration import console
 from orchestration.evaluating.evaluation_report import protocol_key, summarize
 from orchestration.evaluating.evaluation_run import EvaluationSettings, Job, prepare, run_jobs, test_images
+from orchestration.evaluating.stored_evaluation import as_kept
 from orchestration.experiment import ExperimentConfig
 from orchestration.exporting.export import record_evaluation
 from orchestration.exporting.targets import Target
@@ -180,7 +181,7 @@ def _evaluate(
 
 def _track(job: Job, result: EvaluationResult, base: str, run_id: str | None, tracker: Tracker) -> None:
     """Write an evaluation to the model's card and to its MLflow run."""
-    summary = summarize(result, base)
+    summary = as_kept(job, summarize(result, base))
     if not base.endswith(TRANSFER):
         record_evaluation(job.target.folder, job.target, summary)
     if run_id is None:

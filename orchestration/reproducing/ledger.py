@@ -17,12 +17,13 @@ from analysis.reproduction.readings import Found
 from analysis.reproduction.suites import attack_item, read_row
 from analysis.result import EvaluationResult, Row
 from analysis.statistics import Estimate
+from models.files import write_text
 from models.weights import read_config
 from orchestration.environment import cpu_model
 from orchestration.home import Home
 from orchestration.reproducing.plan import TRANSFER, ItemPlan, Training, model_folder, plan_item, reading_of, training_key, transfer_attack
 from orchestration.reproducing.reading_jobs import ReadingJob
-from orchestration.run_folder import RunFolder, replace_text
+from orchestration.run_folder import RunFolder
 from trainers.hardware import GPU_METRIC, PROCESS_METRIC
 
 NOT_ASKED = "not asked for"
@@ -113,7 +114,7 @@ class Ledger:
         """Renew the outcome on disk and return it."""
         outcome = self.outcome()
         folder = outcome_folder(self.home, outcome.item, outcome.scale)
-        replace_text(folder / "outcome.json", outcome.to_json())
+        write_text(folder / "outcome.json", outcome.to_json())
         return outcome
 
     def outcome(self) -> ItemOutcome:
@@ -218,7 +219,7 @@ class Ledger:
         for measured in measurements(result.records):
             if (measured.kind, measured.name) != ("clean" if row.attack == "clean" else "attack", row.attack):
                 continue
-            if measured.protocol == row.protocol or "=" in row.protocol:
+            if measured.protocol in row.protocols:
                 return per_image(measured.ids, measured.matrix())
         return {}
 

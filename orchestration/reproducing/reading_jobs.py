@@ -16,12 +16,12 @@ from analysis.reproduction.papers.measures import Theory
 from analysis.reproduction.readings import Found, identity, num_images, read_test_set_seconds, read_theory
 from analysis.reproduction.scale import BUDGETS, Scale
 from models.errors import UserError
+from models.files import write_text
 from models.weights import load_pretrained
 from orchestration import console
 from orchestration.evaluating.evaluation_run import test_images
 from orchestration.home import Home
 from orchestration.reproducing.plan import Training, WantedReading, model_folder
-from orchestration.run_folder import replace_text
 
 SEED = 0
 
@@ -58,7 +58,7 @@ class ReadingJob:
     def keep(self, found: dict[str, Any]) -> None:
         """Write what was found, whole or not at all."""
         what = {"title": self.title, "measure": asdict(self.wanted.measure)}
-        replace_text(self.path, json.dumps({**what, "found": found}, indent=1) + "\n")
+        write_text(self.path, json.dumps({**what, "found": found}, indent=1) + "\n")
 
 
 class HashedWeights:

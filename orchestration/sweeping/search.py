@@ -19,11 +19,11 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from models.files import write_text
 from orchestration import console
 from orchestration.environment import collect_environment
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
-from orchestration.run_folder import replace_text
 from orchestration.search_space import suggest
 from orchestration.sweeping.config import SweepConfig, sweep_key
 from orchestration.sweeping.listener import SweepListener
@@ -202,7 +202,7 @@ def run_search(config: SweepConfig, home: Home, data_root: Path | None, *, addre
     parent = tracker.run("sweep", {SWEEP_TAG: key}, name=config.name)
     tracker.set_tags(parent, {"rayndom.recipe": ", ".join(config.all_recipes)} | _flat_environment())
     tracker.log_json(parent, config.model_dump(mode="json"), "sweep.json")
-    replace_text(folder / "sweep.json", json.dumps(config.model_dump(mode="json"), indent=2))
+    write_text(folder / "sweep.json", json.dumps(config.model_dump(mode="json"), indent=2))
     done, wanted = spent(study), target(config)
     over = f", {done} already over" if done else ""
     console.say(f"sweep {config.name}: {wanted} trials of {', '.join(config.all_recipes)}, {at_once} at a time{over}")

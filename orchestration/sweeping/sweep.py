@@ -18,6 +18,7 @@ from typing import Any
 
 from analysis.reporting.conclusion import conclusion
 from models.errors import UserError
+from models.files import write_text
 from orchestration import console
 from orchestration.evaluating.evaluation_report import compare, keep
 from orchestration.evaluating.evaluation_run import EvaluationSettings, Job, prepare, run_jobs
@@ -25,7 +26,7 @@ from orchestration.experiment import ExperimentConfig
 from orchestration.exporting.export import export_target
 from orchestration.exporting.targets import Target, resolve_target
 from orchestration.home import Home
-from orchestration.run_folder import RunFolder, replace_text
+from orchestration.run_folder import RunFolder
 from orchestration.sweeping.config import SweepConfig, extreme_points, sweep_key
 from orchestration.sweeping.findings import conclude_search, infeasible, show_trials, top_trials
 from orchestration.sweeping.goals import format_goal
@@ -159,7 +160,7 @@ def _keep_search(folder: Path, found: dict[str, Any]) -> None:
     folder.mkdir(exist_ok=True)
     for plot in map(Path, found["plots"]):
         shutil.copyfile(plot, folder / plot.name)
-    replace_text(folder / "search.json", json.dumps(found | {"plots": [Path(plot).name for plot in found["plots"]]}, indent=2))
+    write_text(folder / "search.json", json.dumps(found | {"plots": [Path(plot).name for plot in found["plots"]]}, indent=2))
 
 
 def _repeat(config: SweepConfig, outcome: SearchOutcome, home: Home, data_root: Path | None, tracker: Tracker) -> int:

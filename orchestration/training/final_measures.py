@@ -20,11 +20,12 @@ from analysis.evaluate import evaluate
 from analysis.result import EvaluationResult
 from analysis.theory.cost import count_parameters
 from models.configuration import Config
+from models.files import write_text
 from models.modes import mode
 from models.randomness import resample
 from models.weights import load_pretrained
 from orchestration.experiment import ExperimentConfig
-from orchestration.run_folder import RunFolder, replace_text
+from orchestration.run_folder import RunFolder
 from trainers.data import evaluation_batches, load_data
 from trainers.validation import limited
 
@@ -76,7 +77,7 @@ def protocol_metrics(experiment: ExperimentConfig, folder: RunFolder, data_root:
         records=path.with_suffix(".jsonl"),
     )
     metrics = accuracies_by_protocol(result)
-    replace_text(path, json.dumps(metrics, indent=2))
+    write_text(path, json.dumps(metrics, indent=2))
     return metrics
 
 
@@ -96,7 +97,7 @@ def accuracies_by_protocol(result: EvaluationResult) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for protocol in PROTOCOLS:
         rows: list[Any] = [row for row in result.rows if row.attack != "clean" and row.in_threat_model]
-        values = [row.estimate.value for row in rows if protocol in row.protocol.split(" = ")]
+        values = [row.estimate.value for row in rows if protocol in row.protocols]
         if protocol == "T1" and result.headline is not None:
             values = [result.headline.value]
         if values:

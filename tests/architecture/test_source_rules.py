@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.architecture.source import PACKAGES, module_name, place, project_files, python_files, tree
+from tests.architecture.source import PACKAGES, ROOT, module_name, place, project_files, python_files, tree
 
 CONSOLE = "orchestration/console.py"
 MOST_LINES = 500
@@ -199,3 +199,19 @@ def test_no_exception_disappears() -> None:
 def test_the_rule_on_exceptions_tells_them_apart(source: str, expected: bool) -> None:
     handlers = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ExceptHandler)]
     assert any(is_broad(node) and does_nothing(node.body) for node in handlers) is expected
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"\bos\.(replace|rename|renames)\(", r"\bmkstemp\b|\bNamedTemporaryFile\b", r"\bpkgutil\b|\biter_modules\b"],
+    ids=["renames a file", "makes a file that others cannot read", "searches a package"],
+)
+def test_one_file_writes_whole_files_and_searches_packages(pattern: str) -> None:
+    found = [
+        f"{place(file, number)} {line.strip()}"
+        for file in python_files(*PACKAGES)
+        if file != ROOT / "models" / "files.py"
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
+        if re.search(pattern, line)
+    ]
+    assert not found, "use models.files: " + "\n".join(found)

@@ -18,6 +18,7 @@ from models.weights import load_pretrained
 from orchestration.cli import main
 from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare
 from orchestration.evaluating.run_comparison import find_runs, metric_rows, paired_rows, parameter_rows
+from orchestration.evaluating.stored_evaluation import result_of
 from orchestration.experiment import flatten
 from orchestration.exporting.targets import resolve_target
 from orchestration.home import Home
@@ -136,6 +137,46 @@ def test_evaluations_under_other_conditions_are_not_paired(compared_home, finger
         config = json.loads((folder / "config.json").read_text())
         config["details"].pop("evaluation")
         (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_evaluations_of_one_run_with_equal_headlines_and_other_seeds_are_told_apart(compared_home, fingerprints):
+    where = ["--home", str(compared_home.root), "--samples", "20", "--draws", "4", "--epsilon", "1e-7"]
+    headlines = []
+    for seed in (6, 5, 6, 7):
+        assert main(["evaluate", fingerprints["natural_digits"], "--seed", str(seed), *where]) == 0
+        run = find_runs(["ctrw_digits", "natural_digits"], compared_home)[1]
+        kept = run.evaluations["quick"]
+        result = result_of(run.label, kept, run.records_folder)
+        assert result.header["seed"] == kept["settings"]["seed"] == seed
+        assert (kept["settings"]["num_samples"], kept["settings"]["num_draws"]) == (20, 4)
+        assert result.header["threat_model"] == kept["settings"]["threat_model"]
+        assert result.headline.value == kept["headline"]["accuracy"]
+        assert result.finished
+        assert set(kept["records"]) == {record["key"] for record in result.records}
+        headlines.append(result.headline.value)
+    assert len(set(headlines)) == 1
+
+
+def test_a_kept_result_is_the_one_that_was_shown(compared_home, fingerprints):
+    run = find_runs(["ctrw_digits", "at_digits"], compared_home)[0]
+    settings = EvaluationSettings("quick", None, 20, 4, seed=3)
+    shown = prepare(run.label, run.target, settings, compared_home, None).result()
+    kept = result_of(run.label, run.evaluations["quick"], run.records_folder)
+    assert kept.rows == shown.rows
+    assert kept.verdicts == shown.verdicts
+    assert kept.header == shown.header
+    assert kept.worst.chosen == shown.worst.chosen
+
+
+def test_results_of_an_earlier_version_are_found_by_their_headline_and_that_is_said(compared_home, fingerprints):
+    runs = find_runs([fingerprints["ctrw_digits"], "at_digits"], compared_home)
+    expected, _ = paired_rows(runs, compared_home, None)
+    for run in runs:
+        del run.evaluations["quick"]["settings"], run.evaluations["quick"]["records"]
+    rows, notes = paired_rows(runs, compared_home, None)
+    assert rows == expected
+    assert len(notes) == 2
+    assert all("earlier version" in note and "seed 3" in note for note in notes)
 
 
 @pytest.mark.parametrize("chosen", ["table", "markdown", "latex", "csv"])

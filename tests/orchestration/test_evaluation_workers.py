@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import orchestration.evaluating.evaluation_run as evaluation_run
+from analysis.evaluate import Evaluation
 from orchestration.evaluating.evaluation_run import SMALL_WORK, run_jobs
 
 
@@ -22,11 +23,11 @@ from orchestration.evaluating.evaluation_run import SMALL_WORK, run_jobs
         ({"workers": None, "address": "auto"}, SMALL_WORK / 2, "ray"),
     ],
 )
-def test_small_work_stays_here_and_other_work_goes_to_ray(monkeypatch, settings, cost, place):
+def test_small_work_stays_here_and_other_work_goes_to_ray(monkeypatch, tmp_path, settings, cost, place):
     places = []
     monkeypatch.setattr(evaluation_run, "_run_here", lambda *arguments: places.append("here"))
-    monkeypatch.setattr(evaluation_run, "_run_on_ray", lambda *arguments: places.append("ray"))
+    monkeypatch.setattr(evaluation_run, "run_on_ray", lambda *arguments: places.append("ray"))
     task = SimpleNamespace(key="a", cost=cost, title="pgd_20 T1 block 1/1")
-    job = SimpleNamespace(name="model", plan=[task], pending=[task], done={}, records_path=Path("records.jsonl"))
+    job = Evaluation([task], torch.zeros(1), torch.zeros(1), tmp_path / "records.jsonl")
     run_jobs([job], **settings)
     assert places == [place]

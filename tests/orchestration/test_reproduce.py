@@ -308,7 +308,7 @@ def test_a_block_of_two_jobs_is_run_once_and_one_that_breaks_leaves_the_others(h
         prepare(name, target, EvaluationSettings(suite.model_copy(update={"attacks": attacks})), home, None)
         for name, attacks in (("one", (good,)), ("two", (good,)), ("broken", (bad,)))
     ]
-    import orchestration.evaluating.evaluation_run as module
+    import analysis.evaluate as module
 
     real, count = module.run_block, []
 

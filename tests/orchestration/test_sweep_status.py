@@ -7,8 +7,9 @@ import json
 import pytest
 
 from models.errors import UserError
+from models.files import write_text
 from orchestration.cli import main
-from orchestration.run_folder import RunFolder, replace_text
+from orchestration.run_folder import RunFolder
 from orchestration.sweeping.config import load_sweep, sweep_key
 from orchestration.sweeping.search import StudySearch
 from orchestration.sweeping.status import find_sweep, is_held, list_sweep_keys, sweep_status
@@ -25,7 +26,7 @@ def begun(home):
     key = sweep_key(config)
     folder = home.sweep(key)
     search = StudySearch(config, open_study(config, folder))
-    replace_text(folder / "sweep.json", json.dumps(config.model_dump(mode="json")))
+    write_text(folder / "sweep.json", json.dumps(config.model_dump(mode="json")))
     tracker = Tracker(home, "rayndom")
     parent = tracker.run("sweep", {SWEEP_TAG: key}, config.name)
     fingerprints = []
@@ -75,7 +76,7 @@ def test_watching_ends_when_the_sweep_has_all_its_trials(home, capsys):
     config = load_sweep("ctrw_bounds_digits", {"num_trials": 1})
     folder = home.sweep(sweep_key(config))
     search = StudySearch(config, open_study(config, folder))
-    replace_text(folder / "sweep.json", json.dumps(config.model_dump(mode="json")))
+    write_text(folder / "sweep.json", json.dumps(config.model_dump(mode="json")))
     search.suggest("a")
     search.on_trial_complete("a", {"epoch": 12, "finished": True, ROBUST: 0.5})
     assert main(["watch", "--interval", "0.1", "--home", str(home.root)]) == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.errors import UserError
+from models.files import whole_file
 from trainers.data.image_tree import ImageFiles
 
 Progress = Callable[[int, int], None]
@@ -126,16 +126,8 @@ def _cache_key(images: ImageFiles, image_size: int | None) -> tuple[str, str]:
 
 
 def _write_cache(path: Path, decoded_NCHW: np.ndarray, list_name: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{list_name}-", suffix=".partial")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.save(file, decoded_NCHW, allow_pickle=False)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; others of a team may share the data folder.
-        os.replace(temporary, path)  # Readers see a whole file or none.
-    except BaseException:  # Ctrl-C too leaves no partial file behind.
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as file:
+        np.save(file, decoded_NCHW, allow_pickle=False)
     for outdated in path.parent.glob(f"{list_name}-*.npy"):
         if outdated != path:
             outdated.unlink(missing_ok=True)

@@ -1,0 +1,85 @@
+"""Blocks of evaluations on Ray workers. Whoever runs a block writes the same record, so a worker that dies is simply started again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from analysis.evaluate import BlockQueue, BlockTask, run_block
+from analysis.evaluation.queue import E
+from analysis.evaluation.records import Record
+from models.weights import load_pretrained
+
+
+def load_for_blocks(folder: Path, gpus: float) -> nn.Module:
+    """Return the model of an exported folder where its blocks run: on the GPU if a worker has a share of one."""
+    model = load_pretrained(folder, resample_on_forward=False)
+    return model.to("cuda" if gpus else "cpu").to(memory_format=torch.channels_last)
+
+
+def run_on_ray(queue: BlockQueue[E], folder_of: Callable[[E], Path], workers: int | None, gpus: float, address: str | None) -> None:
+    """Run the blocks of a queue on Ray workers.
+
+    Args:
+        folder_of: returns the exported folder of a job's model. workers: at most so many; None: as many as the cluster has room for.
+        gpus: share of a GPU for each. address: of a Ray cluster.
+    """
+    import ray
+
+    from orchestration.training import cluster
+    from orchestration.training.resources import TrialResources, concurrency
+
+    available = cluster.connect(address)
+    count = concurrency(TrialResources(cpus=1, gpus=gpus, workers=1), available, workers)
+    queue.long_ones_first()
+    # A worker that dies is started again and its block repeated: blocks have no effect but their record.
+    evaluator = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_Evaluator)
+    actors: list[Any] = [evaluator.remote(gpus) for _ in range(min(count, len(queue.waiting)))]
+    stored: dict[int, Any] = {}
+    running: dict[Any, tuple[Any, E, BlockTask]] = {}
+
+    def reference(tensor: Tensor) -> Any:
+        """Put images into Ray's store once, however many jobs share them."""
+        if id(tensor) not in stored:
+            stored[id(tensor)] = ray.put(tensor)
+        return stored[id(tensor)]
+
+    def start(actor: Any) -> None:
+        taken = queue.take()
+        if taken is not None:
+            job, task = taken
+            running[actor.run.remote(folder_of(job), reference(job.x), reference(job.y), task)] = (actor, job, task)
+
+    for actor in actors:
+        start(actor)
+    while running:
+        (finished,), _ = ray.wait(list(running), num_returns=1)
+        actor, job, task = running.pop(finished)
+        try:
+            record = ray.get(finished)
+        except ray.exceptions.RayError as error:
+            queue.broke(job, task, getattr(error, "cause", None) or error)
+        else:
+            queue.finished(job, task, record)
+        start(actor)
+    for actor in actors:
+        ray.kill(actor)
+
+
+class _Evaluator:
+    """Runs blocks in a Ray worker; keeps the models it has loaded."""
+
+    def __init__(self, gpus: float) -> None:
+        torch.set_num_threads(1)
+        self.gpus = gpus
+        self.models: dict[Path, nn.Module] = {}
+
+    def run(self, folder: Path, x: Tensor, y: Tensor, task: BlockTask) -> Record:
+        """Run one block."""
+        if folder not in self.models:
+            self.models[folder] = load_for_blocks(folder, self.gpus)
+        return run_block(self.models[folder], x.clone(), y.clone(), task)
