@@ -297,4 +297,4 @@ def _build_member(config: EnsembleConfig, request: BuildRequest, index: int) -> 
         return request.network(member=index)
     own_request = dataclasses.replace(request, seed=derive_seed(request.seed, "member", index))
     entry, parameters = parse_defence_section(config.member)
-    return entry.build(parameters, own_request)
+    return entry.network(parameters, own_request)

@@ -1,11 +1,12 @@
-"""Modes of a model in which batch statistics are used but not recorded."""
+"""Modes of a model, changed for a while: for an attack, in which batch statistics may be used but not recorded, or for a probe."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
 AttackMode = Literal["train", "eval", "train_without_update"]
@@ -21,7 +22,9 @@ def mode(model: nn.Module, name: AttackMode) -> Iterator[None]:
             A module takes part if it has the attribute `track_running_stats`, as PyTorch's normalizations do.
     """
     training = [(module, module.training) for module in model.modules()]
-    tracking = [(module, module.track_running_stats) for module in model.modules() if hasattr(module, "track_running_stats")]
+    tracking: list[tuple[Any, bool]] = [
+        (module, module.track_running_stats) for module in model.modules() if isinstance(getattr(module, "track_running_stats", None), bool)
+    ]
     try:
         model.train(name != "eval")
         if name == "train_without_update":
@@ -33,3 +36,17 @@ def mode(model: nn.Module, name: AttackMode) -> Iterator[None]:
             module.training = was_training
         for module, was_tracking in tracking:
             module.track_running_stats = was_tracking
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module, image_shape: tuple[int, int, int]) -> Iterator[torch.Tensor]:
+    """Look into a model: give one image of zeros that it can be run on, without gradients and in eval mode, in which no buffer changes
+    and, as always, no forward takes a draw. Afterwards every submodule is in its mode again, also after an exception.
+
+    Args:
+        model: any module with parameters; the image has their type and device.
+        image_shape: (C, H, W).
+    """
+    like = next(model.parameters())
+    with mode(model, "eval"), torch.no_grad():
+        yield torch.zeros((1, *image_shape), dtype=like.dtype, device=like.device)

@@ -14,6 +14,7 @@ from torch import nn
 from models.backbones.base import Backbone
 from models.errors import UserError
 from models.layer_replacement import get_module
+from models.modes import undisturbed
 
 
 def tap(backbone: Backbone, position: int) -> str:
@@ -37,7 +38,8 @@ def convolution_after_tap(backbone: Backbone, position: int, image_shape: tuple[
     watched = {f"taps.{name}": module for name, module in backbone.taps.items()}
     watched |= {name: get_module(backbone, name) for name in watched_names}
     handles = [module.register_forward_pre_hook(lambda _module, _inputs, name=name: order.append(name)) for name, module in watched.items()]
-    _probe(backbone, image_shape)
+    with undisturbed(backbone, image_shape) as x_BCHW:
+        backbone(x_BCHW)
     for handle in handles:
         handle.remove()
     following = [name for name in order[order.index(f"taps.{key}") :] if name in watched_names]
@@ -50,7 +52,8 @@ def output_shape(backbone: Backbone, name: str, image_shape: tuple[int, int, int
     """Return (C, H, W) of what the module called `name` puts out for one image of `image_shape`."""
     shapes: list[torch.Size] = []
     handle = get_module(backbone, name).register_forward_hook(lambda _module, _inputs, output: shapes.append(output.shape[1:]))
-    _probe(backbone, image_shape)
+    with undisturbed(backbone, image_shape) as x_BCHW:
+        backbone(x_BCHW)
     handle.remove()
     channels, height, width = shapes[0]
     return channels, height, width
@@ -97,16 +100,3 @@ def keeps_size_when_padded(conv: nn.Conv2d) -> bool:
         and tuple(conv.dilation) == (1, 1)
         and all(2 * pad == size - 1 for pad, size in zip(conv.padding, conv.kernel_size, strict=True))
     )
-
-
-@torch.no_grad()
-def _probe(backbone: nn.Module, image_shape: tuple[int, int, int]) -> None:
-    """Run one image of zeros in eval mode, leaving modes and buffers as they were."""
-    training = [(module, module.training) for module in backbone.modules()]
-    like = next(backbone.parameters())
-    backbone.eval()
-    try:
-        backbone(torch.zeros((1, *image_shape), device=like.device, dtype=like.dtype))
-    finally:
-        for module, was_training in training:
-            module.training = was_training

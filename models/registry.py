@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from models.backbones import build_backbone, list_backbones
-from models.backbones.base import Backbone
+from models.backbones.base import Backbone, ImageShape
 from models.classifier import Classifier, InputNormalization, ModelSpec
 from models.configuration import Config
 from models.constraints import apply_constraints
@@ -47,6 +47,10 @@ class BuildRequest:
         return Classifier(InputNormalization(self.mean, self.std), backbone)
 
 
+Change = Callable[[Backbone, Any, ImageShape], None]
+"""`(backbone, config, image_shape)`: replaces layers of the backbone, in place."""
+
+
 @dataclass(frozen=True)
 class DefenceModel:
     """How the network of one defence is built.
@@ -55,15 +59,30 @@ class DefenceModel:
         name: what users type.
         description: one line.
         config: its parameters, a `Config` subclass.
-        build: `(config, request) -> nn.Module`.
+        change: `(backbone, config, image_shape)` replaces layers of a backbone in place: all that most defences are. It may raise a
+            `UserError` where it does not fit the backbone. Such defences can be stacked.
+        build: `(config, request) -> nn.Module`, instead of `change`, for a defence that is more than layers in one network.
         presets: named sets of parameters by source, e.g. `paper`, `official`, `common`.
     """
 
     name: str
     description: str
     config: type[Config]
-    build: Callable[[Any, BuildRequest], nn.Module]
+    change: Change | None = None
+    build: Callable[[Any, BuildRequest], nn.Module] | None = None
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.change is None) == (self.build is None):
+            raise ValueError(f"defence {self.name!r} must have either `change` or `build`")
+
+    def network(self, config: Config, request: BuildRequest) -> nn.Module:
+        """Return a new network of this defence."""
+        if self.build is not None:
+            return self.build(config, request)
+        change = self.change
+        assert change is not None
+        return request.network(lambda backbone: change(backbone, config, request.image_shape))
 
 
 @functools.cache
@@ -154,7 +173,7 @@ def build_model(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "construction"))
-        model = entry.build(config, request)
+        model = entry.network(config, request)
     apply_constraints(model)
     seed_streams(model, seed)
     model.spec = ModelSpec(

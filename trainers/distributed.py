@@ -7,7 +7,8 @@ is ever broadcast, and there is exactly one all-reduce per training step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,25 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
+@torch.no_grad()
+def all_reduce_flat(tensors: Sequence[Tensor], op: Literal["sum", "mean"]) -> None:
+    """Replace every tensor by its sum or mean over the workers, in place: one all-reduce of all of them in a row.
+
+    Args:
+        tensors: of one dtype, on one device, of the same shapes in the same order on every worker.
+        op: `mean` divides the sum by the number of workers.
+    """
+    _, size = world()
+    if size == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    if op == "mean":
+        flat /= size
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Average the gradients over the workers: one all-reduce. A gradient that is None on a worker counts as zero there.
 
@@ -32,20 +52,12 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if size == 1:
         return
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    used = torch.tensor([parameter.grad is not None for parameter in trained], dtype=trained[0].dtype)
-    pieces = [(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).reshape(-1) for parameter in trained]
-    flat = torch.cat([*pieces, used.to(pieces[0].device)])
-    dist.all_reduce(flat)
-    gradients, counts = flat[: -len(trained)] / size, flat[-len(trained) :]
-    offset = 0
-    for parameter, count in zip(trained, counts.tolist(), strict=True):
-        piece = gradients[offset : offset + parameter.numel()].view_as(parameter)
-        offset += parameter.numel()
-        if count:
-            if parameter.grad is None:
-                parameter.grad = torch.empty_like(parameter).copy_(piece)  # in the parameter's own layout
-            else:
-                parameter.grad.copy_(piece)
+    # Filled in the parameter's own layout where a path left it unused; whether any worker used it travels with the gradients.
+    gradients = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in trained]
+    used = torch.tensor([parameter.grad is not None for parameter in trained], dtype=trained[0].dtype, device=trained[0].device)
+    all_reduce_flat([*gradients, used], "mean")
+    for parameter, gradient, share in zip(trained, gradients, used.tolist(), strict=True):
+        parameter.grad = gradient if share else None
 
 
 def average_batch_statistics(model: nn.Module) -> None:
@@ -56,15 +68,7 @@ def average_batch_statistics(model: nn.Module) -> None:
     draws = set(draw_buffer_names(model))
     persistent = model.state_dict().keys()
     buffers = [buffer for name, buffer in model.named_buffers() if name in persistent and name not in draws and buffer.is_floating_point()]
-    if not buffers:
-        return
-    flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
-    dist.all_reduce(flat)
-    flat /= size
-    offset = 0
-    for buffer in buffers:
-        buffer.copy_(flat[offset : offset + buffer.numel()].view_as(buffer))
-        offset += buffer.numel()
+    all_reduce_flat(buffers, "mean")
 
 
 def broadcast_weights(model: nn.Module) -> None:
@@ -83,7 +87,7 @@ def sum_over_workers(values: Mapping[str, float], device: torch.device) -> dict[
         return dict(values)
     names = sorted(values)
     total = torch.tensor([values[name] for name in names], dtype=torch.float64, device=_reduction_device(device))
-    dist.all_reduce(total)
+    all_reduce_flat([total], "sum")
     return dict(zip(names, total.tolist(), strict=True))
 
 

@@ -263,7 +263,6 @@ class _Fit:
             "seed": self.seed,
             "weights": to_cpu(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
-            "objective": self.objective.state_dict(),
             "history": self.history,
             "best": self.best,
             "validations_since_best": self.validations_since_best,
@@ -275,7 +274,6 @@ class _Fit:
             raise UserError(f"the checkpoint is of a run with seed {state['seed']}, this one has seed {self.seed}")
         self.model.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.objective.load_state_dict(state["objective"])
         self.finished_epochs = state["finished_epochs"]
         self.history = state["history"]
         self.best = state["best"]

@@ -30,10 +30,7 @@ class ObjectiveConfig(Config):
 
 
 class Objective(ABC):
-    """One training method.
-
-    Subclasses implement `loss`, or override `training_step` where gradients do not come from one backward pass.
-    """
+    """One training method. Where its gradients come from one backward pass of one loss, it is a `LossObjective`."""
 
     def __init__(self, config: ObjectiveConfig) -> None:
         self.config = config
@@ -42,24 +39,28 @@ class Objective(ABC):
         """Check that `model` fits and set up what lasts the whole run. Called once, before the optimizer is built."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> Mapping[str, Tensor]:
-        """Return `loss` (scalar with graph) and any number of further named scalars to log."""
-
     def training_step(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> dict[str, Tensor]:
         """Add the gradients of one batch to the parameters' `.grad` and return detached scalars, `loss` among them."""
-        terms = self.loss(model, x_BCHW, y_B, context)
-        terms["loss"].backward()
-        return {name: value.detach() for name, value in terms.items()}
 
     def after_optimizer_step(self, model: nn.Module, context: StepContext) -> None:
         """Undo what the step needed on the weights (AWP). Called after each optimizer step, before constraints."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs beside weights and streams."""
-        return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`."""
+class LossObjective(Objective):
+    """A training method that is a loss."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> Mapping[str, Tensor]:
+        """Return `loss` (scalar with graph) and any number of further named scalars to log."""
+
+    def training_step(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> dict[str, Tensor]:
+        return backward(self.loss(model, x_BCHW, y_B, context))
+
+
+def backward(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add the gradients of `terms["loss"]` to the parameters' `.grad` and return all terms, detached."""
+    terms["loss"].backward()
+    return {name: value.detach() for name, value in terms.items()}
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ paper's equations: see `trainers.objectives.rat_surrogate`.
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
-from trainers.distributed import world
+from trainers.distributed import all_reduce_flat
 
 
 def default_smoothing(num_classes: int) -> float:
@@ -31,10 +30,7 @@ def last_layer_gradient_sums(features_BD: Tensor, logits_BK: Tensor, y_B: Tensor
     residual_BK = functional.softmax(logits_BK, 1)
     residual_BK = residual_BK - functional.one_hot(y_B, logits_BK.shape[1]).to(residual_BK.dtype)
     sums_K = (residual_BK * features_BD.sum(1, keepdim=True)).mean(0)
-    _, size = world()
-    if size > 1:
-        dist.all_reduce(sums_K)
-        sums_K /= size
+    all_reduce_flat([sums_K], "mean")
     return sums_K
 
 

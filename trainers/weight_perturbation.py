@@ -14,14 +14,13 @@ from abc import abstractmethod
 from collections.abc import Mapping
 
 import torch
-import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
 
 from models.configuration import Config
 from models.modes import mode
-from trainers.distributed import world
-from trainers.objective import Objective, ObjectiveConfig
+from trainers.distributed import all_reduce_flat
+from trainers.objective import Objective, ObjectiveConfig, backward
 from trainers.step import StepContext
 
 
@@ -74,10 +73,6 @@ class PerturbableObjective(Objective):
         """Return what the weight perturbation ascends on: the training loss, unless overridden."""
         return self.outer_loss(model, x_BCHW, adversarial_BCHW, y_B, context)["loss"]
 
-    def loss(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> Mapping[str, Tensor]:
-        """Attack and return the loss at the unperturbed weights."""
-        return self.outer_loss(model, x_BCHW, self.attack(model, x_BCHW, y_B, context), y_B, context)
-
     def training_step(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> dict[str, Tensor]:
         """Attack at w, perturb the weights if AWP is on, and add the gradients taken at w + delta.
 
@@ -91,12 +86,10 @@ class PerturbableObjective(Objective):
                 self.perturbation = weight_perturbation(model, ascent, settings.gamma)
             _add(model, self.perturbation, 1)
         try:
-            terms = self.outer_loss(model, x_BCHW, adversarial_BCHW, y_B, context)
-            terms["loss"].backward()
+            return backward(self.outer_loss(model, x_BCHW, adversarial_BCHW, y_B, context))
         except BaseException:  # An interrupt too must not leave the weights at w + delta.
             self.after_optimizer_step(model, context)
             raise
-        return {name: value.detach() for name, value in terms.items()}
 
     def after_optimizer_step(self, model: nn.Module, context: StepContext) -> None:
         """Subtract the weight perturbation."""
@@ -124,24 +117,11 @@ def weight_perturbation(model: nn.Module, loss: Tensor, gamma: float) -> dict[st
         torch.zeros_like(parameter) if gradient is None else gradient
         for parameter, gradient in zip(parameters.values(), gradients, strict=True)
     ]
-    _average(filled)
+    all_reduce_flat(filled, "mean")
     return {
         name: gradient * (gamma * parameter.detach().norm() / gradient.norm().clamp_min(1e-30))
         for (name, parameter), gradient in zip(parameters.items(), filled, strict=True)
     }
-
-
-def _average(tensors: list[Tensor]) -> None:
-    _, size = world()
-    if size == 1:
-        return
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    dist.all_reduce(flat)
-    flat /= size
-    offset = 0
-    for tensor in tensors:
-        tensor.copy_(flat[offset : offset + tensor.numel()].view_as(tensor))
-        offset += tensor.numel()
 
 
 @torch.no_grad()

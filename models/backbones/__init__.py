@@ -33,11 +33,12 @@ def backbone_entries() -> dict[str, BackboneEntry]:
     entries: dict[str, BackboneEntry] = {}
     owners: dict[str, str] = {}
     for module in modules_of(__name__):
+        file = f"{module.__name__.rpartition('.')[2]}.py"
         for name, entry in getattr(module, "BACKBONES", {}).items():
             for spelling in (name, *entry.aliases):
                 if spelling in owners:
-                    raise ValueError(f"backbone name {spelling!r} is taken by {owners[spelling]} and by {module.__name__}")
-                owners[spelling] = module.__name__
+                    raise ValueError(f"backbone name {spelling!r} is taken by {owners[spelling]} and by {file}")
+                owners[spelling] = file
             entries[name] = entry
     return dict(sorted(entries.items()))
 

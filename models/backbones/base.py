@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from models.errors import UserError, unknown_name
+from models.modes import undisturbed
 
 ImageShape = tuple[int, int, int]
 Stem = Literal["auto", "cifar", "imagenet"]
@@ -87,7 +87,6 @@ class Backbone(nn.Module, abc.ABC):
         assert self._normalizations is not None, "the constructor of a backbone ends with record_layers()"
         return list(self._normalizations)
 
-    @torch.no_grad()
     def feature_shapes(self, image_shape: ImageShape) -> dict[str, tuple[int, int, int]]:
         """Return the (C, H, W) of the feature map that enters each tap, for images of shape (C, H, W).
 
@@ -99,17 +98,13 @@ class Backbone(nn.Module, abc.ABC):
             _, channels, height, width = inputs[0].shape
             shapes[key] = (channels, height, width)
 
-        modes = [(module, module.training) for module in self.modules()]
         hooks = [tap.register_forward_pre_hook(partial(note, key)) for key, tap in self.taps.items()]
         try:
-            self.eval()
-            weight = self.classifier.weight
-            self.forward_features(torch.zeros((1, *image_shape), dtype=weight.dtype, device=weight.device))
+            with undisturbed(self, image_shape) as x_BCHW:
+                self.forward_features(x_BCHW)
         finally:
             for hook in hooks:
                 hook.remove()
-            for module, training in modes:
-                module.training = training
         return {key: shapes[key] for key in self.taps}
 
 

@@ -19,12 +19,12 @@ import math
 from collections import OrderedDict
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from models.backbones.base import Backbone, BackboneEntry, ImageShape, identity_taps, initialize_convolutions
 from models.errors import UserError, nearest, unknown_name
 from models.layer_replacement import of_type, replace_modules, set_module
+from models.modes import undisturbed
 
 StemActivation = Literal["batch_norm_relu", "none"]
 
@@ -62,15 +62,10 @@ class TimmBackbone(Backbone):
                 out = self.taps["1"](out)
         return self.model.forward_head(out, pre_logits=True)
 
-    @torch.no_grad()
     def _ends_in_feature_map(self, image_shape: ImageShape) -> bool:
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        weight = self.classifier.weight
-        out = self.model.forward_features(torch.zeros((1, *image_shape), dtype=weight.dtype, device=weight.device))
-        features_BD = self.model.forward_head(out, pre_logits=True)
-        for module, training in modes:
-            module.training = training
+        with undisturbed(self, image_shape) as x_BCHW:
+            out = self.model.forward_features(x_BCHW)
+            features_BD = self.model.forward_head(out, pre_logits=True)
         if features_BD.shape != (1, self.classifier.in_features):
             raise UserError(
                 f"{type(self.model).__name__} gives features of shape {tuple(features_BD.shape)} where its classifier "

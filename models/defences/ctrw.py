@@ -12,13 +12,13 @@ from typing import Literal
 from pydantic import Field, model_validator
 from torch import nn
 
-from models.backbones.base import Backbone
+from models.backbones.base import Backbone, ImageShape
 from models.configuration import Config
 from models.layer_replacement import get_module, set_module
 from models.layers.random_weight import RandomFeatureWeight, RandomFilterConv2d, SigmaBounds
 from models.positions import convolution_after_tap, output_shape, tap
 from models.randomness import DrawScope
-from models.registry import BuildRequest, DefenceModel
+from models.registry import DefenceModel
 
 CIFAR_IMAGE_SIZE = 3 * 32 * 32
 
@@ -87,7 +87,7 @@ PRESETS: dict[str, dict] = {
 element), and two rows of Table 1."""
 
 
-def add_random_weights(backbone: Backbone, config: CtrwConfig, image_shape: tuple[int, int, int]) -> None:
+def add_random_weights(backbone: Backbone, config: CtrwConfig, image_shape: ImageShape) -> None:
     """Put CTRW's random weights into `backbone`, in place."""
     key = tap(backbone, config.position)
     if config.variant != "in":
@@ -112,9 +112,6 @@ def _feature_weight(shape: tuple[int, int, int], config: CtrwConfig) -> RandomFe
     return RandomFeatureWeight(shape, config.initial_mu, config.start_sigma(bounds, size), bounds, draw_scope=config.draw_scope)
 
 
-def build_ctrw(config: CtrwConfig, request: BuildRequest) -> nn.Module:
-    """Return the backbone with random weights at the configured position."""
-    return request.network(lambda backbone: add_random_weights(backbone, config, request.image_shape))
-
-
-DEFENCE_MODELS = (DefenceModel("ctrw", "constrained trainable random weights on a feature map", CtrwConfig, build_ctrw, PRESETS),)
+DEFENCE_MODELS = (
+    DefenceModel("ctrw", "constrained trainable random weights on a feature map", CtrwConfig, add_random_weights, presets=PRESETS),
+)

@@ -8,13 +8,13 @@ from __future__ import annotations
 from pydantic import Field
 from torch import nn
 
-from models.backbones.base import Backbone
+from models.backbones.base import Backbone, ImageShape
 from models.configuration import Config
 from models.errors import UserError
 from models.layer_replacement import replace_named
 from models.layers.deformable_convolution import DeformableConv2d
 from models.positions import convolutions
-from models.registry import BuildRequest, DefenceModel
+from models.registry import DefenceModel
 
 
 class DcnConfig(Config):
@@ -31,7 +31,7 @@ PRESETS: dict[str, dict] = {"paper": {"positions": (2,)}}
 """Parameters by source."""
 
 
-def add_deformable_convolutions(backbone: Backbone, config: DcnConfig) -> None:
+def add_deformable_convolutions(backbone: Backbone, config: DcnConfig, image_shape: ImageShape) -> None:
     """Replace the convolutions at the configured positions, in place; a position that does not exist is a `UserError`."""
 
     def deformable(name: str, conv: nn.Module) -> nn.Module:
@@ -43,9 +43,8 @@ def add_deformable_convolutions(backbone: Backbone, config: DcnConfig) -> None:
     replace_named(backbone, convolutions(backbone, config.positions), deformable)
 
 
-def build_dcn(config: DcnConfig, request: BuildRequest) -> nn.Module:
-    """Return the backbone with deformable convolutions at the configured positions."""
-    return request.network(lambda backbone: add_deformable_convolutions(backbone, config))
-
-
-DEFENCE_MODELS = (DefenceModel("dcn", "deformable convolution with learned offsets, deterministic: baseline of DCS", DcnConfig, build_dcn),)
+DEFENCE_MODELS = (
+    DefenceModel(
+        "dcn", "deformable convolution with learned offsets, deterministic: baseline of DCS", DcnConfig, add_deformable_convolutions
+    ),
+)

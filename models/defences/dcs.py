@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
-from models.backbones.base import Backbone
+from models.backbones.base import Backbone, ImageShape
 from models.configuration import Config
 from models.errors import UserError
 from models.layer_replacement import replace_named
@@ -19,7 +19,7 @@ from models.layers.stochastic_convolution import StochasticConv2d
 from models.layers.tap_masks import TapMaskSpace
 from models.positions import convolutions, keeps_size_when_padded
 from models.randomness import DrawScope
-from models.registry import BuildRequest, DefenceModel
+from models.registry import DefenceModel
 
 
 class DcsConfig(Config):
@@ -85,7 +85,7 @@ PRESETS: dict[str, dict] = {
 """Parameters by source: the paper's text, the official code, the fair comparison, the official ImageNet script, a small one."""
 
 
-def add_stochastic_convolutions(backbone: Backbone, config: DcsConfig) -> None:
+def add_stochastic_convolutions(backbone: Backbone, config: DcsConfig, image_shape: ImageShape) -> None:
     """Replace the convolutions at the configured positions, in place.
 
     Raises:
@@ -117,11 +117,12 @@ def add_stochastic_convolutions(backbone: Backbone, config: DcsConfig) -> None:
     replace_named(backbone, convolutions(backbone, config.positions), stochastic)
 
 
-def build_dcs(config: DcsConfig, request: BuildRequest) -> nn.Module:
-    """Return the backbone with stochastic convolutions at the configured positions."""
-    return request.network(lambda backbone: add_stochastic_convolutions(backbone, config))
-
-
 DEFENCE_MODELS = (
-    DefenceModel("dcs", "deformable convolution with stochasticity: n of k*k taps per draw, with GSAT", DcsConfig, build_dcs, PRESETS),
+    DefenceModel(
+        "dcs",
+        "deformable convolution with stochasticity: n of k*k taps per draw, with GSAT",
+        DcsConfig,
+        add_stochastic_convolutions,
+        presets=PRESETS,
+    ),
 )

@@ -48,8 +48,8 @@ def build_gal(config: GalConfig, request: BuildRequest) -> nn.Module:
 
 
 DEFENCE_MODELS = (
-    DefenceModel("gal", "ensemble whose input gradients are spread out (GAL)", GalConfig, build_gal),
-    DefenceModel("adp", "ensemble with diverse non-true probabilities (ADP)", AveragedEnsembleConfig, build_averaged),
-    DefenceModel("dverge", "ensemble of distilled vulnerabilities (DVERGE)", AveragedEnsembleConfig, build_averaged),
-    DefenceModel("trs", "smooth ensemble of dissimilar gradients (TRS)", AveragedEnsembleConfig, build_averaged),
+    DefenceModel("gal", "ensemble whose input gradients are spread out (GAL)", GalConfig, build=build_gal),
+    DefenceModel("adp", "ensemble with diverse non-true probabilities (ADP)", AveragedEnsembleConfig, build=build_averaged),
+    DefenceModel("dverge", "ensemble of distilled vulnerabilities (DVERGE)", AveragedEnsembleConfig, build=build_averaged),
+    DefenceModel("trs", "smooth ensemble of dissimilar gradients (TRS)", AveragedEnsembleConfig, build=build_averaged),
 )

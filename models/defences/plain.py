@@ -6,19 +6,17 @@ Reference: Jin, Yi, Wu, Mu, Huang, "Randomized Adversarial Training via Taylor E
 
 from __future__ import annotations
 
-from torch import nn
-
+from models.backbones.base import Backbone, ImageShape
 from models.configuration import Config
-from models.registry import BuildRequest, DefenceModel
+from models.registry import DefenceModel
 
 
 class PlainConfig(Config):
     """A plain network has no parameters of its own."""
 
 
-def build_plain(config: PlainConfig, request: BuildRequest) -> nn.Module:
-    """Return the backbone with its normalization, nothing random."""
-    return request.network()
+def leave_as_it_is(backbone: Backbone, config: PlainConfig, image_shape: ImageShape) -> None:
+    """Replace nothing."""
 
 
 DESCRIPTIONS = {
@@ -32,4 +30,4 @@ DESCRIPTIONS = {
     "direct_weight_noise": "control of `rat`: one sample of weight noise per step, no Taylor expansion",
 }
 
-DEFENCE_MODELS = tuple(DefenceModel(name, description, PlainConfig, build_plain) for name, description in DESCRIPTIONS.items())
+DEFENCE_MODELS = tuple(DefenceModel(name, description, PlainConfig, leave_as_it_is) for name, description in DESCRIPTIONS.items())

@@ -20,4 +20,4 @@ def build_red(config: RedConfig, request: BuildRequest) -> nn.Module:
     return Ensemble(build_members(config, request), config.inference)
 
 
-DEFENCE_MODELS = (DefenceModel("red", "random ensemble: one of N diverse members answers", RedConfig, build_red),)
+DEFENCE_MODELS = (DefenceModel("red", "random ensemble: one of N diverse members answers", RedConfig, build=build_red),)

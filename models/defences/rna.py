@@ -18,7 +18,7 @@ from models.errors import UserError
 from models.layer_replacement import get_module, replace_named
 from models.layers.random_normalization import RandomNormalization2d, check_pool
 from models.randomness import DrawScope
-from models.registry import BuildRequest, DefenceModel
+from models.registry import DefenceModel
 
 
 class RnaConfig(Config):
@@ -120,11 +120,12 @@ def final_normalization(backbone: Backbone, image_shape: ImageShape) -> str | No
     return None if follows_convolution[-1] else names[-1]
 
 
-def build_rna(config: RnaConfig, request: BuildRequest) -> nn.Module:
-    """Return the backbone with random normalizations."""
-    return request.network(lambda backbone: add_random_normalizations(backbone, config, request.image_shape))
-
-
 DEFENCE_MODELS = (
-    DefenceModel("rna", "random normalization aggregation: each layer draws one of several normalizations", RnaConfig, build_rna, PRESETS),
+    DefenceModel(
+        "rna",
+        "random normalization aggregation: each layer draws one of several normalizations",
+        RnaConfig,
+        add_random_normalizations,
+        presets=PRESETS,
+    ),
 )

@@ -10,12 +10,12 @@ from typing import Literal
 from pydantic import Field, model_validator
 from torch import nn
 
-from models.backbones.base import Backbone
+from models.backbones.base import Backbone, ImageShape
 from models.configuration import Config
 from models.errors import UserError
 from models.layer_replacement import replace_named
 from models.layers.channel_statistics import Normalization2d, NormalizationType, parse_normalization
-from models.registry import BuildRequest, DefenceModel
+from models.registry import DefenceModel
 
 
 class SingleNormalizationConfig(Config):
@@ -56,7 +56,7 @@ PRESETS: dict[str, dict] = {
 """The rows of the paper's Tables 1 and 2."""
 
 
-def replace_normalizations(backbone: Backbone, config: SingleNormalizationConfig) -> None:
+def replace_normalizations(backbone: Backbone, config: SingleNormalizationConfig, image_shape: ImageShape) -> None:
     """Replace every BatchNorm of `backbone` by the configured normalization, in place.
 
     Raises:
@@ -82,17 +82,12 @@ def replace_normalizations(backbone: Backbone, config: SingleNormalizationConfig
     replace_named(backbone, names, normalization)
 
 
-def build_single_normalization(config: SingleNormalizationConfig, request: BuildRequest) -> nn.Module:
-    """Return the backbone with the configured normalization everywhere."""
-    return request.network(lambda backbone: replace_normalizations(backbone, config))
-
-
 DEFENCE_MODELS = (
     DefenceModel(
         "single_normalization",
         "one normalization everywhere (BN, BGN, IN, GN or LN), adversarially trained: baselines of RNA",
         SingleNormalizationConfig,
-        build_single_normalization,
-        PRESETS,
+        replace_normalizations,
+        presets=PRESETS,
     ),
 )

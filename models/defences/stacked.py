@@ -6,19 +6,14 @@ stacking: an ensemble carries a stack as its members' defence.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from pydantic import Field, field_validator
-from torch import nn
 
-from models.backbones.base import Backbone
+from models.backbones.base import Backbone, ImageShape
 from models.configuration import Config
 from models.errors import UserError
-from models.registry import BuildRequest, DefenceModel, parse_defence_section
-
-Transform = Callable[[Backbone], None]
+from models.registry import DefenceModel, parse_defence_section
 
 
 class StackedConfig(Config):
@@ -47,41 +42,13 @@ class StackedConfig(Config):
         return sum(parse_defence_section(section)[1].revision for section in self.defences)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Recorder(BuildRequest):
-    """Builds nothing, but remembers how a defence would have changed the backbone."""
-
-    transforms: list[Transform] = dataclasses.field(default_factory=list)
-    stand_in: nn.Module = dataclasses.field(default_factory=nn.Identity)
-
-    def network(self, transform: Transform | None = None, member: int = 0) -> nn.Module:
-        """Note the change and return a stand-in."""
-        del member
-        if transform is not None:
-            self.transforms.append(transform)
-        return self.stand_in
-
-
-def build_stacked(config: StackedConfig, request: BuildRequest) -> nn.Module:
-    """Return the backbone with all defences.
-
-    Raises:
-        UserError: one of them is more than a change of one backbone (an ensemble).
-    """
-    transforms: list[Transform] = []
+def change_by_all(backbone: Backbone, config: StackedConfig, image_shape: ImageShape) -> None:
+    """Let every defence of the stack change `backbone`, in place, one after the other."""
     for section in config.defences:
         entry, parameters = parse_defence_section(section)
-        recorder = _Recorder(**{field.name: getattr(request, field.name) for field in dataclasses.fields(BuildRequest)})
-        built = entry.build(parameters, recorder)
-        if built is not recorder.stand_in:
+        if entry.change is None:
             raise UserError(f"{entry.name!r} is more than layers in a network and cannot be stacked; members of an ensemble can be stacks")
-        transforms += recorder.transforms
-
-    def change(backbone: Backbone) -> None:
-        for transform in transforms:
-            transform(backbone)
-
-    return request.network(change)
+        entry.change(backbone, parameters, image_shape)
 
 
-DEFENCE_MODELS = (DefenceModel("stacked", "several defences in one network", StackedConfig, build_stacked),)
+DEFENCE_MODELS = (DefenceModel("stacked", "several defences in one network", StackedConfig, change_by_all),)

@@ -15,7 +15,7 @@ from models.layers.hypernetwork import generated_weights
 from trainers.ensembles.input_gradients import Computation, InputSet, Regularizer, regularized_backward, regularized_loss
 from trainers.ensembles.placement import LocalMembers, MemberPlacement
 from trainers.hardware import at_least_fp32
-from trainers.objective import Objective, ObjectiveConfig
+from trainers.objective import Objective, ObjectiveConfig, backward
 from trainers.step import StepContext
 
 
@@ -56,16 +56,12 @@ class RegularizedEnsembleObjective(EnsembleObjective):
     def problem(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> RegularizedProblem:
         """Return what this step minimizes, after making its examples and taking its draw."""
 
-    def loss(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> Mapping[str, Tensor]:
-        problem = self.problem(model, x_BCHW, y_B, context)
-        return regularized_loss(ensemble_in(model).members, problem.sets, problem.y_B, problem.regularizer)
-
     def training_step(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> dict[str, Tensor]:
         with generated_weights(model):
-            if self.config.computation == "joint":
-                return super().training_step(model, x_BCHW, y_B, context)
             problem = self.problem(model, x_BCHW, y_B, context)
             members = ensemble_in(model).members
+            if self.config.computation == "joint":
+                return backward(regularized_loss(members, problem.sets, problem.y_B, problem.regularizer))
             placement = problem.placement or LocalMembers(len(members))
             return regularized_backward(members, problem.sets, problem.y_B, problem.regularizer, placement)
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainers.distributed import world
+from trainers.distributed import all_reduce_flat, world
 
 
 class MemberPlacement(Protocol):
@@ -67,18 +67,16 @@ class SpreadMembers:
 
     @torch.no_grad()
     def share_buffers(self, members: Sequence[nn.Module]) -> None:
-        owned: dict[torch.dtype, list[tuple[Tensor, bool]]] = {}
+        owned: dict[torch.dtype, list[Tensor]] = {}
         for index, member in enumerate(members):
             persistent = member.state_dict().keys()
             for name, buffer in member.named_buffers():
                 if name in persistent:
-                    owned.setdefault(buffer.dtype, []).append((buffer, index in self.own))
+                    if index not in self.own:
+                        buffer.zero_()
+                    owned.setdefault(buffer.dtype, []).append(buffer)
         for buffers in owned.values():  # one sum per dtype in which each buffer is its owner's plus zeros
-            flat = torch.cat([(buffer if mine else torch.zeros_like(buffer)).reshape(-1) for buffer, mine in buffers])
-            dist.all_reduce(flat)
-            parts = flat.split([buffer.numel() for buffer, _ in buffers])
-            for (buffer, _), part in zip(buffers, parts, strict=True):
-                buffer.copy_(part.view_as(buffer))
+            all_reduce_flat(buffers, "sum")
 
 
 def dealt_rows(tensor: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from models.layers.hypernetwork import generated_weights
 from models.randomness import resample
 from trainers.ensembles.objective import EnsembleObjective
 from trainers.hardware import at_least_fp32
-from trainers.objective import ObjectiveConfig, ObjectiveEntry
+from trainers.objective import LossObjective, ObjectiveConfig, ObjectiveEntry
 from trainers.step import StepContext
 
 DETERMINANT_OFFSET = 1e-6
@@ -60,7 +60,7 @@ def log_determinant_diversity(logits_NBK: Tensor, y_B: Tensor) -> Tensor:
     return 2 * factor_BNN.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1).mean()
 
 
-class Adp(EnsembleObjective):
+class Adp(EnsembleObjective, LossObjective):
     """ADP's loss."""
 
     config: AdpObjectiveConfig

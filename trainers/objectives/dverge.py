@@ -9,7 +9,7 @@ parameters (their gradients are separate).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -77,14 +77,6 @@ class Dverge(EnsembleObjective):
             load_members(ensemble, self.config.pretrained)
         elif not self.config.pretraining_epochs:
             warnings.warn("DVERGE begins with a trained ensemble; set `pretrained` or `pretraining_epochs` to do so", stacklevel=2)
-
-    def loss(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> Mapping[str, Tensor]:
-        """Return the sum of the members' losses, all graphs alive; `training_step` does the same member by member."""
-        losses = [
-            weight * member_cross_entropy(member, images_BCHW, y_B, context)
-            for member, images_BCHW, weight in self._passes(model, x_BCHW, y_B, context)
-        ]
-        return {"loss": torch.stack(losses).sum()}
 
     def training_step(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> dict[str, Tensor]:
         total = torch.zeros((), device=x_BCHW.device, dtype=torch.promote_types(x_BCHW.dtype, torch.float32))

@@ -6,7 +6,7 @@ Reference: the ensembles with adversarial training of Yang et al., "DVERGE", sec
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -36,13 +36,6 @@ class EnsembleAdversarial(EnsembleObjective):
     """The sum of the members' cross-entropies on adversarial examples."""
 
     config: EnsembleAdversarialConfig
-
-    def loss(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> Mapping[str, Tensor]:
-        """Return the sum with all graphs alive; `training_step` does the same member by member."""
-        losses = [
-            member_cross_entropy(member, images_BCHW, y_B, context) for member, images_BCHW in self._passes(model, x_BCHW, y_B, context)
-        ]
-        return {"loss": torch.stack(losses).sum()}
 
     def training_step(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> dict[str, Tensor]:
         total = torch.zeros((), device=x_BCHW.device, dtype=torch.promote_types(x_BCHW.dtype, torch.float32))

@@ -9,11 +9,11 @@ from torch.nn import functional
 
 from models.randomness import resample
 from trainers.hardware import at_least_fp32
-from trainers.objective import Objective, ObjectiveConfig, ObjectiveEntry
+from trainers.objective import LossObjective, ObjectiveConfig, ObjectiveEntry
 from trainers.step import StepContext
 
 
-class Natural(Objective):
+class Natural(LossObjective):
     """Cross-entropy on clean images; a randomized model takes a new draw at each step."""
 
     def loss(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> Mapping[str, Tensor]:
