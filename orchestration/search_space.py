@@ -8,14 +8,16 @@ them have.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import optuna
 from pydantic import BeforeValidator, Field, model_validator
 
 from models.configuration import Config
 from models.errors import UserError
 from models.threat_model import parse_pixel_fraction
+
+if TYPE_CHECKING:
+    import optuna
 
 Number = Annotated[float, BeforeValidator(parse_pixel_fraction)]
 
@@ -60,26 +62,36 @@ class Dimension(Config):
         """Return the values that must be valid for the whole dimension to be: both ends, or every choice."""
         if self.type == "choice":
             return [list(value) if isinstance(value, tuple) else value for value in self.choices]
-        cast = int if self.type == "int" else float
-        return [cast(self.low), cast(self.high)]
+        return [int(end) if self.type == "int" else float(end) for end in self.bounds]
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Smallest and largest value of a number; a choice has none."""
+        assert self.low is not None and self.high is not None
+        return self.low, self.high
 
     def suggest(self, trial: optuna.Trial, name: str, chosen: Mapping[str, Any]) -> Any:
         """Ask Optuna for a value, given those already chosen."""
         if self.type == "choice":
             labels = [label(choice) for choice in self.choices]
             return self.ends()[labels.index(trial.suggest_categorical(name, labels))]
-        low = self.low if self.above is None else max(self.low, chosen.get(self.above, self.low))
+        low, high = self.bounds
+        if self.above is not None:
+            low = max(low, chosen.get(self.above, low))
         if self.type == "int":
-            return trial.suggest_int(name, int(low), int(self.high), step=int(self.step or 1), log=self.log)
-        return trial.suggest_float(name, float(low), float(self.high), step=self.step, log=self.log)
+            return trial.suggest_int(name, int(low), int(high), step=int(self.step or 1), log=self.log)
+        return trial.suggest_float(name, float(low), float(high), step=self.step, log=self.log)
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
         """Return the whole range, without the bound that another dimension sets."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
         if self.type == "choice":
-            return optuna.distributions.CategoricalDistribution([label(choice) for choice in self.choices])
+            return CategoricalDistribution([label(choice) for choice in self.choices])
+        low, high = self.bounds
         if self.type == "int":
-            return optuna.distributions.IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
-        return optuna.distributions.FloatDistribution(float(self.low), float(self.high), log=self.log, step=self.step)
+            return IntDistribution(int(low), int(high), log=self.log, step=int(self.step or 1))
+        return FloatDistribution(float(low), float(high), log=self.log, step=self.step)
 
 
 def label(choice: Any) -> str | int | float | bool | None:
