@@ -19,6 +19,7 @@ import yaml
 
 from models.errors import UserError
 from models.files import write_text
+from models.yaml_text import read_yaml
 from orchestration.experiment import ExperimentConfig
 from trainers.checkpoint import STATE_FILE, read_state
 
@@ -77,7 +78,7 @@ class RunFolder:
         path = self.path / CONFIG_FILE
         if not path.is_file():
             raise UserError(f"{self.path} is not a run folder: it has no {CONFIG_FILE}")
-        return ExperimentConfig(**yaml.safe_load(path.read_text()))
+        return ExperimentConfig(**read_yaml(path))
 
     def clear(self) -> None:
         """Forget everything but the lock."""

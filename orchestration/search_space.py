@@ -182,5 +182,7 @@ def flatten_by_recipe(tree: Mapping[str, Any]) -> dict[str, Any]:
 def _in(recipe: str, dimension: Dimension, own: SearchSpace) -> Dimension:
     """Return a recipe's dimension with its references scoped and its condition added."""
     when = {(scoped(recipe, name) if name in own else name): allowed for name, allowed in dimension.when.items()}
-    above = scoped(recipe, dimension.above) if dimension.above in own else dimension.above
+    above = dimension.above
+    if above is not None and above in own:
+        above = scoped(recipe, above)
     return dimension.model_copy(update={"when": {RECIPE: (recipe,)} | when, "above": above})

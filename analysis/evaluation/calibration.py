@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.nn import functional
 
 from models.layers.random_weight import RandomFeatureWeight, SigmaBounds
+from models.yaml_text import read_yaml
 
 DATA_FILE = Path(__file__).with_name("calibration_toys.yaml")
 
@@ -56,7 +56,7 @@ class Rounding(nn.Module):
 @functools.cache
 def toy_data() -> dict[str, Any]:
     """Return the shipped weights (as stored), settings and expected values."""
-    return yaml.safe_load(DATA_FILE.read_text())
+    return read_yaml(DATA_FILE)
 
 
 def calibration_toys() -> dict[str, nn.Module]:

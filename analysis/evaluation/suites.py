@@ -11,7 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from analysis.attacks.registry import parse_attack_parameters
@@ -20,6 +19,7 @@ from analysis.evaluation.studies import StudySettings
 from models.configuration import Config
 from models.errors import UserError, unknown_name
 from models.threat_model import Norm, PixelFraction, ThreatModel
+from models.yaml_text import read_yaml
 
 SUITE_FOLDER = Path(__file__).with_suffix("")
 PAPER = "paper"
@@ -154,14 +154,7 @@ def _load_file(path: Path, seen: tuple[Path, ...] = ()) -> Suite:
     path = path.resolve()
     if path in seen:
         raise UserError(f"suite {path} extends itself")
-    try:
-        data = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read the suite {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"the suite {path} is not valid YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"the suite {path} must be a mapping with the keys {', '.join(Suite.model_fields)}")
+    data = read_yaml(path)
     data = {"name": path.stem, **data}
     parent = data.pop("extends", None)
     if parent is not None:

@@ -98,8 +98,7 @@ def check_memory() -> Check:
     free = min(psutil.virtual_memory().available / GIBIBYTE, limit)
     found = f"{free:.1f} of {limit:.1f} GiB free"
     if free < MEMORY_WARN_GIB:
-        status = "fail" if free < MEMORY_FAIL_GIB else "warn"
-        return Check("memory", status, found, "close other programs, or run fewer trials at a time")
+        return Check("memory", "fail" if free < MEMORY_FAIL_GIB else "warn", found, "close other programs, or run fewer trials at a time")
     return Check("memory", "ok", found)
 
 
