@@ -35,12 +35,14 @@ def _parse_defence(value: Any) -> Any:
     """Build a section from `{"name": ..., parameters}`; `preset` stands for a named set of parameters, which explicit ones override."""
     if isinstance(value, str):
         value = {"name": value}
+    if isinstance(value, dict) and not isinstance(value.get("name", ""), str):
+        raise ValueError(f"the name of a defence is text, not {value['name']!r:.100}")
     if isinstance(value, dict) and "name" in value and "parameters" not in value:
         parameters = {key: item for key, item in value.items() if key not in ("name", "preset")}
         entry = defence_model(value["name"])
         if "preset" in value:
-            if value["preset"] not in entry.presets:
-                raise unknown_name(f"preset of {entry.name}", str(value["preset"]), entry.presets)
+            if not isinstance(value["preset"], str) or value["preset"] not in entry.presets:
+                raise unknown_name(f"preset of {entry.name}", str(value["preset"])[:100], entry.presets)
             parameters = dict(entry.presets[value["preset"]]) | parameters
         return DefenceSection(name=entry.name, parameters=parse_defence_parameters(entry.name, parameters))
     return value

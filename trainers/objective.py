@@ -104,6 +104,8 @@ def _parse(value: Any) -> Any:
     if isinstance(value, str):
         value = {"name": value}
     if isinstance(value, Mapping) and "name" in value:
+        if not isinstance(value["name"], str):
+            raise ValueError(f"the name of an objective is text, not {value['name']!r:.100}")
         return objective_entry(value["name"]).config(**value)
     return value
 

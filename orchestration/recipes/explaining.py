@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from models.errors import nearest
 from orchestration.experiment import ExperimentConfig
 from orchestration.recipes.trees import Tree, with_names
-from trainers.objective import objective_entry
+from trainers.objective import ObjectiveConfig, objective_entry
 
 
 def explain(item: Any, source: str, tree: Tree) -> str:
@@ -35,10 +35,10 @@ def explain(item: Any, source: str, tree: Tree) -> str:
         allowed = item["ctx"]["expected"]
         close = nearest(item["input"], allowed.replace("'", "").replace(" or ", ", ").split(", "))
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        return f"{source}: {where}: {item['input']!r} is not allowed.{hint} Allowed: {allowed}."
+        return f"{source}: {where}: {_shown(item['input'])} is not allowed.{hint} Allowed: {allowed}."
     if isinstance(item["input"], dict | BaseModel) or item["type"] == "value_error":
         return f"{source}: {where}: {message}" if where else f"{source}: {message}"
-    return f"{source}: {where}: {message} (got {item['input']!r})"
+    return f"{source}: {where}: {message} (got {_shown(item['input'])})"
 
 
 def _fields_at(location: Sequence[str], tree: Tree) -> list[str]:
@@ -58,5 +58,12 @@ def _fields_at(location: Sequence[str], tree: Tree) -> list[str]:
 
 
 def _objective(tree: Tree) -> type[BaseModel]:
-    objective = with_names(tree).get("training", {}).get("objective", {"name": "adversarial"})
-    return objective_entry(objective["name"]).config
+    objective = with_names(tree).get("training", {}).get("objective", {})
+    name = objective.get("name") if isinstance(objective, dict) else None
+    return objective_entry(name).config if isinstance(name, str) else ObjectiveConfig
+
+
+def _shown(value: Any) -> str:
+    """Return a value as text of at most 120 characters."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
