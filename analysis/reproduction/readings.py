@@ -81,8 +81,7 @@ def identity(measure: Theory | Timing, num_samples: int | None, seed: int, weigh
         num_samples: at most so many test images. weights: hashes of the networks. images: what the test images are.
     """
     # Several cells read different fields of one result.
-    facts = asdict(replace(measure, field="", other="") if isinstance(measure, Theory) else measure)
-    return json_hash({**facts, "num_samples": num_samples, "seed": seed, "weights": list(weights), "images": images})
+    return json_hash({**asdict(measure.whole), "num_samples": num_samples, "seed": seed, "weights": list(weights), "images": images})
 
 
 def num_images(measure: Theory, limit: int | None) -> int:

@@ -27,6 +27,9 @@ SCALES: tuple[Scale, ...] = get_args(Scale)
 EPOCHS: dict[Scale, int] = {"short": 30, "smoke": 3}
 """Epochs at most; a shorter recipe keeps its own."""
 
+SMOKE_EPSILON = 0.1
+"""Radius of L-infinity attacks on the small pictures of `smoke`."""
+
 
 @dataclass(frozen=True)
 class EvaluationBudget:

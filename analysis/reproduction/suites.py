@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from analysis.evaluation.protocols import ProtocolName, Scoring
 from analysis.evaluation.suites import AttackItem, Suite
 from analysis.reproduction.papers.measures import Accuracy, Clean, Measure, Theory, TransferAccuracy, WorstCase, shipped_suite
-from analysis.reproduction.papers.model import Column, Item, Run
-from analysis.reproduction.scale import BUDGETS, EPOCHS, EvaluationBudget, Scale, parse_scale
-from analysis.result import EvaluationResult, Row
+from analysis.reproduction.papers.model import Column, Item, Row, Run
+from analysis.reproduction.scale import BUDGETS, SMOKE_EPSILON, EvaluationBudget, Scale
+from analysis.result import EvaluationResult
+from analysis.result import Row as ResultRow
 from analysis.statistics import Estimate
 from models.threat_model import parse_pixel_fraction
 
-SMOKE_EPSILON = 0.1
-_PAPER_EPSILON = 8 / 255
-_SMOKE_FACTOR = SMOKE_EPSILON / _PAPER_EPSILON
-_SMOKE_LIMITS = {"defence.position": 4, "defence.positions": 7}
+_SMOKE_FACTOR = SMOKE_EPSILON / (8 / 255)
 _SMOKE_PATH_LENGTH = 9
 _AUTOATTACK = "torchattacks_autoattack"
 _SMOKE_THEORY = {
@@ -30,98 +26,17 @@ _SMOKE_THEORY = {
     "ensemble_gradients.member_landscapes": {"num_points": 11},
 }
 
-# Milestones are the defaults, so that rows whose schedules differ at paper scale alone become one experiment.
-_ONE_CYCLE = ("training.schedule.name=one_cycle", "training.schedule.milestones=[100, 150]")
-_SMOKE = (
-    "backbone.name=resnet8",
-    "data.name=digits",
-    "data.image_size=16",
-    "data.limit_train=640",
-    "data.augmentation=none",
-    "training.batch_size=32",
-    "training.attack.steps=3",
-    "training.validation.num_examples=64",
-    "training.validation.steps=3",
-    "training.validation.num_draws=2",
-    "resources.gpus_per_worker=0",
-    "resources.workers=1",
-)
-_SMOKE_BALL = {
-    "linf": (f"threat_model.epsilon={SMOKE_EPSILON}", f"training.attack.step_size={SMOKE_EPSILON / 4}"),
-    "l2": ("threat_model.epsilon=128/255", "training.attack.step_size=32/255"),
-}
 
+def evaluation_suites(item: Item, row: Row, run: Run, scale: Scale, *, honest: bool = True) -> dict[str, Suite]:
+    """Return what to evaluate a trained row with, by the name of the shipped suite that its columns draw on.
 
-@dataclass(frozen=True)
-class PlannedRun:
-    """A training that an item needs.
-
-    Attributes:
-        item: name of the table or figure. row: key of its row. group: column group, empty if all columns share the run.
-        scale: at which it is planned. recipe: its name. overrides: `section.field=value`. run: as the item has it.
+    Each holds the attacks of the paper's protocol and of the honest one. Columns that no attack fills (theory, timing, transfer between
+    networks) are not in it. A row of clean images alone gives no suite.
     """
-
-    item: str
-    row: str
-    group: str
-    scale: Scale
-    recipe: str
-    overrides: tuple[str, ...]
-    run: Run
-
-    @property
-    def flags(self) -> list[str]:
-        """The overrides as typed on the command line."""
-        return [f"--{override}" for override in self.overrides]
-
-
-def plan(item: Item, scale: Scale, *, extra: bool = True) -> list[PlannedRun]:
-    """Return the trainings that an item needs, row by row; equal experiments among them have equal fingerprints.
-
-    Args:
-        item: a table or figure.
-        scale: `smoke`, `short` or `paper`.
-        extra: with the rows that the paper does not have.
-
-    Raises:
-        UserError: there is no such scale.
-    """
-    parse_scale(scale)
-    planned: dict[tuple[str, str], PlannedRun] = {}
-    for row in item.rows:
-        if row.extra and not extra:
-            continue
-        for column in item.columns:
-            run = row.run_for(column)
-            group = column.group if column.group in row.runs else ""
-            if run is not None and (row.key, group) not in planned:
-                planned[row.key, group] = PlannedRun(item.name, row.key, group, scale, run.recipe, overrides_at(run, scale), run)
-    return list(planned.values())
-
-
-def overrides_at(run: Run, scale: Scale) -> tuple[str, ...]:
-    """Return a run's overrides at a scale."""
-    parse_scale(scale)
-    if scale == "paper":
-        return run.overrides
-    epochs = min(EPOCHS[scale], run.epochs)
-    shortened = tuple(f"{name}={math.ceil(value * epochs / run.epochs)}" for name, value in run.in_epochs.items())
-    schedule = (f"training.epochs={epochs}", *_ONE_CYCLE, *shortened)
-    if scale == "short":
-        return (*run.overrides, *schedule)
-    return (*map(_clamped, run.overrides), *_SMOKE, *_SMOKE_BALL[run.norm], *schedule)
-
-
-def evaluation_suites(item: Item, planned: PlannedRun, *, honest: bool = True) -> tuple[Suite, ...]:
-    """Return what to evaluate a trained row with: one suite per suite that its columns draw on, paper protocol and honest one together.
-
-    Columns that no attack fills (theory, timing, transfer between networks) are not in it. A row of clean images alone gives no suite.
-    """
-    row = item.row(planned.row)
-    columns = [column for column in item.columns if row.run_for(column) == planned.run]
+    columns = [column for column in item.columns if row.run_for(column) == run]
     measures = [measure for column in columns for measure in _measures(column, honest)]
     names = dict.fromkeys(measure.suite for measure in measures if isinstance(measure, Accuracy | WorstCase))
-    return tuple(_suite(name, measures, planned, f"{item.name}/{row.key}") for name in names)
+    return {name: _suite(name, measures, f"{item.name}/{row.key}", run, scale) for name in names}
 
 
 def attack_item(measure: Accuracy, run: Run, scale: Scale) -> AttackItem:
@@ -151,7 +66,6 @@ def transfer_item(measure: TransferAccuracy, run: Run, scale: Scale, surrogate: 
 
 def measure_at(measure: Measure, run: Run, scale: Scale) -> Measure:
     """Return a measure whose theory parameters fit the scale; attacks are fitted by `attack_item`."""
-    parse_scale(scale)
     if scale != "smoke" or not isinstance(measure, Theory):
         return measure
     factor = _SMOKE_FACTOR if run.norm == "linf" else 1.0
@@ -167,35 +81,31 @@ def measure_at(measure: Measure, run: Run, scale: Scale) -> Measure:
     return replace(measure, parameters={**measure.parameters, **changed})
 
 
-def transfer_suite(name: str, attacks: Iterable[AttackItem], planned: PlannedRun) -> Suite:
+def transfer_suite(name: str, attacks: Iterable[AttackItem], title: str, run: Run, scale: Scale) -> Suite:
     """Return a suite of attacks from `transfer_item`, scored like the paper's suite `name`."""
-    return _suite(name, (), planned, f"{planned.item}/{planned.row} transfer").model_copy(update={"attacks": tuple(attacks)})
+    return _suite(name, (), title, run, scale).model_copy(update={"attacks": tuple(attacks)})
 
 
-def suite_for(suite: Suite, measures: Iterable[Measure]) -> Suite | None:
-    """Return what of a suite from `evaluation_suites` is needed for some of its measures; None if nothing is.
+def suite_for(name: str, suite: Suite, measures: Iterable[Measure]) -> Suite | None:
+    """Return what of a suite from `evaluation_suites`, there called `name`, is needed for some measures; None if nothing is.
 
     Attacks keep all their protocols, so that their blocks are those of the whole suite. A suite without attacks scores clean images.
     """
-    kept: dict[str, AttackItem] = {}
+    kept: set[str] = set()
     needed = False
     for measure in measures:
-        if isinstance(measure, WorstCase) and _is_of(suite, measure.suite):
+        if isinstance(measure, WorstCase) and measure.suite == name:
             return suite
-        if isinstance(measure, Accuracy) and _is_of(suite, measure.suite):
-            kept |= {attack.name: attack for attack in suite.attacks if attack.name == measure.row_name}
+        if isinstance(measure, Accuracy) and measure.suite == name:
+            kept.add(measure.row_name)
         needed = needed or isinstance(measure, Clean)
-    if not kept and not needed:
-        return None
     attacks = tuple(attack for attack in suite.attacks if attack.name in kept)
+    if not attacks and not needed:
+        return None
     return suite.model_copy(update={"attacks": attacks, "studies": suite.studies if attacks else None})
 
 
-def _is_of(suite: Suite, name: str) -> bool:
-    return suite.name.split()[-1] == name
-
-
-def read_row(measure: Measure, result: EvaluationResult, name: str | None = None) -> Row | None:
+def read_row(measure: Measure, result: EvaluationResult, name: str | None = None) -> ResultRow | None:
     """Return the row of an evaluation that a measure of an attack is read from; None if it is not in it.
 
     Args:
@@ -203,9 +113,8 @@ def read_row(measure: Measure, result: EvaluationResult, name: str | None = None
     """
     if not isinstance(measure, Accuracy | TransferAccuracy):
         return None
-    protocol = measure.protocol if isinstance(measure, Accuracy) else measure.attack.protocol
     for row in result.rows:
-        if row.attack == (name or measure.row_name) and protocol in row.protocols:
+        if row.attack == (name or measure.row_name) and measure.protocol in row.protocols:
             return row
     return None
 
@@ -227,16 +136,16 @@ def _measures(column: Column, honest: bool) -> Iterable[Measure]:
         yield counterpart
 
 
-def _suite(name: str, measures: Iterable[Measure], planned: PlannedRun, title: str) -> Suite:
-    base, budget = shipped_suite(name), BUDGETS[planned.scale]
+def _suite(name: str, measures: Iterable[Measure], title: str, run: Run, scale: Scale) -> Suite:
+    base, budget = shipped_suite(name), BUDGETS[scale]
     rows: dict[str, AttackItem] = {}
     repetitions = base.scoring.num_repetitions
     for measure in measures:
         if isinstance(measure, WorstCase) and measure.suite == name:
             for attack in base.attacks:
-                _merge(rows, _limited_attack(attack, planned.run, planned.scale))
+                _merge(rows, _limited_attack(attack, run, scale))
         elif isinstance(measure, Accuracy) and measure.suite == name:
-            _merge(rows, attack_item(measure, planned.run, planned.scale))
+            _merge(rows, attack_item(measure, run, scale))
             repetitions = max(repetitions, measure.num_repetitions or 1)
     scoring = base.scoring.model_copy(update={"num_repetitions": repetitions})
     return base.model_copy(
@@ -302,13 +211,6 @@ def _attack_factor(run: Run, scale: Scale) -> float:
 def _limited_scoring(scoring: Scoring, budget: EvaluationBudget) -> Scoring:
     limits = budget.scoring or {}
     return scoring.model_copy(update={name: min(getattr(scoring, name), limit) for name, limit in limits.items()})
-
-
-def _clamped(override: str) -> str:
-    name, _, value = override.partition("=")
-    if name not in _SMOKE_LIMITS:
-        return override
-    return f"{name}={re.sub(r'[0-9]+', lambda match: str(min(int(match[0]), _SMOKE_LIMITS[name])), value)}"
 
 
 def _smaller(value: int | None, limit: int | None) -> int | None:

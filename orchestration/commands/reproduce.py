@@ -106,9 +106,7 @@ def _dry_run(plans: Sequence[ItemPlan], home: Home, data_root: Path | None) -> i
     if missing:
         console.say(f"not here: the files of {', '.join(missing)}; `rayndom doctor` says how to obtain them")
     trainings = {
-        planned.item.name: {
-            each.key: {"recipe": each.planned.recipe, "fingerprint": each.fingerprint} for each in planned.trainings.values()
-        }
+        planned.item.name: {each.key: {"recipe": each.run.recipe, "fingerprint": each.fingerprint} for each in planned.trainings.values()}
         for planned in plans
     }
     console.result(report | {"trainings": trainings, "missing_datasets": missing})

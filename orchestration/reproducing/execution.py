@@ -15,6 +15,7 @@ from torch import Tensor
 
 from analysis.fingerprints import json_hash
 from analysis.reproduction.outcome import ItemOutcome
+from analysis.reproduction.readings import Found
 from analysis.result import EvaluationResult
 from models.errors import UserError
 from orchestration import console
@@ -26,8 +27,8 @@ from orchestration.exporting.export import record_evaluation
 from orchestration.exporting.targets import Target
 from orchestration.home import Home
 from orchestration.reproducing.ledger import Ledger, outcome_folder
-from orchestration.reproducing.plan import TRANSFER, Evaluation, ItemPlan, evaluations, model_folder, readings
-from orchestration.reproducing.reading_jobs import HashedWeights, ReadingJob, reading_job, run_readings
+from orchestration.reproducing.plan import Evaluation, ItemPlan, ReadingJob, evaluations, model_folder, readings
+from orchestration.reproducing.reading_jobs import KeptReadings, run_readings
 from orchestration.run_folder import RunFolder
 from orchestration.sweeping.listed_experiments import Listed, train_all
 from orchestration.tracking.tracker import FINGERPRINT_TAG, Tracker
@@ -142,47 +143,48 @@ def _evaluate(
     for evaluation in evaluations(planned, home, ledger.trained()):
         training = evaluation.training
         content = evaluation.suite.model_dump(mode="json", exclude={"name", "description"})
-        key = json_hash([training.fingerprint, evaluation.base, content])
+        key = json_hash([training.fingerprint, evaluation.name, content])
         owners.setdefault(key, []).append(evaluation)
         if len(owners[key]) > 1:
             continue
         target = Target(model_folder(home, training), training.experiment)
         settings = EvaluationSettings(suite=evaluation.suite)
         try:
-            jobs[key] = prepare(f"{training.key} {evaluation.base}", target, settings, home, data_root, images.of(evaluation))
+            jobs[key] = prepare(f"{training.key} {evaluation.name}", target, settings, home, data_root, images.of(evaluation))
         except UserError as error:
-            ledger.evaluation_failed(training.key, evaluation.base, str(error))
-    keys = {id(job): key for key, job in jobs.items()}
+            ledger.evaluation_failed(evaluation, str(error))
+    owned = {id(job): owners[key] for key, job in jobs.items()}
 
     def done(job: Job) -> None:
         result = job.result()
-        for evaluation in owners[keys[id(job)]]:
-            ledger.evaluated(evaluation.training.key, evaluation.base, result)
-        first = owners[keys[id(job)]][0]
-        _track(job, result, first.base, ledger.mlflow_runs.get(first.training.fingerprint), tracker)
+        for evaluation in owned[id(job)]:
+            ledger.evaluated(evaluation, result)
+        first = owned[id(job)][0]
+        _track(job, result, first, ledger.mlflow_runs.get(first.training.fingerprint), tracker)
         ledger.write()
 
     def failed(job: Job, error: Exception) -> None:
         console.warn(f"{job.name}: {_last_line(error)}")
-        for evaluation in owners[keys[id(job)]]:
-            ledger.evaluation_failed(evaluation.training.key, evaluation.base, _last_line(error))
+        for evaluation in owned[id(job)]:
+            ledger.evaluation_failed(evaluation, _last_line(error))
         ledger.write()
 
-    for key, job in jobs.items():
-        if not job.pending:
-            for evaluation in owners[key]:
-                ledger.evaluated(evaluation.training.key, evaluation.base, job.result())
     pending = [job for job in jobs.values() if job.pending]
+    for job in jobs.values():
+        if not job.pending:
+            for evaluation in owned[id(job)]:
+                ledger.evaluated(evaluation, job.result())
     needs = [trial_resources(each.experiment.resources) for each in planned.unique]
     gpus = max((need.gpus / need.workers for need in needs), default=0.0)
     if pending:
-        run_jobs(pending, workers=1000, gpus_per_worker=gpus, address=address, on_done=done, on_failure=failed)
+        run_jobs(pending, workers=None, gpus_per_worker=gpus, address=address, on_done=done, on_failure=failed)
 
 
-def _track(job: Job, result: EvaluationResult, base: str, run_id: str | None, tracker: Tracker) -> None:
+def _track(job: Job, result: EvaluationResult, evaluation: Evaluation, run_id: str | None, tracker: Tracker) -> None:
     """Write an evaluation to the model's card and to its MLflow run."""
+    base = evaluation.name
     summary = as_kept(job, summarize(result, base))
-    if not base.endswith(TRANSFER):
+    if not evaluation.place.is_transfer:
         record_evaluation(job.target.folder, job.target, summary)
     if run_id is None:
         return
@@ -193,12 +195,7 @@ def _track(job: Job, result: EvaluationResult, base: str, run_id: str | None, tr
 
 
 def _read(planned: ItemPlan, ledger: Ledger, home: Home, data_root: Path | None, address: str | None) -> None:
-    hashes = HashedWeights(home)
-    jobs = [reading_job(wanted, planned.scale, home, hashes) for wanted in readings(planned, ledger.trained())]
-
-    def done(job: ReadingJob) -> None:
-        found = job.kept()
-        assert found is not None
+    def done(job: ReadingJob, found: Found) -> None:
         ledger.read(job, found)
         ledger.write()
 
@@ -207,16 +204,8 @@ def _read(planned: ItemPlan, ledger: Ledger, home: Home, data_root: Path | None,
         ledger.reading_failed(job, _last_line(error))
         ledger.write()
 
-    for job in jobs:
-        kept = job.kept()
-        if kept is not None:
-            ledger.read(job, kept)
-    run_readings(jobs, data_root, address=address, on_done=done, on_failure=failed)
-    # Cells of other rows that rest on the same networks share the file of a reading.
-    for job in jobs:
-        kept = job.kept()
-        if kept is not None:
-            ledger.read(job, kept)
+    jobs = readings(planned, ledger.trained())
+    run_readings(jobs, KeptReadings(home), data_root, address=address, on_done=done, on_failure=failed)
 
 
 def _last_line(error: Exception) -> str:

@@ -21,8 +21,18 @@ from models.files import write_text
 from models.weights import read_config
 from orchestration.environment import cpu_model
 from orchestration.home import Home
-from orchestration.reproducing.plan import TRANSFER, ItemPlan, Training, model_folder, plan_item, reading_of, training_key, transfer_attack
-from orchestration.reproducing.reading_jobs import ReadingJob
+from orchestration.reproducing.plan import (
+    Evaluation,
+    ItemPlan,
+    Place,
+    ReadingJob,
+    Training,
+    model_folder,
+    plan_item,
+    reading_of,
+    training_key,
+    transfer_attack,
+)
 from orchestration.run_folder import RunFolder
 from trainers.hardware import GPU_METRIC, PROCESS_METRIC
 
@@ -68,9 +78,9 @@ class Ledger:
         self.failures: dict[str, str] = {}
         self.mlflow_runs: dict[str, str] = {}
         self.problems: list[str] = []
-        self._results: dict[tuple[str, str], EvaluationResult] = {}
-        self._not_evaluated: dict[tuple[str, str], str] = {}
-        self._found: dict[tuple[str, str, str], Found] = {}
+        self._results: dict[Place, EvaluationResult] = {}
+        self._not_evaluated: dict[Place, str] = {}
+        self._found: dict[Any, Found] = {}
         self._finished: dict[str, dict[str, Any]] = {}
         self._environments: dict[str, Mapping[str, Any]] = {}
 
@@ -92,18 +102,18 @@ class Ledger:
         self.failures[training.fingerprint] = reason
         self.problems.append(f"{training.key}: training failed: {reason}")
 
-    def evaluated(self, key: str, base: str, result: EvaluationResult) -> None:
-        """Take the result of a finished evaluation of a training."""
-        self._results[key, base] = result
+    def evaluated(self, evaluation: Evaluation, result: EvaluationResult) -> None:
+        """Take the result of a finished evaluation."""
+        self._results[evaluation.place] = result
 
-    def evaluation_failed(self, key: str, base: str, reason: str) -> None:
+    def evaluation_failed(self, evaluation: Evaluation, reason: str) -> None:
         """Note why an evaluation has no result."""
-        self._not_evaluated[key, base] = f"evaluation failed: {reason}"
-        self.problems.append(f"{key} under {base}: {reason}")
+        self._not_evaluated[evaluation.place] = f"evaluation failed: {reason}"
+        self.problems.append(f"{evaluation.training.key} under {evaluation.name}: {reason}")
 
     def read(self, job: ReadingJob, found: Found) -> None:
         """Take what a reading found."""
-        self._found[_place(job.wanted.training, job.wanted.measure, job.wanted.other)] = found
+        self._found[job.place] = found
 
     def reading_failed(self, job: ReadingJob, reason: str) -> None:
         """Note why a reading has no number."""
@@ -138,7 +148,7 @@ class Ledger:
 
     def _earlier(self, cell: Cell) -> CellOutcome:
         """Return what an earlier reproduction found for a cell, if its training is still the same one."""
-        key = training_key(self.planned.item, cell.row.key, cell.column)
+        key = training_key(cell.row, cell.column)
         run = self._earlier_run(key)
         found = self.before.cell(cell.row.key, cell.column.key) if self.before is not None else None
         return CellOutcome(cell.row.key, cell.column.key, run=key, reason=NOT_ASKED) if run is None or found is None else found
@@ -148,7 +158,7 @@ class Ledger:
         return run if run is not None and run.fingerprint == self.everything[key].fingerprint else None
 
     def _cell(self, cell: Cell) -> CellOutcome:
-        training = self.planned.training(cell.row.key, cell.column)
+        training = self.planned.training(cell.row, cell.column)
         empty = CellOutcome(cell.row.key, cell.column.key, run=training.key)
         measure = cell.column.measure
         for needed in (training, self.planned.other(cell, measure)):
@@ -165,20 +175,22 @@ class Ledger:
 
     def _attacked(self, cell: Cell, measure: Measure) -> Reading | _Missing:
         """Return the number of an attack or of clean images."""
-        training = self.planned.training(cell.row.key, cell.column)
+        training = self.planned.training(cell.row, cell.column)
         name = None
         if isinstance(measure, TransferAccuracy):
             training, attacked = self.planned.transfer(cell)
             name = transfer_attack(self.planned, cell, self.home).name
-            bases = [f"{measure.attack.suite} {TRANSFER}"]
+            places = [Place(training.key, measure.attack.suite, is_transfer=True)]
         elif isinstance(measure, Clean):
-            known = {base for key, base in [*self._results, *self._not_evaluated] if key == training.key}
-            bases = sorted(known, key=lambda base: base.endswith(TRANSFER)) or [""]
+            known = [place for place in dict.fromkeys((*self._results, *self._not_evaluated)) if place.training == training.key]
+            places = sorted(known, key=lambda place: place.is_transfer)
+        elif isinstance(measure, Accuracy | WorstCase):
+            places = [Place(training.key, measure.suite)]
         else:
-            bases = [measure.suite]
-        result = next((self._results[training.key, base] for base in bases if (training.key, base) in self._results), None)
+            raise TypeError(f"{measure} is no attack")
+        result = next((self._results[place] for place in places if place in self._results), None)
         if result is None:
-            reasons = [self._not_evaluated.get((training.key, base)) for base in bases]
+            reasons = [self._not_evaluated.get(place) for place in places]
             return _Missing(next((reason for reason in reasons if reason), NOT_EVALUATED))
         if isinstance(measure, Clean):
             failed = failed_checks(result, ())
@@ -202,7 +214,7 @@ class Ledger:
             return _reading(row.estimate, f"{attack.row_name}{source}, {row.caption}", attack.protocol, failed, images)
         if isinstance(measure, Accuracy):
             randomized = result.header["num_configurations"] != 1
-            if not attack_item(measure, training.planned.run, self.planned.scale).is_for(randomized):
+            if not attack_item(measure, training.run, self.planned.scale).is_for(randomized):
                 kind = "randomized" if randomized else "deterministic"
                 return _Missing(f"{measure.attack} is not for {kind} networks", expected=False)
         return _Missing("the evaluation has no such row")
@@ -226,11 +238,11 @@ class Ledger:
     def _measured(self, cell: Cell, training: Training) -> Reading | _Missing:
         """Return a quantity of the theory, a time or a size of memory."""
         measure = cell.column.measure
-        wanted = reading_of(self.planned, cell)
-        if wanted is None:
+        job = reading_of(self.planned, cell)
+        if job is None:
             assert isinstance(measure, Timing)
             return self._from_history(training, measure)
-        found = self._found.get(_place(wanted.training, wanted.measure, wanted.other))
+        found = self._found.get(job.place)
         if found is None:
             return _Missing(NOT_MEASURED)
         if found.reason:
@@ -270,14 +282,14 @@ class Ledger:
 
     def _run(self, training: Training) -> RunOutcome:
         result = self._trained(training)
-        results = {base: found for (key, base), found in self._results.items() if key == training.key}
+        results = {place.name: found for place, found in self._results.items() if place.training == training.key}
         before = self._earlier_run(training.key)
         return RunOutcome(
             fingerprint=training.fingerprint,
-            recipe=training.planned.recipe,
-            overrides=training.planned.overrides,
-            row=training.planned.row,
-            group=training.planned.group,
+            recipe=training.run.recipe,
+            overrides=training.overrides,
+            row=training.row.key,
+            group=training.group,
             state=self._state(training),
             epochs=result["num_epochs"] if result else None,
             seconds=sum(epoch["time/epoch_seconds"] for epoch in result["history"]) if result else None,
@@ -287,12 +299,6 @@ class Ledger:
             conclusion=(before.conclusion if before else {}) | {base: conclusion(training.key, found) for base, found in results.items()},
             configuration=training.experiment.flatten(),
         )
-
-
-def _place(training: Training, measure: Measure, other: Training | None) -> tuple[str, str, str]:
-    """Return where a reading is kept in memory: fields of one result are one entry."""
-    whole = replace(measure, field="") if isinstance(measure, Theory) else measure
-    return training.fingerprint, repr(whole), other.fingerprint if other is not None else ""
 
 
 def failed_checks(result: EvaluationResult, attacks: Iterable[str]) -> tuple[str, ...]:

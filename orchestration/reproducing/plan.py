@@ -4,32 +4,42 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from analysis.evaluation.suites import AttackItem, Suite
 from analysis.reproduction.papers import Cell, Item, get_item, list_items, list_papers
 from analysis.reproduction.papers.measures import Clean, Measure, Theory, Timing, TransferAccuracy
-from analysis.reproduction.papers.model import Column
-from analysis.reproduction.scale import Scale
-from analysis.reproduction.suites import PlannedRun, evaluation_suites, measure_at, plan, suite_for, transfer_item, transfer_suite
+from analysis.reproduction.papers.model import Column, Row, Run
+from analysis.reproduction.scale import BUDGETS, Scale
+from analysis.reproduction.suites import evaluation_suites, measure_at, suite_for, transfer_item, transfer_suite
 from models.errors import UserError, unknown_name
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
 from orchestration.recipes import load_recipe
+from orchestration.reproducing.scaling import changed, scaled
 from orchestration.run_folder import RunFolder
 
 ALL = "all"
-TRANSFER = "transfer"
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training of an item. `key`: of `ItemOutcome.runs`."""
+    """One training of an item.
+
+    Attributes:
+        key: of `ItemOutcome.runs`. row: of the item. group: of its columns, empty if all columns share it. run: as the item has it.
+        experiment: at the scale.
+    """
 
     key: str
-    planned: PlannedRun
+    row: Row
+    group: str
+    run: Run
+    scale: Scale
     experiment: ExperimentConfig
 
     @property
@@ -37,28 +47,78 @@ class Training:
         """Of its experiment."""
         return self.experiment.fingerprint
 
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """What makes its experiment of its recipe, `section.field=value`: the row's changes, and at a reduced scale those of the scale."""
+        if self.scale == "paper":
+            return self.run.overrides
+        recipe = recipe_experiment(self.run.recipe, ()).flatten()
+        values = {name: value for name, value in self.experiment.flatten().items() if name not in recipe or recipe[name] != value}
+        return tuple(f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items())
+
+
+class Place(NamedTuple):
+    """Which one among an item's evaluations.
+
+    Attributes:
+        training: its key. base: the shipped suite that the evaluation is made from. is_transfer: whether its examples are made on other
+            networks than the one that answers.
+    """
+
+    training: str
+    base: str
+    is_transfer: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of its checks in `RunOutcome`."""
+        return f"{self.base} transfer" if self.is_transfer else self.base
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Attacks on one trained network.
+    """Attacks on one trained network. `training`: whose network answers. `suite`: what is run."""
 
-    Attributes:
-        training: whose network answers. base: name of the checks in `RunOutcome`: the shipped suite, for examples of other networks with
-            `transfer` behind it. suite: what is run.
-    """
-
+    place: Place
     training: Training
-    base: str
     suite: Suite
+
+    @property
+    def name(self) -> str:
+        """Of its checks in `RunOutcome`."""
+        return self.place.name
 
 
 @dataclass(frozen=True)
-class WantedReading:
-    """A quantity of the theory or a time that some cell needs. `other`: the training of the second network, if there is one."""
+class ReadingJob:
+    """A quantity of the theory or a time to be read from a trained network. `other`: the training of the second network, if there is one.
+
+    Cells that read different fields of one result share a job.
+    """
 
     training: Training
     measure: Theory | Timing
     other: Training | None = None
+
+    @property
+    def trainings(self) -> tuple[Training, ...]:
+        """Of its networks."""
+        return (self.training,) if self.other is None else (self.training, self.other)
+
+    @property
+    def place(self) -> tuple[tuple[str, ...], str]:
+        """Which it is: equal for jobs that read the same networks in the same way."""
+        return tuple(each.fingerprint for each in self.trainings), repr(self.measure.whole)
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        return f"{self.training.key}: {self.measure.title}"
+
+    @property
+    def limit(self) -> int | None:
+        """At most so many test images; None: the measure's own number."""
+        return BUDGETS[self.training.scale].num_samples
 
 
 @dataclass(frozen=True)
@@ -83,18 +143,18 @@ class ItemPlan:
         """Return whether a cell is asked for."""
         return cell.row.key in self.rows and cell.column.key in self.columns
 
-    def training(self, row: str, column: Column) -> Training:
+    def training(self, row: Row, column: Column) -> Training:
         """Return the training that a row's cell in a column rests on."""
-        return self.trainings[training_key(self.item, row, column)]
+        return self.trainings[training_key(row, column)]
 
     def other(self, cell: Cell, measure: Measure) -> Training | None:
         """Return the training of the second network of a measure."""
         row = self.item.other_row(cell.row, measure)
-        return None if row is None else self.training(row.key, cell.column)
+        return None if row is None else self.training(row, cell.column)
 
     def transfer(self, cell: Cell) -> tuple[Training, Training]:
         """Return the training whose network answers in a transfer between networks, and the one whose examples it sees."""
-        measure, own = cell.column.measure, self.training(cell.row.key, cell.column)
+        measure, own = cell.column.measure, self.training(cell.row, cell.column)
         other = self.other(cell, measure)
         assert isinstance(measure, TransferAccuracy) and other is not None
         return (own, other) if measure.made_on == "other" else (other, own)
@@ -105,9 +165,9 @@ class ItemPlan:
         return list({each.fingerprint: each for each in reversed(self.trainings.values())}.values())[::-1]
 
 
-def training_key(item: Item, row: str, column: Column) -> str:
+def training_key(row: Row, column: Column) -> str:
     """Return the key of the training of a row's cell in a column: `row`, or `row|group` where columns of a group have their own."""
-    return f"{row}|{column.group}" if column.group in item.row(row).runs else row
+    return f"{row.key}|{column.group}" if column.group in row.runs else row.key
 
 
 def find_items(names: Sequence[str]) -> list[Item]:
@@ -159,38 +219,60 @@ def plan_item(
     Args:
         rows, columns: keys asked for; None: all.
         gpus_per_worker: instead of the recipes' own.
+
+    Raises:
+        UserError: a negative number of GPUs.
     """
+    if gpus_per_worker is not None and gpus_per_worker < 0:
+        raise UserError(f"--gpus-per-worker {gpus_per_worker:g}: a share of a GPU is 0 or more")
     kept_rows = frozenset(row.key for row in item.rows if rows is None or row.key in rows)
     kept_columns = frozenset(column.key for column in item.columns if columns is None or column.key in columns)
-    all_runs = {f"{each.row}|{each.group}" if each.group else each.row: each for each in plan(item, scale)}
-    needed: dict[str, None] = {}
-    for row in item.rows:
-        for column in item.columns:
-            if row.key not in kept_rows or column.key not in kept_columns or row.run_for(column) is None:
-                continue
-            needed[training_key(item, row.key, column)] = None
-    for row in item.rows:
-        for column in item.columns:
-            if row.key in kept_rows and column.key in kept_columns and row.run_for(column) is not None:
-                other = item.other_row(row, column.measure)
-                if other is not None:
-                    needed[training_key(item, other.key, column)] = None
-    trainings = {
-        key: Training(key, planned, resolved_experiment(planned.recipe, planned.overrides, gpus_per_worker))
-        for key, planned in all_runs.items()
-        if key in needed
-    }
+    asked = [
+        (row, column)
+        for row in item.rows
+        for column in item.columns
+        if row.key in kept_rows and column.key in kept_columns and row.run_for(column) is not None
+    ]
+    lenders = ((item.other_row(row, column.measure), column) for row, column in asked)
+    needed = {training_key(row, column) for row, column in (*asked, *lenders) if row is not None}
+    trainings = {each.key: each for each in planned_trainings(item, scale, gpus_per_worker) if each.key in needed}
     return ItemPlan(item, scale, kept_rows, kept_columns, trainings)
 
 
+def planned_trainings(item: Item, scale: Scale, gpus_per_worker: float | None = None) -> list[Training]:
+    """Return the trainings of all rows of an item; equal experiments among them have equal fingerprints.
+
+    Args:
+        gpus_per_worker: as in `plan_item`.
+    """
+    found: dict[str, Training] = {}
+    for row in item.rows:
+        for column in item.columns:
+            run, key = row.run_for(column), training_key(row, column)
+            if run is not None and key not in found:
+                group = column.group if column.group in row.runs else ""
+                found[key] = Training(key, row, group, run, scale, _experiment(run, scale, gpus_per_worker))
+    return list(found.values())
+
+
+_EXPERIMENTS: dict[str, ExperimentConfig] = {}
+
+
+def _experiment(run: Run, scale: Scale, gpus_per_worker: float | None) -> ExperimentConfig:
+    """Return the experiment of a run, made once: rows of many tables share it."""
+    key = repr((run, scale, gpus_per_worker))
+    if key not in _EXPERIMENTS:
+        experiment = scaled(recipe_experiment(run.recipe, run.overrides), run, scale)
+        if gpus_per_worker is not None:
+            experiment = changed(experiment, resources=changed(experiment.resources, gpus_per_worker=gpus_per_worker))
+        _EXPERIMENTS[key] = experiment
+    return _EXPERIMENTS[key]
+
+
 @functools.cache
-def resolved_experiment(recipe: str, overrides: tuple[str, ...], gpus_per_worker: float | None = None) -> ExperimentConfig:
-    """Return the experiment of a planned run, read once. Rows of many tables share it."""
-    experiment = load_recipe(recipe, [f"--{override}" for override in overrides]).experiment
-    if gpus_per_worker is None:
-        return experiment
-    resources = experiment.resources.model_copy(update={"gpus_per_worker": gpus_per_worker})
-    return experiment.model_copy(update={"resources": resources})
+def recipe_experiment(recipe: str, overrides: tuple[str, ...]) -> ExperimentConfig:
+    """Return the experiment of a recipe with a row's changes, as the paper trains it."""
+    return load_recipe(recipe, [f"--{override}" for override in overrides]).experiment
 
 
 def evaluations(planned: ItemPlan, home: Home, trained: Collection[str] | None = None) -> list[Evaluation]:
@@ -205,7 +287,7 @@ def evaluations(planned: ItemPlan, home: Home, trained: Collection[str] | None =
     transfers: dict[tuple[str, str], dict[str, AttackItem]] = {}
     for cell in planned.cells():
         measure = cell.column.measure
-        training = planned.training(cell.row.key, cell.column)
+        training = planned.training(cell.row, cell.column)
         if isinstance(measure, TransferAccuracy):
             answering, attacked = planned.transfer(cell)
             if {answering.key, attacked.key} <= usable:
@@ -215,17 +297,19 @@ def evaluations(planned: ItemPlan, home: Home, trained: Collection[str] | None =
             wanted.setdefault(training.key, []).extend(each for each in (measure, measure.honest) if each is not None)
     for key, measures in wanted.items():
         training = planned.trainings[key]
-        suites = evaluation_suites(planned.item, training.planned)
-        for index, suite in enumerate(suites):
+        suites = evaluation_suites(planned.item, training.row, training.run, planned.scale)
+        for index, (base, suite) in enumerate(suites.items()):
             # Clean images are scored once, with the first suite.
-            needed = suite_for(suite, [each for each in measures if index == 0 or not isinstance(each, Clean)])
+            needed = suite_for(base, suite, [each for each in measures if index == 0 or not isinstance(each, Clean)])
             if needed is not None:
-                found.append(Evaluation(training, suite.name.split()[-1], needed))
+                found.append(Evaluation(Place(key, base), training, needed))
         if not suites and any(isinstance(each, Clean) for each in measures) and not any(answering == key for answering, _ in transfers):
             transfers.setdefault((key, _transfer_base(planned.item)), {})
     for (key, base), attacks in transfers.items():
         training = planned.trainings[key]
-        found.append(Evaluation(training, f"{base} {TRANSFER}", transfer_suite(base, attacks.values(), training.planned)))
+        title = f"{planned.item.name}/{training.row.key} transfer"
+        suite = transfer_suite(base, attacks.values(), title, training.run, planned.scale)
+        found.append(Evaluation(Place(key, base, is_transfer=True), training, suite))
     return found
 
 
@@ -234,7 +318,7 @@ def transfer_attack(planned: ItemPlan, cell: Cell, home: Home) -> AttackItem:
     measure = cell.column.measure
     assert isinstance(measure, TransferAccuracy)
     answering, attacked = planned.transfer(cell)
-    attack = transfer_item(measure, answering.planned.run, planned.scale, RunFolder(home.run(attacked.fingerprint)).model)
+    attack = transfer_item(measure, answering.run, planned.scale, model_folder(home, attacked))
     return attack.model_copy(update={"name": f"{measure.attack.row_name} made on {attacked.fingerprint}"})
 
 
@@ -242,33 +326,28 @@ def _transfer_base(item: Item) -> str:
     return next((c.measure.attack.suite for c in item.columns if isinstance(c.measure, TransferAccuracy)), "quick")
 
 
-def readings(planned: ItemPlan, trained: Collection[str] | None = None) -> list[WantedReading]:
+def readings(planned: ItemPlan, trained: Collection[str] | None = None) -> list[ReadingJob]:
     """Return the quantities of the theory, and the times that are not in the history of a training; each once.
 
     Args:
         trained: as in `evaluations`.
     """
-    found: dict[str, WantedReading] = {}
+    found: dict[Any, ReadingJob] = {}
     for cell in planned.cells():
-        reading = reading_of(planned, cell)
-        if reading is None:
-            continue
-        fingerprints = [each.fingerprint for each in (reading.training, reading.other) if each is not None]
-        if trained is None or all(each in trained for each in fingerprints):
-            # Cells that read different fields of one result share it.
-            whole = replace(reading.measure, field="") if isinstance(reading.measure, Theory) else reading.measure
-            found.setdefault(f"{fingerprints} {whole}", reading)
+        job = reading_of(planned, cell)
+        if job is not None and (trained is None or all(each.fingerprint in trained for each in job.trainings)):
+            found.setdefault(job.place, job)
     return list(found.values())
 
 
-def reading_of(planned: ItemPlan, cell: Cell) -> WantedReading | None:
+def reading_of(planned: ItemPlan, cell: Cell) -> ReadingJob | None:
     """Return the reading that a cell needs; None for cells that attacks or the history fill."""
-    training = planned.training(cell.row.key, cell.column)
-    measure = measure_at(cell.column.measure, training.planned.run, planned.scale)
+    training = planned.training(cell.row, cell.column)
+    measure = measure_at(cell.column.measure, training.run, planned.scale)
     if isinstance(measure, Theory):
-        return WantedReading(training, measure, planned.other(cell, measure))
+        return ReadingJob(training, measure, planned.other(cell, measure))
     if isinstance(measure, Timing) and measure.quantity == "test_set_seconds":
-        return WantedReading(training, measure)
+        return ReadingJob(training, measure)
     return None
 
 

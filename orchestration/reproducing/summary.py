@@ -9,12 +9,11 @@ from typing import Any
 from analysis.reproduction.outcome import ItemOutcome
 from analysis.reproduction.papers import get_item, list_items
 from analysis.reproduction.scale import SCALES
-from analysis.reproduction.suites import plan
 from models.errors import UserError
 from orchestration.home import Home
 from orchestration.reproducing.cost import evaluation_cost, total, training_cost
 from orchestration.reproducing.ledger import read_outcome
-from orchestration.reproducing.plan import Evaluation, ItemPlan, dataset_names, evaluations, readings, resolved_experiment
+from orchestration.reproducing.plan import Evaluation, ItemPlan, dataset_names, evaluations, planned_trainings, readings
 from orchestration.run_folder import RunFolder
 from trainers.data import DATASETS
 from trainers.data.location import data_root as locate_root
@@ -33,8 +32,7 @@ def catalogue() -> list[dict[str, Any]]:
         item = get_item(name)
         row: dict[str, Any] = {"item": name, "kind": item.kind, "title": item.title}
         for scale in SCALES:
-            runs = {(each.recipe, each.overrides) for each in plan(item, scale)}
-            row[scale] = len({resolved_experiment(recipe, overrides).fingerprint for recipe, overrides in runs})
+            row[scale] = len({each.fingerprint for each in planned_trainings(item, scale)})
         rows.append(row)
     return rows
 
@@ -84,7 +82,7 @@ def describe(plans: Sequence[ItemPlan], home: Home) -> dict[str, Any]:
 def _is_evaluated(evaluation: Evaluation, before: ItemOutcome | None) -> bool:
     """Return whether the item's outcome holds an evaluation. Records that other items left count only when it is run."""
     run = before.runs.get(evaluation.training.key) if before is not None else None
-    return run is not None and run.fingerprint == evaluation.training.fingerprint and evaluation.base in run.checks
+    return run is not None and run.fingerprint == evaluation.training.fingerprint and evaluation.name in run.checks
 
 
 def training_rows(planned: ItemPlan, home: Home) -> list[tuple[str, str, str, str, str]]:
@@ -93,7 +91,7 @@ def training_rows(planned: ItemPlan, home: Home) -> list[tuple[str, str, str, st
     for each in planned.trainings.values():
         folder = RunFolder(home.run(each.fingerprint))
         state = "trained" if folder.result() else "interrupted, goes on" if folder.has_state else "new"
-        rows.append((each.key, each.planned.recipe, " ".join(each.planned.run.overrides), each.fingerprint, state))
+        rows.append((each.key, each.run.recipe, " ".join(each.run.overrides), each.fingerprint, state))
     return rows
 
 

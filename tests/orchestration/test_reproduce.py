@@ -67,8 +67,8 @@ def test_every_cell_of_every_item_is_planned(scale, home):
         evaluated = {each.training.key for each in evaluations(planned, home)}
         read = {each.training.fingerprint for each in readings(planned)}
         for cell in planned.cells():
-            training = planned.training(cell.row.key, cell.column)
-            assert training.planned.run == cell.run
+            training = planned.training(cell.row, cell.column)
+            assert training.run == cell.run
             if cell.column.unit == "%" and type(cell.column.measure).__name__ in ("Clean", "Accuracy", "WorstCase"):
                 assert training.key in evaluated, f"{name} {cell.row.key} {cell.column.key}"
             if type(cell.column.measure).__name__ == "Theory":
@@ -86,7 +86,7 @@ def test_a_network_that_another_row_needs_is_trained_but_not_shown(home):
     planned = plan_tables("rna.fig1d", {"bn"}, {"in"})
     assert set(planned.trainings) == {"bn", "in"}
     (evaluation,) = evaluations(planned, home)
-    assert (evaluation.training.key, evaluation.base) == ("in", "paper_rna transfer")
+    assert (evaluation.place, evaluation.name) == (("in", "paper_rna", True), "paper_rna transfer")
     (attack,) = evaluation.suite.attacks
     assert attack.parameters["surrogate"] == str(model_folder(home, planned.trainings["bn"]))
     assert [(cell.row.key, cell.column.key) for cell in planned.cells()] == [("bn", "in")]
@@ -99,7 +99,7 @@ def test_examples_of_several_networks_are_told_apart(home):
 
 
 def test_fewer_columns_keep_the_blocks_of_the_whole_table(home):
-    whole = {each.base: each.suite for each in evaluations(plan_tables("ctrw.table1", {"resnet18/ctrw"}), home)}
+    whole = {each.name: each.suite for each in evaluations(plan_tables("ctrw.table1", {"resnet18/ctrw"}), home)}
     (part,) = evaluations(plan_tables("ctrw.table1", {"resnet18/ctrw"}, {"pgd20"}), home)
     assert part.suite.scoring == whole["paper_ctrw"].scoring
     assert part.suite.attacks == tuple(attack for attack in whole["paper_ctrw"].attacks if attack.name == "pgd_20")
@@ -241,15 +241,15 @@ def test_theory_is_read_once_and_other_rows_are_kept(home, ray_cluster, tiny, mo
 def test_a_training_that_diverges_is_said_in_its_cells_and_the_others_go_on(home, ray_cluster, tiny, monkeypatch, capsys):
     from orchestration.reproducing import plan as planning
 
-    def broken(recipe, overrides, gpus=None):
-        experiment = real(recipe, overrides, gpus)
+    def broken(run, scale, gpus):
+        experiment = real(run, scale, gpus)
         if experiment.defence.parameters.variant != "out":
             return experiment
         optimizer = experiment.training.optimizer.model_copy(update={"learning_rate": 1e30})
         return experiment.model_copy(update={"training": experiment.training.model_copy(update={"optimizer": optimizer})})
 
-    real = planning.resolved_experiment
-    monkeypatch.setattr(planning, "resolved_experiment", broken)
+    real = planning._experiment
+    monkeypatch.setattr(planning, "_experiment", broken)
     code, _, err = run(capsys, "ctrw.table4", "--rows", "in,out", "--columns", "natural", "--home", str(home.root))
     assert code == 1
     assert "learning_rate" in err
@@ -272,7 +272,7 @@ def test_what_was_found_before_is_kept_unless_its_training_is_another(home):
     training = plan_tables("ctrw.table4").trainings["out"]
     cell = CellOutcome("out", "natural", Reading(50.0), run="out")
     for fingerprint, kept in ((training.fingerprint, Reading(50.0)), ("0" * 16, None)):
-        before = ItemOutcome("ctrw.table4", "smoke", (cell,), {"out": RunOutcome(fingerprint, training.planned.recipe)})
+        before = ItemOutcome("ctrw.table4", "smoke", (cell,), {"out": RunOutcome(fingerprint, training.run.recipe)})
         path = outcome_folder(home, "ctrw.table4", "smoke") / "outcome.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(before.to_json())

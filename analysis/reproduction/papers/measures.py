@@ -204,6 +204,17 @@ class Theory(_Described):
         return self.function.replace("_", " ").replace(".", ": ")
 
     @property
+    def title(self) -> str:
+        """What is measured, with its parameters."""
+        details = ", ".join(f"{name} {value}" for name, value in self.parameters.items())
+        return f"{self.function} ({details})" if details else self.function
+
+    @property
+    def whole(self) -> Theory:
+        """The measurement that its field is read from: cells of one function share it."""
+        return replace(self, field="", other="")
+
+    @property
     def honest(self) -> Measure | None:
         """The same quantity."""
         return self
@@ -219,6 +230,16 @@ class Timing(_Described):
     def words(self) -> str:
         """What is measured."""
         return self.quantity.replace("_", " ")
+
+    @property
+    def title(self) -> str:
+        """What is measured, by its name."""
+        return self.quantity
+
+    @property
+    def whole(self) -> Timing:
+        """Itself."""
+        return self
 
     @property
     def honest(self) -> Measure | None:
