@@ -38,9 +38,9 @@ import yaml
 from benchmarks.timing import describe_hardware, hardware
 from benchmarks.turns import Epoch, Ratios, Turns
 from orchestration.experiment import ExperimentConfig
-from orchestration.home import Home
+from orchestration.home import Home, Workplace
 from orchestration.sweeping.config import SweepConfig, load_sweep
-from orchestration.sweeping.listener import SweepListener
+from orchestration.sweeping.listener import TrialListener
 from orchestration.sweeping.search import run_search
 from orchestration.tracking.tracker import Tracker
 
@@ -83,7 +83,7 @@ class TakingTurns:
         self._released: float | None = None
         self._cpu = 0.0
 
-    def hear(self, listener: SweepListener, *arguments: Any, result: dict[str, Any], **info: Any) -> None:
+    def hear(self, listener: TrialListener, *arguments: Any, result: dict[str, Any], **info: Any) -> None:
         """Stand in for the listener's `on_trial_result`."""
         arrived = time.perf_counter()
         if result.get("finished"):
@@ -101,17 +101,17 @@ class TakingTurns:
         self.blocked.append(time.perf_counter() - self._released)
 
     def __enter__(self) -> TakingTurns:
-        self.heard = SweepListener.on_trial_result
+        self.heard = TrialListener.on_trial_result
         turns = self
 
-        def hear(listener: SweepListener, *arguments: Any, result: dict[str, Any], **info: Any) -> None:
+        def hear(listener: TrialListener, *arguments: Any, result: dict[str, Any], **info: Any) -> None:
             turns.hear(listener, *arguments, result=result, **info)
 
-        SweepListener.on_trial_result = hear
+        TrialListener.on_trial_result = hear
         return self
 
     def __exit__(self, *_: object) -> None:
-        SweepListener.on_trial_result = self.heard
+        TrialListener.on_trial_result = self.heard
 
 
 def images_of_an_epoch(folder: Path) -> int:
@@ -132,7 +132,7 @@ def measure_overhead(folder: Path, pairs: int, images: int) -> dict[str, Any]:
     try:
         with TakingTurns(bare) as turns:
             home = Home.locate(folder / "home")
-            run_search(config, home, None, tracker=Tracker(home, "overhead"))
+            run_search(config, Workplace(home), Tracker(home, "overhead"))
     finally:
         bare.close()
     return {

@@ -74,9 +74,9 @@ def _train(experiment: dict[str, Any], folder: str, rank: int, workers: int, lin
     import torch
     import torch.distributed as dist
 
-    from orchestration.run_folder import RunFolder
+    from orchestration.home import Home, Workplace
+    from orchestration.training.job import TrainingJob
     from orchestration.training.training_run import train_here
-    from orchestration.training.trial import with_own_cores
 
     if workers > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/gloo", rank=rank, world_size=workers)
@@ -93,7 +93,8 @@ def _train(experiment: dict[str, Any], folder: str, rank: int, workers: int, lin
 
     link.send("ready")
     wait()
-    train_here(with_own_cores(ExperimentConfig(**experiment)), RunFolder(Path(folder)), None, on_epoch=after_epoch)
+    job = TrainingJob.at(Workplace(Home(Path(folder))), ExperimentConfig(**experiment))
+    train_here(job.with_own_cores(), on_epoch=after_epoch)
 
 
 @dataclass(frozen=True)

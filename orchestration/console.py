@@ -61,7 +61,7 @@ def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any
     (_err if _state["json"] else _out).print(_table(title, columns, list(rows)))
 
 
-def _table(title: str | None, columns: Sequence[str], rows: list[Sequence[Any]]) -> Table:
+def _table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     built = Table(title=title, title_justify="left", header_style="bold", expand=False)
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
@@ -105,7 +105,7 @@ class Board:
             self._live.refresh()
             self._live.stop()
 
-    def show(self, rows: list[Sequence[Any]], caption: str, event: str | None = None) -> None:
+    def show(self, rows: Sequence[Sequence[Any]], caption: str, event: str | None = None) -> None:
         """Renew the table (at most ten times a second), or print the event."""
         if self._live is None:
             if event:

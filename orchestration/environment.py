@@ -61,6 +61,11 @@ def collect_environment() -> dict[str, Any]:
     }
 
 
+def environment_tags() -> dict[str, str]:
+    """Return what of the provenance stands in one line, as tags of an MLflow run."""
+    return {f"environment.{key}": str(value) for key, value in collect_environment().items() if not isinstance(value, dict)}
+
+
 def uncommitted_changes(root: Path = PACKAGE_ROOT) -> str:
     """Return the difference between the code in `root` and its commit as a patch, new files included; empty if there is none.
 

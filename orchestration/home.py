@@ -1,4 +1,4 @@
-"""Where everything goes: one home folder, `./rayndom_home` unless the user says otherwise."""
+"""Where everything goes: one home folder, `./rayndom_home` unless the user says otherwise; and where work is done."""
 
 from __future__ import annotations
 
@@ -55,3 +55,27 @@ class Home:
     def evaluation(self, key: str) -> Path:
         """Folder of one evaluation's records."""
         return self.root / "evaluations" / key
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where work is done and what it finds there.
+
+    Attributes:
+        home: where everything goes.
+        data_root: folder of the data sets; None: the environment variable RAYNDOM_DATA, else `./data`.
+        address: of a Ray cluster; None: RAY_ADDRESS, else a Ray of this machine's own.
+    """
+
+    home: Home
+    data_root: Path | None = None
+    address: str | None = None
+
+    @classmethod
+    def locate(cls, home: str | Path | None = None, data_root: str | Path | None = None, address: str | None = None) -> Workplace:
+        """Return the workplace that a command's flags name, with absolute paths.
+
+        Raises:
+            UserError: the home folder cannot be created or written.
+        """
+        return cls(Home.locate(home), Path(data_root).absolute() if data_root else None, address)

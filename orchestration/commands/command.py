@@ -12,6 +12,8 @@ from orchestration import console
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from orchestration.home import Workplace
+
 
 @dataclass(frozen=True)
 class Command:
@@ -35,6 +37,13 @@ class Command:
 def add_data_root(parser: argparse.ArgumentParser) -> None:
     """Add `--data-root`."""
     parser.add_argument("--data-root", help="folder of the data sets (default: RAYNDOM_DATA, else ./data)")
+
+
+def workplace_of(arguments: argparse.Namespace) -> Workplace:
+    """Return the workplace that a command's flags name: `--home`, and `--data-root` and `--address` where it has them."""
+    from orchestration.home import Workplace
+
+    return Workplace.locate(arguments.home, getattr(arguments, "data_root", None), getattr(arguments, "address", None))
 
 
 def field_rows(config: BaseModel, prefix: str = "") -> list[tuple[str, str, str]]:

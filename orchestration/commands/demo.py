@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from orchestration import console
-from orchestration.commands.command import Command
+from orchestration.commands.command import Command, workplace_of
 
 SWEEP = "ctrw_bounds_digits"
 
@@ -19,12 +19,10 @@ def _run(arguments: argparse.Namespace) -> int:
         "Rayndom demo: search CTRW's bounds A and B on the sum of sigma, on 1,797 real handwritten digits;\n"
         "then attack the winner, adversarial training and natural training under three protocols.\n"
     )
-    from orchestration.home import Home
     from orchestration.sweeping.config import load_sweep
     from orchestration.sweeping.sweep import run_sweep
 
-    home = Home.locate(arguments.home)
-    summary = run_sweep(load_sweep(SWEEP), home, None)
+    summary = run_sweep(load_sweep(SWEEP), workplace_of(arguments))
     console.result(summary)
     if not summary["complete"]:
         return 1

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shlex
+from typing import TYPE_CHECKING
 
 from models.errors import UserError
 from orchestration import console
 from orchestration.commands.command import Command
 from orchestration.commands.sweep import add_item, named_sweep
+
+if TYPE_CHECKING:
+    from orchestration.sweeping.jobs import SweepJobs
 
 
 def _add_address(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +58,7 @@ def _submit(arguments: argparse.Namespace) -> int:
     return _started(jobs, job, arguments.wait)
 
 
-def _started(jobs: object, job: str, wait: bool) -> int:
+def _started(jobs: SweepJobs, job: str, wait: bool) -> int:
     console.result({"job": job, "address": jobs.address})
     console.say(f"job {job} at {jobs.address}")
     if wait:
@@ -73,7 +77,7 @@ def _logs(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _follow(jobs: object, job: str) -> int:
+def _follow(jobs: SweepJobs, job: str) -> int:
     async def lines() -> None:
         async for text in jobs.follow(job):
             console.say(text.rstrip("\n"))
@@ -97,7 +101,7 @@ def _resume(arguments: argparse.Namespace) -> int:
     return _started(jobs, jobs.resume(job), wait=False)
 
 
-def _find(arguments: argparse.Namespace) -> tuple[object, str]:
+def _find(arguments: argparse.Namespace) -> tuple[SweepJobs, str]:
     from orchestration.sweeping.jobs import SweepJobs
 
     jobs = SweepJobs(arguments.address)

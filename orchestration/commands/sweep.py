@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.errors import UserError
 from orchestration import console
-from orchestration.commands.command import Command, add_data_root
+from orchestration.commands.command import Command, add_data_root, workplace_of
 
 if TYPE_CHECKING:
-    from orchestration.home import Home
+    from orchestration.home import Workplace
     from orchestration.sweeping.config import SweepConfig
 
 
@@ -41,15 +40,12 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     config = named_sweep(arguments)
 
-    from orchestration.home import Home
-
-    home = Home.locate(arguments.home)
-    data_root = Path(arguments.data_root).absolute() if arguments.data_root else None
+    workplace = workplace_of(arguments)
     if arguments.dry_run:
-        return _dry_run(config, home, data_root)
+        return _dry_run(config, workplace)
     from orchestration.sweeping.sweep import run_sweep
 
-    outcome = run_sweep(config, home, data_root, address=arguments.address, evaluate=not arguments.no_evaluation)
+    outcome = run_sweep(config, workplace, evaluate=not arguments.no_evaluation)
     console.result(outcome)
     return 0 if outcome["complete"] else 1
 
@@ -71,14 +67,14 @@ def named_sweep(arguments: argparse.Namespace) -> SweepConfig:
     return check_sweep(*item_tree(arguments.sweep), fields) if arguments.item else load_sweep(arguments.sweep, fields)
 
 
-def _dry_run(config: SweepConfig, home: Home, data_root: Path | None) -> int:
+def _dry_run(config: SweepConfig, workplace: Workplace) -> int:
     from orchestration.sweeping.config import sweep_key
-    from orchestration.sweeping.study import target
+    from orchestration.sweeping.study import num_wanted
     from orchestration.training.dry_run import dry_run
 
     experiment = config.experiment({})
-    report = dry_run(experiment, home, data_root)
-    report = {"sweep": sweep_key(config), "trials": target(config), "at most": f"{target(config)} x {report['whole run']}"} | report
+    report = dry_run(experiment, workplace)
+    report = {"sweep": sweep_key(config), "trials": num_wanted(config), "at most": f"{num_wanted(config)} x {report['whole run']}"} | report
     console.result(report)
     console.table(f"dry run of {config.name}", ["what", "value"], list(report.items()))
     rows = [

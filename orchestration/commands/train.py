@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from models.errors import UserError
 from orchestration import console
-from orchestration.commands.command import Command, add_data_root
+from orchestration.commands.command import Command, add_data_root, workplace_of
+
+if TYPE_CHECKING:
+    from orchestration.experiment import ExperimentConfig
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
@@ -35,14 +38,11 @@ def _run(arguments: argparse.Namespace) -> int | None:
         raise UserError("train needs a recipe; `rayndom list recipes` names them")
     experiment = load_recipe(arguments.recipe, arguments.fields).experiment
 
-    from orchestration.home import Home
-
-    home = Home.locate(arguments.home)
-    data_root = Path(arguments.data_root).absolute() if arguments.data_root else None
+    workplace = workplace_of(arguments)
     if arguments.dry_run:
         from orchestration.training.dry_run import dry_run
 
-        report = dry_run(experiment, home, data_root)
+        report = dry_run(experiment, workplace)
         console.result(report)
         console.table(f"dry run of {experiment.name}", ["what", "value"], list(report.items()))
         return 0
@@ -50,7 +50,7 @@ def _run(arguments: argparse.Namespace) -> int | None:
     from orchestration.training.single_run import run_single
 
     started = time.monotonic()
-    result, run_id = run_single(experiment, home, data_root, address=arguments.address, restart=arguments.restart)
+    result, run_id = run_single(experiment, workplace, restart=arguments.restart)
     console.result(
         {
             "fingerprint": experiment.fingerprint,
@@ -73,7 +73,7 @@ def _run(arguments: argparse.Namespace) -> int | None:
     return 0
 
 
-def _print_fields(experiment: object) -> None:
+def _print_fields(experiment: ExperimentConfig) -> None:
     from orchestration.commands.command import field_rows
 
     console.table("fields", ["flag", "value", "what it is"], field_rows(experiment))

@@ -62,8 +62,7 @@ def resolve_target(target: str, home: Home) -> Target:
         if tracked is not None:
             return tracked
         destination = home.root / "downloads" / re.sub(r"\W+", "-", target)
-        folder = download_model(home, target, destination)
-        return _target(folder, None if target.startswith("models:/") else target)
+        return _target(download_model(home, target, destination), None if target.startswith("models:/") else target)
     if is_recipe(target) or target.endswith((".yaml", ".yml")):
         return _target(RunFolder(home.run(_run_of_recipe(target, home))).model)
     close = nearest(target[:300], possible_names())

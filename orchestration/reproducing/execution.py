@@ -25,12 +25,13 @@ from orchestration.evaluating.stored_evaluation import as_kept
 from orchestration.experiment import ExperimentConfig
 from orchestration.exporting.export import record_evaluation
 from orchestration.exporting.targets import Target
-from orchestration.home import Home
+from orchestration.home import Home, Workplace
 from orchestration.reproducing.ledger import Ledger, outcome_folder
 from orchestration.reproducing.plan import Evaluation, ItemPlan, ReadingJob, evaluations, model_folder, readings
 from orchestration.reproducing.reading_jobs import KeptReadings, run_readings
 from orchestration.run_folder import RunFolder
 from orchestration.sweeping.listed_experiments import Listed, train_all
+from orchestration.tracking.experiment_run import ParentRun
 from orchestration.tracking.tracker import FINGERPRINT_TAG, Tracker
 from orchestration.training import cluster
 from orchestration.training.resources import concurrency, trial_resources
@@ -106,7 +107,7 @@ def _train(planned: ItemPlan, ledger: Ledger, home: Home, data_root: Path | None
         ledger.write()
 
     listed = [Listed(f"{planned.item.name} {each.key}", each.experiment) for each in planned.unique]
-    failures = train_all(KIND, listed, home, data_root, tracker, parent, on_end=ended)
+    failures = train_all(KIND, listed, Workplace(home, data_root), ParentRun(tracker, parent), on_end=ended)
     children = {run.data.tags[FINGERPRINT_TAG]: run.info.run_id for run in tracker.children(parent, KIND)}
     for training in planned.unique:
         if training.fingerprint in failures:

@@ -37,7 +37,8 @@ from orchestration.sweeping.goals import (
 )
 from orchestration.sweeping.named import sweep_tree
 from orchestration.sweeping.theory_prior import PriorConfig, inform
-from orchestration.training.final_measures import MARKED_METRIC, MeasureConfig
+from orchestration.training.final_measures import MARKED_METRIC
+from orchestration.training.job import MeasureConfig
 
 BUDGET_FIELDS = {
     "name",
@@ -331,7 +332,8 @@ def _check_point(config: SweepConfig, point: dict[str, Any]) -> None:
         if dimension.type == "choice":
             inside = label(value) in [label(choice) for choice in dimension.choices]
         else:
-            inside = isinstance(value, int | float) and dimension.low <= value <= dimension.high
+            low, high = dimension.ends()
+            inside = isinstance(value, int | float) and low <= value <= high
         if not inside:
             raise UserError(f"sweep {config.name}: point {point}: {name} does not take {value!r}")
     try:

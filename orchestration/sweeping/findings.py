@@ -5,6 +5,7 @@ First computed from the study, then shown, plotted and logged.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,8 @@ from orchestration import console
 from orchestration.sweeping.config import SweepConfig, dimension_cells, dimension_titles
 from orchestration.sweeping.goals import format_goal
 from orchestration.sweeping.plots import write_plots
-from orchestration.sweeping.search import SearchOutcome
+from orchestration.sweeping.search import Search
 from orchestration.sweeping.study import METRICS, full_trials, is_feasible, proxy_values, superseded
-from orchestration.tracking.tracker import Tracker
 
 MIN_TRIALS = 4  # fewer full-budget trials say nothing about importances or ranks
 
@@ -108,10 +108,14 @@ def importances(config: SweepConfig, study: optuna.Study) -> dict[str, dict[str,
         scores = optuna.importance.get_param_importances(
             copied,
             evaluator=optuna.importance.FanovaImportanceEvaluator(seed=config.seed),
-            target=lambda trial, index=index: trial.values[index],
+            target=functools.partial(_value_of, index),
         )
         table[objective.metric] = dict(sorted(scores.items(), key=lambda item: -item[1]))
     return table
+
+
+def _value_of(index: int, trial: FrozenTrial) -> float:
+    return trial.values[index]
 
 
 def infeasible(config: SweepConfig, study: optuna.Study) -> list[tuple[int, str]]:
@@ -147,25 +151,26 @@ def top_trials(config: SweepConfig, study: optuna.Study, count: int) -> list[int
 ENDS = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed"}
 
 
-def show_trials(config: SweepConfig, outcome: SearchOutcome, winner: int | None) -> None:
+def show_trials(search: Search, winner: int | None) -> None:
     """Print a table of all trials, then the Pareto front and what violates a constraint."""
+    config, best = search.config, search.best
     rows = []
-    again = superseded(outcome.study)
-    violating = dict(infeasible(config, outcome.study))
-    for trial in sorted(outcome.study.trials, key=lambda trial: trial.number):
+    again = superseded(search.study)
+    violating = dict(infeasible(config, search.study))
+    for trial in sorted(search.study.trials, key=lambda trial: trial.number):
         if "values" not in trial.user_attrs or trial.number in again:
             continue
         shown = dimension_cells(config, trial.user_attrs["values"])
         ended = ENDS.get(trial.state.name, trial.state.name.lower())
         scores = _scores(config, trial) if trial.state.name == "COMPLETE" else ["" for _ in config.objectives]
         front = "front" if len(config.objectives) > 1 else ""
-        mark = "winner" if trial.number == winner else front if trial.number in outcome.best else ""
+        mark = "winner" if trial.number == winner else front if trial.number in best else ""
         mark = mark or ("violates a constraint" if trial.number in violating else "")
         rows.append([trial.number, ended, trial.user_attrs.get("epochs", ""), *shown, *scores, mark])
     columns = ["trial", "ended", "epochs", *dimension_titles(config), *(objective.metric for objective in config.objectives), ""]
     console.table("trials", columns, rows)
     if len(config.objectives) > 1:
-        _show_front(config, outcome)
+        _show_front(search)
     for number, reason in violating.items():
         console.say(f"trial {number} cannot win: not {reason}")
 
@@ -175,8 +180,9 @@ def _scores(config: SweepConfig, trial: FrozenTrial) -> list[str]:
     return [format_goal(objective.metric, value, metrics) for objective, value in zip(config.objectives, trial.values, strict=True)]
 
 
-def _show_front(config: SweepConfig, outcome: SearchOutcome) -> None:
-    trials = sorted((t for t in full_trials(outcome.study) if t.number in outcome.best), key=lambda t: -t.values[0])
+def _show_front(search: Search) -> None:
+    config, best = search.config, search.best
+    trials = sorted((t for t in full_trials(search.study) if t.number in best), key=lambda t: -t.values[0])
     rows = [[t.number, *dimension_cells(config, t.user_attrs["values"]), *_scores(config, t)] for t in trials]
     goals = [f"{objective.metric} ({objective.mode})" for objective in config.objectives]
     console.table("Pareto front: no trial is better in one of these without being worse in another", [
@@ -184,35 +190,34 @@ def _show_front(config: SweepConfig, outcome: SearchOutcome) -> None:
     ], rows)  # fmt: skip
 
 
-def conclude_search(config: SweepConfig, outcome: SearchOutcome, winner: int | None, tracker: Tracker) -> dict[str, Any]:
+def conclude_search(search: Search, winner: int | None) -> dict[str, Any]:
     """Say what mattered and how far the proxy can be trusted, write the plots, log all to the sweep's run; return it as JSON types."""
+    config, best, tracker, run_id = search.config, search.best, search.run.tracker, search.run.run_id
     epochs = max(experiment.training.epochs for experiment in config.base_experiments())
-    shares = importances(config, outcome.study)
-    correlations = proxy_correlations(config, outcome.study, epochs)
+    shares = importances(config, search.study)
+    correlations = proxy_correlations(config, search.study, epochs)
     _say_importances(config, shares)
     _say_correlations(config, correlations)
-    files = write_plots(config, outcome.study, outcome.folder / "plots", winner, shares)
+    files = write_plots(config, search.study, search.folder / "plots", winner, shares)
     for file in files:
-        tracker.log_file(outcome.parent_run, file, "plots")
+        tracker.log_file(run_id, file, "plots")
     if files:
-        console.say(f"plots in {outcome.folder / 'plots'} and in MLflow: {', '.join(file.name for file in files)}")
-    tracker.log_metrics(
-        outcome.parent_run, {f"proxy/rank_correlation/epoch_{each.epoch}": each.rho for each in correlations if each.rho is not None}
-    )
+        console.say(f"plots in {search.folder / 'plots'} and in MLflow: {', '.join(file.name for file in files)}")
+    tracker.log_metrics(run_id, {f"proxy/rank_correlation/epoch_{each.epoch}": each.rho for each in correlations if each.rho is not None})
     front = [
         {"trial": trial.number, "fingerprint": trial.user_attrs["fingerprint"]}
         | dict(zip((objective.metric for objective in config.objectives), trial.values, strict=True))
-        for trial in full_trials(outcome.study)
-        if trial.number in outcome.best
+        for trial in full_trials(search.study)
+        if trial.number in best
     ]
     found = {
         "front": front,
-        "infeasible": [{"trial": number, "reason": reason} for number, reason in infeasible(config, outcome.study)],
+        "infeasible": [{"trial": number, "reason": reason} for number, reason in infeasible(config, search.study)],
         "importances": shares,
         "proxy": [vars(each) for each in correlations],
         "plots": [str(file) for file in files],
     }
-    tracker.log_json(outcome.parent_run, found, "search.json")
+    tracker.log_json(run_id, found, "search.json")
     return found
 
 

@@ -47,7 +47,10 @@ class Constraint(Config):
 
     def violation(self, value: float) -> float:
         """Return by how much `value` is out of bounds: positive if it is, zero or negative if not."""
-        return self.at_least - value if self.at_least is not None else value - self.at_most
+        if self.at_least is not None:
+            return self.at_least - value
+        assert self.at_most is not None
+        return value - self.at_most
 
 
 class StoppingConfig(Config):

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -29,8 +28,22 @@ OVER = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 SUBMITTED_FOLDER = "submitted"  # in the job's working folder
 
 
+def token_headers() -> dict[str, str]:
+    """Return what shows the user's token to a cluster: Ray's own commands show one that is there, its client only if RAY_AUTH_MODE says so.
+
+    A token is looked for where Ray looks: RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, `~/.ray/auth_token`.
+    """
+    if os.environ.get("RAY_AUTH_MODE") is not None:  # Ray's client obeys it
+        return {}
+    token = os.environ.get("RAY_AUTH_TOKEN", "").strip()
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if not token and file.is_file():
+        token = file.read_text().strip()
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
 @dataclass(frozen=True)
-class Job:
+class SweepJob:
     """A job that runs a sweep."""
 
     id: str
@@ -53,10 +66,9 @@ class SweepJobs:
 
     def __init__(self, address: str | None = None) -> None:
         self.address = address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
-        # As Ray's own commands do, and its client does not: a token that is there is shown, unless RAY_AUTH_MODE says otherwise.
-        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        headers = token_headers()
         try:
-            self.client = JobSubmissionClient(self.address)
+            self.client = JobSubmissionClient(self.address, headers=headers) if headers else JobSubmissionClient(self.address)
         except AuthenticationError as error:
             reason = str(error).splitlines()[0].rstrip(".")
             raise UserError(
@@ -141,23 +153,23 @@ class SweepJobs:
         """Return PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
         return self.find(job_id).status
 
-    def list(self) -> list[Job]:
+    def list(self) -> list[SweepJob]:
         """Return the jobs that run sweeps, the newest last."""
         jobs = [
-            Job(
+            SweepJob(
                 str(details.submission_id),
-                details.metadata[SWEEP_KEY],
+                metadata[SWEEP_KEY],
                 details.status.value,
                 details.entrypoint,
                 details.start_time or 0,
-                details.metadata.get(RESUMES_KEY),
+                metadata.get(RESUMES_KEY),
             )
             for details in self.client.list_jobs()
-            if details.submission_id and SWEEP_KEY in (details.metadata or {})
+            if details.submission_id and SWEEP_KEY in (metadata := details.metadata or {})
         ]
         return sorted(jobs, key=lambda job: job.started_ms)
 
-    def find(self, name: str) -> Job:
+    def find(self, name: str) -> SweepJob:
         """Return a job by its id, or the newest one of a sweep by the sweep's name.
 
         Raises:

@@ -1,11 +1,11 @@
-"""What a running sweep tells: lines and a table on the screen, runs in MLflow."""
+"""What trials tell while Tune runs them, those of a search and those of a list alike: lines and a table on the screen, runs in MLflow."""
 
 from __future__ import annotations
 
 import errno
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,136 +14,156 @@ from ray.tune.experiment import Trial
 
 from orchestration import console
 from orchestration.experiment import ExperimentConfig
-from orchestration.sweeping.config import SweepConfig, describe_values, dimension_cells, dimension_titles
-from orchestration.sweeping.trial_runs import FAILED, FINISHED, STATE_TAG, STOPPED_EARLY, is_metric, open_trial_run
+from orchestration.home import Home
 from orchestration.tracking.background_writer import BackgroundWriter
-from orchestration.tracking.tracker import Tracker
+from orchestration.tracking.experiment_run import FAILED, FINISHED, STOPPED_EARLY, ExperimentRun
 from orchestration.training.cluster import ClusterWatch
+from orchestration.training.job import TrialReport
 from orchestration.training.trial import failure_reason
 
 
 @dataclass
 class TrialRow:
-    """One line of the board."""
+    """One trial, as the board shows it and MLflow records it.
 
-    number: int
-    values: Mapping[str, Any]
-    state: str = "starting"
+    Attributes:
+        title: how lines call it. cells: what the board shows of it beside its progress. remark: ends its first line.
+        run: its MLflow run. state, epoch, metrics: how far it is. finished: it has trained to its end.
+    """
+
+    title: str
+    cells: Sequence[str]
+    run: ExperimentRun
+    remark: str = ""
+    state: str = "running"
     epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    run_id: str = ""
-    fingerprint: str = ""
+    finished: bool = False
+
+    @property
+    def experiment(self) -> ExperimentConfig:
+        """What it trains."""
+        return self.run.experiment
 
 
-class SweepListener(tune.Callback):
-    """Follows the trials: tells MLflow, renews the board."""
+class TrialListener(tune.Callback):
+    """Follows the trials of one or more starts of Tune: tells MLflow, renews the board.
 
-    def __init__(self, config: SweepConfig, tracker: Tracker, parent: str, key: str, done: int, wanted: int, watch: ClusterWatch) -> None:
-        self.config, self.tracker, self.parent, self.key = config, tracker, parent, key
-        self.done, self.wanted = done, wanted
-        self.watch = watch
-        self.writer = BackgroundWriter(tracker.uri)
+    Args:
+        kind: what its trials are called, e.g. `trial` or `baseline`.
+        title: of the board. columns: heads of `TrialRow.cells`.
+        row_of: makes the row of a Tune trial from its configuration.
+        writer: writes to MLflow.
+        watch: looks whether the cluster still has room for a trial.
+        wanted: how many trials there are to be. done: how many of them were over before.
+        on_end: called when a trial has ended, in whatever way.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        title: str,
+        columns: Sequence[str],
+        row_of: Callable[[dict[str, Any]], TrialRow],
+        writer: BackgroundWriter,
+        watch: ClusterWatch | None,
+        *,
+        wanted: int,
+        done: int = 0,
+        on_end: Callable[[TrialRow], None] = lambda row: None,
+    ) -> None:
+        self.kind, self.row_of, self.writer, self.watch, self.on_end = kind, row_of, writer, watch, on_end
+        self.wanted, self.done, self.done_at_start = wanted, done, done
         self.started = time.monotonic()
-        self.done_at_start = done
         self.rows: dict[str, TrialRow] = {}
         self.full_disk: str | None = None
-        self.epochs = max(experiment.training.epochs for experiment in config.base_experiments())
-        dimensions = dimension_titles(config)
-        self.board = console.Board(f"sweep {config.name}", ["trial", "state", "epoch", *dimensions, "clean %", "robust %"])
+        self.failures: dict[str, str] = {}
+        """Fingerprint -> why its training failed for good."""
+        self.board = console.Board(title, [kind, "state", "epoch", *columns, "clean %", "robust %"])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Tune keeps a copy for its own way of restoring, which a sweep never takes, and a thread cannot be copied."""
+        """Return nothing: Tune keeps a copy for its own way of restoring, which is never taken, and a thread cannot be copied."""
         return {}
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Look whether the cluster still has room."""
-        self.watch.look()
+        if self.watch is not None:
+            self.watch.look()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Open the trial's MLflow run and its line."""
-        if trial.trial_id in self.rows:
-            return
-        suggestion = trial.config
-        experiment = self.config.experiment(suggestion["values"])
-        row = TrialRow(suggestion["number"], suggestion["values"], "running", fingerprint=experiment.fingerprint)
-        self.writer.later(self._open, row, experiment)
-        self.rows[trial.trial_id] = row
-        self._show(f"trial {row.number}: started, {describe_values(row.values)}")
+        if trial.trial_id not in self.rows:
+            row = self._row(trial)
+            self._show(f"{row.title}: started{row.remark}")
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
-        """Log an epoch."""
-        row = self.rows[trial.trial_id]
-        numbers = {name: value for name, value in result.items() if is_metric(name) and isinstance(value, int | float)}
-        if result.get("finished"):
-            row.metrics = numbers
-            self._log(row, "log_metrics", {f"selected/{name}": value for name, value in numbers.items()})
-            return
-        row.epoch = result["epoch"]
-        row.metrics = {**row.metrics, **numbers}
-        self._log(row, "log_epoch", row.epoch, numbers)
-        self._show(
-            f"trial {row.number}: epoch {row.epoch}/{self.epochs}, loss {numbers.get('train/loss', float('nan')):.3f}"
-            f"{_accuracies(row.metrics)}; {self._summary()}"
-        )
+        """Log an epoch, or what the trial ended with."""
+        row, report = self._row(trial), TrialReport.from_result(result)
+        if report.failed is not None:
+            self._fail(row, report.failed)
+        elif report.finished:
+            row.finished, row.metrics = True, dict(report.metrics)
+            self.writer.later(row.run.log_selected, row.metrics)
+        else:
+            row.epoch, row.metrics = report.epoch, row.metrics | dict(report.metrics)
+            self.writer.later(row.run.log_epoch, report.epoch, report.metrics)
+            loss = report.metrics.get("train/loss", float("nan"))
+            self._show(f"{row.title}: epoch {_epoch(row)}, loss {loss:.3f}{_accuracies(row.metrics)}; {self._summary()}")
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Close a trial that ended, by itself or stopped by ASHA."""
-        row = self.rows[trial.trial_id]
-        finished = bool((trial.last_result or {}).get("finished"))
-        row.state = "finished" if finished else f"stopped at {row.epoch}"
-        self.done += 1
-        self._log(row, "set_tags", {STATE_TAG: FINISHED if finished else STOPPED_EARLY})
-        self._log(row, "finish")
-        self._show(f"trial {row.number}: {row.state}{_accuracies(row.metrics)}; {self._summary()}")
+        row = self._row(trial)
+        if row.state == FAILED:  # it said so itself, and then returned
+            return
+        row.state = FINISHED if row.finished else f"stopped at {row.epoch}"
+        self.writer.later(row.run.end, FINISHED if row.finished else STOPPED_EARLY)
+        self._end(row)
+        self._show(f"{row.title}: {row.state}{_accuracies(row.metrics)}; {self._summary()}")
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Say that a trial broke and is tried again; with a full disk there is no point in that."""
         reason = failure_reason(trial)
         if is_full_disk(reason):
             self.full_disk = reason
-            return
-        row = self.rows.get(trial.trial_id)
-        if row is not None:
-            console.warn(f"trial {row.number} broke and is tried again from its last finished epoch: {reason}")
+        elif trial.trial_id in self.rows:
+            console.warn(f"{self.rows[trial.trial_id].title} broke and is tried again from its last finished epoch: {reason}")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Close a trial that broke for good."""
-        row = self.rows.get(trial.trial_id)
-        if row is None:
-            return
-        row.state = "failed"
         reason = failure_reason(trial)
         if is_full_disk(reason):
             self.full_disk = reason
-            return
+        else:
+            self._fail(self._row(trial), reason)
+
+    def check_disk(self, home: Home) -> None:
+        """Raise `NoSpace` if a trial found the disk of the home folder full."""
+        if self.full_disk is not None:
+            raise NoSpace(f"a trial could not write ({self.full_disk}); make room below {home.root}. All finished epochs are kept")
+
+    def _row(self, trial: Trial) -> TrialRow:
+        """Return a trial's row; a new one's MLflow run is opened by the writer, so that a store that is away holds no trial up."""
+        if trial.trial_id not in self.rows:
+            row = self.rows[trial.trial_id] = self.row_of(trial.config)
+            self.writer.later(row.run.open)
+        return self.rows[trial.trial_id]
+
+    def _fail(self, row: TrialRow, reason: str) -> None:
+        row.state = FAILED
+        self.failures[row.experiment.fingerprint] = reason
+        self.writer.later(row.run.end, FAILED, reason)
+        console.warn(f"{row.title} failed: {reason}")
+        self._end(row)
+        self._show(f"{row.title}: failed; {self._summary()}")
+
+    def _end(self, row: TrialRow) -> None:
         self.done += 1
-        self._log(row, "set_tags", {STATE_TAG: FAILED, "rayndom.error": reason})
-        self._log(row, "finish", "FAILED")
-        console.warn(f"trial {row.number} failed: {reason}")
-        self._show(f"trial {row.number}: failed; {self._summary()}")
-
-    def _open(self, row: TrialRow, experiment: ExperimentConfig) -> None:
-        """Open a trial's MLflow run; in the writer's thread, so that a store that is away holds no trial up."""
-        row.run_id = open_trial_run(self.tracker, self.parent, self.key, row.number, experiment)
-
-    def _log(self, row: TrialRow, method: str, *arguments: Any) -> None:
-        """Call a method of the tracker on a trial's run, when the writer comes to it: then the run is open."""
-
-        def log() -> None:
-            getattr(self.tracker, method)(row.run_id, *arguments)
-
-        self.writer.later(log)
+        self.on_end(row)
 
     def _show(self, event: str) -> None:
+        clean, robust = "validation/clean_accuracy", "validation/robust_accuracy"
         rows = [
-            [
-                row.number,
-                row.state,
-                f"{row.epoch}/{self.epochs}",
-                *dimension_cells(self.config, row.values),
-                _percent(row.metrics.get("validation/clean_accuracy")),
-                _percent(row.metrics.get("validation/robust_accuracy")),
-            ]
+            [row.title, row.state, _epoch(row), *row.cells, *(_percent(row.metrics.get(name)) for name in (clean, robust))]
             for row in self.rows.values()
         ]
         self.board.show(rows, self._summary(), event)
@@ -152,19 +172,46 @@ class SweepListener(tune.Callback):
         over = self.done - self.done_at_start
         running = [row for row in self.rows.values() if row.state == "running"]
         # Partly trained trials count by their epochs, so that the estimate moves between ends of trials.
-        progress = over + sum(row.epoch / self.epochs for row in running)
+        progress = over + sum(row.epoch / row.experiment.training.epochs for row in running)
         left = "time left unknown"
         if progress > 0.2:
             seconds = (time.monotonic() - self.started) * (self.wanted - self.done_at_start - progress) / progress
             left = f"at most {console.duration(seconds)} left"
         best = max((row.metrics.get("validation/robust_accuracy", -1.0) for row in self.rows.values()), default=-1.0)
         shown = f", best robust {100 * best:.1f} %" if best >= 0 else ""
-        return f"{self.done}/{self.wanted} trials over{shown}, {left}"
+        return f"{self.done}/{self.wanted} {self.kind}s over{shown}, {left}"
 
 
 def is_full_disk(reason: str) -> bool:
     """Return whether an error's text says that there is no room for a file."""
     return any(os.strerror(code) in reason for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)) or "disk is full" in reason
+
+
+class NoSpace(RuntimeError):
+    """The disk is full."""
+
+
+class OnFullDisk(tune.Stopper):
+    """Ends a start of Tune when a trial found the disk full: the others would only fail one after the other."""
+
+    def __init__(self, listener: TrialListener) -> None:
+        self.listener = listener
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Stop no trial for its result."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Return whether a trial found the disk full."""
+        return self.listener.full_disk is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing, like the listener."""
+        return {}
+
+
+def _epoch(row: TrialRow) -> str:
+    return f"{row.epoch}/{row.experiment.training.epochs}"
 
 
 def _accuracies(metrics: Mapping[str, float]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +14,17 @@ import optuna
 from optuna.trial import TrialState
 from ray import tune
 from ray.tune.error import TuneError
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
-from models.files import write_text
 from orchestration import console
-from orchestration.environment import collect_environment
+from orchestration.environment import environment_tags
 from orchestration.experiment import ExperimentConfig
-from orchestration.home import Home
+from orchestration.home import Workplace
 from orchestration.search_space import suggest
-from orchestration.sweeping.config import SweepConfig, sweep_key
-from orchestration.sweeping.listener import SweepListener
+from orchestration.sweeping.config import SweepConfig, describe_values, dimension_cells, dimension_titles, sweep_key
+from orchestration.sweeping.listener import OnFullDisk, TrialListener, TrialRow
 from orchestration.sweeping.study import (
     METRICS,
     PASSED,
@@ -36,67 +34,104 @@ from orchestration.sweeping.study import (
     STUDY_ERRORS,
     StudyAway,
     best_trials,
+    num_wanted,
     open_study,
     proxy_values,
     spent,
     study_error,
     superseded,
-    target,
 )
-from orchestration.sweeping.trial_runs import complete_trial_records
+from orchestration.sweeping.trial_runs import complete_trial_runs, trial_run
+from orchestration.tracking.background_writer import BackgroundWriter
+from orchestration.tracking.experiment_run import ParentRun
 from orchestration.tracking.tracker import SWEEP_TAG, Tracker
 from orchestration.training import cluster
-from orchestration.training.cluster import ClusterWatch
+from orchestration.training.job import TrainingJob, TrialReport, new_start
 from orchestration.training.resources import concurrency, trial_resources
 from orchestration.training.trial import run_trial, tune_resources
 
 
 @dataclass(frozen=True)
-class SearchOutcome:
-    """A finished or interrupted sweep.
+class Search:
+    """The search of a sweep, however far it is.
 
     Attributes:
-        complete: whether all trials are over.
-        best: Optuna's numbers of the best trials: one, or the Pareto front.
-        experiments: trial number -> experiment.
-        parent_run: id of the MLflow run.
+        config: of the sweep.
+        study: Optuna's, with all trials.
+        run: the sweep's MLflow run.
+        folder: of the sweep.
     """
 
-    complete: bool
-    best: list[int]
-    experiments: dict[int, ExperimentConfig]
+    config: SweepConfig
     study: optuna.Study
-    parent_run: str
+    run: ParentRun
     folder: Path
-    stopped_early: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether all trials are over."""
+        return spent(self.study) >= num_wanted(self.config)
+
+    @property
+    def best(self) -> list[int]:
+        """Numbers of the best trials: one, or the Pareto front."""
+        return best_trials(self.config, self.study)
+
+    @property
+    def experiments(self) -> dict[int, ExperimentConfig]:
+        """Trial number -> experiment."""
+        return {
+            trial.number: self.config.experiment(trial.user_attrs["values"]) for trial in self.study.trials if "values" in trial.user_attrs
+        }
+
+    @property
+    def stopped_early(self) -> int:
+        """How many trials ASHA stopped."""
+        return sum(trial.state == TrialState.PRUNED for trial in self.study.trials)
 
 
 class RememberingAsha(AsyncHyperBandScheduler):
     """ASHA over several starts of a sweep: it also compares with trials of earlier starts, does not judge again the epochs of a trial
-    that an earlier start let go on, and stops no trial at its last epoch."""
+    that an earlier start let go on, and stops no trial at its last epoch.
 
-    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Decide as ASHA does, but let a trial that goes on after an interruption come to where it was."""
-        action = super().on_trial_result(controller, trial, result)
-        passed = (getattr(trial, "config", None) or {}).get(PASSED, 0)
-        return self.CONTINUE if action == self.STOP and result[self._time_attr] <= passed else action
+    Args:
+        config: the sweep, with early stopping.
+        epochs: of its trials; one that reaches its end finishes by itself and writes its model.
+        study: of the sweep, with the trials of earlier starts.
+    """
 
-    def spare_the_last_epoch(self, epochs: int) -> None:
-        """Leave out rungs at or beyond the last epoch: what has trained to its end counts, whatever the others did."""
-        for bracket in self._brackets:
-            bracket._rungs = [(milestone, recorded) for milestone, recorded in bracket._rungs if milestone < epochs]
-
-    def remember(self, config: SweepConfig, study: optuna.Study) -> None:
-        """Enter what early stopping compares of all trials in the study."""
+    def __init__(self, config: SweepConfig, epochs: int, study: optuna.Study) -> None:
+        assert config.stopping is not None
+        super().__init__(
+            time_attr="epoch",
+            metric=config.stopping.metric,
+            mode="max",
+            max_t=epochs + 1,
+            grace_period=min(config.stopping.grace_epochs, epochs),
+            reduction_factor=config.stopping.reduction_factor,
+        )
+        self.epochs = epochs
         again = superseded(study)
-        for trial in study.trials:
-            if trial.number not in again:
-                for epoch, value in proxy_values(config, trial).items():
-                    self._brackets[0].on_result(SimpleNamespace(trial_id=f"earlier-{trial.number}"), epoch, value)
+        for earlier in study.trials:
+            if earlier.number in again:
+                continue
+            stand_in = SimpleNamespace(trial_id=f"earlier-{earlier.number}", config=None)
+            self.on_trial_add(None, stand_in)  # type: ignore[arg-type]  # of a trial it reads the name alone
+            for epoch, value in proxy_values(config, earlier).items():
+                self.on_trial_result(None, stand_in, {"epoch": epoch, config.stopping.metric: value})
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial | SimpleNamespace, result: dict[str, Any]) -> str:
+        """Decide as ASHA does, but let a trial that goes on after an interruption come to where it was."""
+        # What has trained to its end counts, whatever the others did.
+        if result["epoch"] >= self.epochs:
+            return TrialScheduler.CONTINUE
+        action = super().on_trial_result(tune_controller, trial, result)  # type: ignore[arg-type]  # as above
+        passed = (trial.config or {}).get(PASSED, 0)
+        return TrialScheduler.CONTINUE if action == TrialScheduler.STOP and result["epoch"] <= passed else action
 
 
-class StudySearch(OptunaSearch):
-    """Ray Tune's Optuna searcher on a persistent study, with a fixed number of trials over all starts.
+class StudySearch(Searcher):
+    """Ray Tune's searcher on a persistent Optuna study, with a fixed number of trials over all starts.
 
     Args:
         config: the sweep.
@@ -104,86 +139,90 @@ class StudySearch(OptunaSearch):
     """
 
     def __init__(self, config: SweepConfig, study: optuna.Study) -> None:
-        metrics = [objective.metric for objective in config.objectives]
-        modes = [objective.mode for objective in config.objectives]
-        single = len(metrics) == 1
-        super().__init__(metric=metrics[0] if single else metrics, mode=modes[0] if single else modes)
-        self.config = config
-        self._ot_study = study
-        self._metrics = metrics
-        self._target = target(config)
+        super().__init__()  # what is improved is the study's business
+        self.config, self.study = config, study
+        self.metrics = [objective.metric for objective in config.objectives]
+        self.num_wanted = num_wanted(config)
+        self.trials: dict[str, optuna.Trial] = {}
+        """Of this start, by Tune's names."""
+        self.over: set[str] = set()
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def save(self, checkpoint_path: str) -> None:
+        """Leave an empty file: Tune wants one for its own way of restoring, which a sweep never takes. The study is on disk."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore, see `save`."""
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Ray types it without its own FINISHED
         """Return `values`, `number` and `passed` of a new trial, or that the sweep has all its trials."""
-        if trial_id not in self._ot_trials:
-            if spent(self._ot_study) + len(self._running()) >= self._target:
+        if trial_id not in self.trials:
+            if spent(self.study) + len(set(self.trials) - self.over) >= self.num_wanted:
                 return Searcher.FINISHED
-            self._ot_trials[trial_id] = self._ot_study.ask()
-        trial = self._ot_trials[trial_id]
+            self.trials[trial_id] = self.study.ask()
+        trial = self.trials[trial_id]
         values = suggest(self.config.space or {}, trial)
-        trial.set_user_attr("values", {name: value for name, value in values.items()})
+        trial.set_user_attr("values", dict(values))
         trial.set_user_attr("fingerprint", self.config.experiment(values).fingerprint)
         return {"values": values, "number": trial.number, PASSED: self._passed(trial)}
 
     def _passed(self, trial: optuna.Trial) -> int:
         """Return the last epoch after which an interrupted start let this trial go on."""
         earlier = trial.user_attrs.get(RESUMES)
-        return 0 if earlier is None else max(proxy_values(self.config, self._ot_study.trials[earlier]), default=0)
+        return 0 if earlier is None else max(proxy_values(self.config, self.study.trials[earlier]), default=0)
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Report an epoch's value, for single-objective sweeps; keep what early stopping compares."""
-        if trial_id in self._completed_trials or result.get("finished"):
+        if trial_id in self.over or result.get("finished"):
             return
         self._keep_proxy(trial_id, result)
-        if len(self._metrics) > 1:
+        if len(self.metrics) > 1:
             return
-        value = result.get(self._metrics[0])
+        value = result.get(self.metrics[0])
         if value is not None and math.isfinite(value):
-            self._ot_trials[trial_id].report(value, result["epoch"])
+            self.trials[trial_id].report(value, result["epoch"])
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Close the Optuna trial."""
-        if trial_id in self._completed_trials or trial_id not in self._ot_trials:
+        if trial_id in self.over or trial_id not in self.trials:
             return
-        self._completed_trials.add(trial_id)
-        trial = self._ot_trials[trial_id]
-        values = [(result or {}).get(metric) for metric in self._metrics]
-        finite = all(value is not None and math.isfinite(value) for value in values)
-        bounded = {constraint: (result or {}).get(constraint.metric) for constraint in self.config.constraints}
-        finite = finite and all(value is not None and math.isfinite(value) for value in bounded.values())
+        self.over.add(trial_id)
+        trial, result = self.trials[trial_id], result or {}
+        nothing = float("nan")
+        values = [result.get(metric, nothing) for metric in self.metrics]
+        bounded = {constraint: result.get(constraint.metric, nothing) for constraint in self.config.constraints}
+        finite = all(math.isfinite(value) for value in (*values, *bounded.values()))
         if error:
             trial.set_user_attr(RETRY, True)
-            self._ot_study.tell(trial, state=TrialState.FAIL)
-        elif (result or {}).get("finished") and finite:
-            trial.set_user_attr("epochs", result["epoch"])
-            trial.set_user_attr(METRICS, {name: value for name, value in result.items() if "/" in name and isinstance(value, int | float)})
+            self.study.tell(trial, state=TrialState.FAIL)
+        elif result.get("finished") and finite:
+            report = TrialReport.from_result(result)
+            trial.set_user_attr("epochs", report.epoch)
+            trial.set_user_attr(METRICS, dict(report.metrics))
             for constraint, value in bounded.items():
                 trial.set_constraint(constraint.key, constraint.violation(value))
-            self._ot_study.tell(trial, values)
-        elif (result or {}).get("finished"):
-            judged = dict(zip(self._metrics, values, strict=True)) | {each.key: value for each, value in bounded.items()}
+            self.study.tell(trial, values)
+        elif result.get("finished"):
+            judged = dict(zip(self.metrics, values, strict=True)) | {each.key: value for each, value in bounded.items()}
             trial.set_user_attr("reason", f"not finite: {judged}")
-            self._ot_study.tell(trial, state=TrialState.FAIL)
+            self.study.tell(trial, state=TrialState.FAIL)
         else:
-            trial.set_user_attr("epochs", (result or {}).get("epoch", 0))
-            self._ot_study.tell(trial, state=TrialState.PRUNED)
+            trial.set_user_attr("epochs", result.get("epoch", 0))
+            self.study.tell(trial, state=TrialState.PRUNED)
 
     def _keep_proxy(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Keep the values that early stopping compares where Optuna's intermediate values are others."""
         stopping = self.config.stopping
-        if stopping is None or self._metrics == [stopping.metric]:
+        if stopping is None or self.metrics == [stopping.metric]:
             return
         value = result.get(stopping.metric)
         if value is not None and math.isfinite(value):
-            trial = self._ot_trials[trial_id]
+            trial = self.trials[trial_id]
             trial.set_user_attr(PROXY, trial.user_attrs.get(PROXY, {}) | {str(result["epoch"]): value})
 
-    def _running(self) -> set[str]:
-        return set(self._ot_trials) - self._completed_trials
 
-
-def run_search(config: SweepConfig, home: Home, data_root: Path | None, *, address: str | None = None, tracker: Tracker) -> SearchOutcome:
-    """Run a sweep, or go on with it.
+def run_search(config: SweepConfig, workplace: Workplace, tracker: Tracker) -> Search:
+    """Run the search of a sweep, or go on with it.
 
     Raises:
         UserError: the resources do not suffice for one trial, the study is locked, or a name is wrong.
@@ -191,144 +230,87 @@ def run_search(config: SweepConfig, home: Home, data_root: Path | None, *, addre
             kept.
         KeyboardInterrupt: Ctrl-C; everything finished is kept.
     """
-    base = config.experiment({})
-    need = trial_resources(base.resources)
-    console.say(f"joining Ray at {address}" if address else "starting Ray")
-    available = cluster.connect(address, dashboard=need.workers > 1)
+    need = trial_resources(config.experiment({}).resources)
+    console.say(f"joining Ray at {workplace.address}" if workplace.address else "starting Ray")
+    available = cluster.connect(workplace.address, dashboard=need.workers > 1)
     at_once = concurrency(need, available, config.max_concurrent_trials, cluster.alive_nodes())
     key = sweep_key(config)
-    folder = home.sweep(key)
+    folder = workplace.home.sweep(key)
     study = open_study(config, folder)
-    parent = tracker.run("sweep", {SWEEP_TAG: key}, name=config.name)
-    tracker.set_tags(parent, {"rayndom.recipe": ", ".join(config.all_recipes)} | _flat_environment())
-    tracker.log_json(parent, config.model_dump(mode="json"), "sweep.json")
+    run_id = tracker.run("sweep", {SWEEP_TAG: key}, name=config.name)
+    tracker.set_tags(run_id, {"rayndom.recipe": ", ".join(config.all_recipes)} | environment_tags())
+    tracker.log_json(run_id, config.model_dump(mode="json"), "sweep.json")
     write_text(folder / "sweep.json", json.dumps(config.model_dump(mode="json"), indent=2))
-    done, wanted = spent(study), target(config)
+    search = Search(config, study, ParentRun(tracker, run_id), folder)
+    done, wanted = spent(study), num_wanted(config)
     over = f", {done} already over" if done else ""
     console.say(f"sweep {config.name}: {wanted} trials of {', '.join(config.all_recipes)}, {at_once} at a time{over}")
     for remark in config.remarks:
         console.say(remark)
-    console.say(f"study {folder / 'study.db'}; MLflow {tracker.link(parent)}")
-    late = complete_trial_records(config, key, study, home, tracker, parent)
+    console.say(f"study {folder / 'study.db'}; MLflow {tracker.link(run_id)}")
+    late = complete_trial_runs(config, key, study, workplace.home, search.run)
     if late:
         console.say(f"logged what an earlier start could not: trials {', '.join(map(str, late))}")
     if done < wanted:
-        watch = ClusterWatch(need, local=cluster.is_local(address))
-        listener = SweepListener(config, tracker, parent, key, done, wanted, watch)
-        with listener.writer, listener.board:
-            _tune(config, base, home, data_root, study, at_once, wanted - done, listener, folder, key)
-    study = open_study_readonly(config, folder, study)
-    complete = spent(study) >= wanted
-    return SearchOutcome(
-        complete=complete,
-        best=best_trials(config, study),
-        experiments={trial.number: config.experiment(trial.user_attrs["values"]) for trial in study.trials if "values" in trial.user_attrs},
-        study=study,
-        parent_run=parent,
-        folder=folder,
-        stopped_early=sum(trial.state == TrialState.PRUNED for trial in study.trials),
-    )
+        _tune(search, workplace, at_once)
+    return search
 
 
-def open_study_readonly(config: SweepConfig, folder: Path, study: optuna.Study) -> optuna.Study:
-    """Return the study with its cache renewed."""
-    return optuna.load_study(study_name=config.name, storage=study._storage)
-
-
-def _tune(
-    config: SweepConfig,
-    base: ExperimentConfig,
-    home: Home,
-    data_root: Path | None,
-    study: optuna.Study,
-    at_once: int,
-    remaining: int,
-    listener: SweepListener,
-    folder: Path,
-    key: str,
-) -> None:
-    start = f"{time.time_ns():x}"
-    epochs = max(experiment.training.epochs for experiment in config.base_experiments())
+def _tune(search: Search, workplace: Workplace, at_once: int) -> None:
+    """Run the trials that are missing, `at_once` at a time."""
+    config, study, folder, start = search.config, search.study, search.folder, new_start()
+    bases = config.base_experiments()
+    need = trial_resources(bases[0].resources)
+    measure = config.measure if config.needs_protocols else None
 
     def trial(suggestion: dict[str, Any]) -> None:
         experiment = config.experiment(suggestion["values"])
-        run_trial(
-            {
-                "experiment": experiment.model_dump(mode="json"),
-                "folder": str(home.run(experiment.fingerprint)),
-                "data_root": str(data_root) if data_root else None,
-                "train_storage": str(folder / "train"),
-                "start": start,
-                "measure": config.measure.model_dump(mode="json") if config.needs_protocols else None,
-            }
-        )
+        run_trial(TrainingJob.at(workplace, experiment, start=start, train_storage=folder / "train", measure=measure))
 
-    scheduler: Any = FIFOScheduler()
+    def row_of(suggestion: dict[str, Any]) -> TrialRow:
+        number, values = suggestion["number"], suggestion["values"]
+        run = trial_run(search.run, folder.name, number, config, values)
+        return TrialRow(f"trial {number}", dimension_cells(config, values), run, f", {describe_values(values)}")
+
+    writer = BackgroundWriter(search.run.tracker.uri)
+    listener = TrialListener(
+        "trial",
+        f"sweep {config.name}",
+        dimension_titles(config),
+        row_of,
+        writer,
+        cluster.ClusterWatch(need, local=cluster.is_local(workplace.address)),
+        wanted=num_wanted(config),
+        done=spent(study),
+    )
+    scheduler: TrialScheduler = FIFOScheduler()
     if config.stopping is not None:
-        scheduler = RememberingAsha(
-            time_attr="epoch",
-            metric=config.stopping.metric,
-            mode="max",
-            # Beyond the last epoch: a trial that reaches its end finishes by itself and writes its model.
-            max_t=epochs + 1,
-            grace_period=min(config.stopping.grace_epochs, epochs),
-            reduction_factor=config.stopping.reduction_factor,
-        )
-        scheduler.spare_the_last_epoch(epochs)
-        scheduler.remember(config, study)
-    search = StudySearch(config, study)
+        scheduler = RememberingAsha(config, max(experiment.training.epochs for experiment in bases), study)
     tuner = tune.Tuner(
-        tune.with_resources(trial, tune_resources(base)),
+        tune.with_resources(trial, tune_resources(bases[0])),
         tune_config=tune.TuneConfig(
-            search_alg=search,
+            search_alg=StudySearch(config, study),
             scheduler=scheduler,
-            num_samples=remaining + 1000,  # the searcher says when the sweep has all its trials
+            num_samples=num_wanted(config) + 1000,  # the searcher says when the sweep has all its trials
             max_concurrent_trials=at_once,
-            reuse_actors=base.resources.workers == 1,
+            reuse_actors=need.workers == 1,
         ),
         run_config=tune.RunConfig(
             name=f"start-{start}",
             storage_path=str(folder / "tune"),
             callbacks=[listener],
-            stop=_OnFullDisk(listener),
+            stop=OnFullDisk(listener),
             failure_config=tune.FailureConfig(max_failures=2),
             checkpoint_config=tune.CheckpointConfig(),
             verbose=0,
         ),
     )
-    try:
-        tuner.fit()
-    except (*STUDY_ERRORS, TuneError) as error:
-        behind = study_error(error)
-        if behind is None:
-            raise
-        raise StudyAway(folder, behind) from error
-    if listener.full_disk is not None:
-        raise NoSpace(f"a trial could not write ({listener.full_disk}); make room below {home.root}. All finished epochs are kept")
-
-
-class NoSpace(RuntimeError):
-    """The disk is full."""
-
-
-class _OnFullDisk(tune.Stopper):
-    """Ends the search when a trial found the disk full: the others would only fail one after the other."""
-
-    def __init__(self, listener: SweepListener) -> None:
-        self.listener = listener
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Stop no trial for its result."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Return whether a trial found the disk full."""
-        return self.listener.full_disk is not None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing, like the listener."""
-        return {}
-
-
-def _flat_environment() -> dict[str, str]:
-    return {f"environment.{key}": str(value) for key, value in collect_environment().items() if not isinstance(value, dict)}
+    with writer, listener.board:
+        try:
+            tuner.fit()
+        except (*STUDY_ERRORS, TuneError) as error:
+            behind = study_error(error)
+            if behind is None:
+                raise
+            raise StudyAway(folder, behind) from error
+        listener.check_disk(workplace.home)

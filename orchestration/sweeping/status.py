@@ -18,7 +18,7 @@ from orchestration.home import Home
 from orchestration.run_folder import RunFolder
 from orchestration.sweeping.config import SweepConfig, dimension_cells, dimension_titles
 from orchestration.sweeping.goals import format_goal
-from orchestration.sweeping.study import METRICS, best_trials, is_feasible, spent, storage_url, superseded, target
+from orchestration.sweeping.study import METRICS, best_trials, is_feasible, num_wanted, spent, storage_url, superseded
 from orchestration.tracking.tracker import FINGERPRINT_TAG, PARENT_TAG, SWEEP_TAG, Tracker
 
 CONFIG_FILE = "sweep.json"
@@ -140,7 +140,7 @@ def sweep_status(home: Home, key: str) -> SweepStatus:
         if trial.number not in again
     )
     epochs = max(experiment.training.epochs for experiment in bases)
-    return SweepStatus(key, config, epochs, spent(study), target(config), tuple(best_trials(config, study)), trials, link)
+    return SweepStatus(key, config, epochs, spent(study), num_wanted(config), tuple(best_trials(config, study)), trials, link)
 
 
 def _tracked(tracker: Tracker, key: str) -> tuple[dict[str, dict[str, float]], str | None]:

@@ -77,10 +77,12 @@ def open_study(config: SweepConfig, folder: Path) -> optuna.Study:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
-    directions = ["maximize" if objective.mode == "max" else "minimize" for objective in config.objectives]
+    ways = optuna.study.StudyDirection
+    directions = [ways.MAXIMIZE if objective.mode == "max" else ways.MINIMIZE for objective in config.objectives]
     try:
+        storage = optuna.storages.RDBStorage(storage_url(folder), engine_kwargs={"connect_args": {"timeout": LOCK_PATIENCE_S}})
         study = optuna.create_study(
-            storage=optuna.storages.RDBStorage(storage_url(folder), engine_kwargs={"connect_args": {"timeout": LOCK_PATIENCE_S}}),
+            storage=storage,
             study_name=config.name,
             directions=directions,
             sampler=_sampler(config, config.seed),
@@ -96,7 +98,7 @@ def open_study(config: SweepConfig, folder: Path) -> optuna.Study:
         for trial in study.trials:
             if trial.state == TrialState.RUNNING:
                 # Marked first: a kill between these lines must not leave a trial that nobody runs again.
-                study._storage.set_trial_user_attr(trial._trial_id, RETRY, True)
+                _mark(storage, config.name, trial.number, RETRY)
                 study.tell(trial.number, state=TrialState.FAIL)
             elif trial.state != TrialState.FAIL or not trial.user_attrs.get(RETRY) or trial.number in again:
                 continue
@@ -104,6 +106,12 @@ def open_study(config: SweepConfig, folder: Path) -> optuna.Study:
     except STUDY_ERRORS as error:
         raise UserError(str(StudyAway(folder, error))) from None
     return study
+
+
+def _mark(storage: optuna.storages.RDBStorage, study: str, number: int, attribute: str) -> None:
+    """Set an attribute of a trial that is not this process's own: a study changes only those."""
+    trial = storage.get_trial_id_from_study_id_trial_number(storage.get_study_id_from_name(study), number)
+    storage.set_trial_user_attr(trial, attribute, True)
 
 
 def spent(study: optuna.Study) -> int:
@@ -118,8 +126,8 @@ def superseded(study: optuna.Study) -> set[int]:
     return {trial.user_attrs[RESUMES] for trial in study.trials if RESUMES in trial.user_attrs}
 
 
-def target(config: SweepConfig) -> int:
-    """Return the number of trials of the sweep."""
+def num_wanted(config: SweepConfig) -> int:
+    """Return how many trials the sweep is to have."""
     if config.num_trials is not None:
         return config.num_trials
     return len(planned_points(config))
@@ -197,8 +205,8 @@ def _axis(name: str, dimension: Dimension) -> list[Any]:
         return list(range(low, high + 1, int(dimension.step or 1)))
     if dimension.step is None:
         raise UserError(f"dimension {name} is a continuum: a grid needs `choices`, or low, high and `step`")
-    count = math.floor((dimension.high - dimension.low) / dimension.step + 1e-9)
-    return [dimension.low + index * dimension.step for index in range(count + 1)]
+    low, high = dimension.ends()
+    return [low + index * dimension.step for index in range(math.floor((high - low) / dimension.step + 1e-9) + 1)]
 
 
 ENDING_S = 15  # a driver that was just stopped may still be ending

@@ -25,38 +25,36 @@ from orchestration.evaluating.evaluation_run import EvaluationSettings, Job, pre
 from orchestration.experiment import ExperimentConfig
 from orchestration.exporting.export import export_target
 from orchestration.exporting.targets import Target, resolve_target
-from orchestration.home import Home
+from orchestration.home import Workplace
 from orchestration.run_folder import RunFolder
 from orchestration.sweeping.config import SweepConfig, extreme_points, sweep_key
 from orchestration.sweeping.findings import conclude_search, infeasible, show_trials, top_trials
-from orchestration.sweeping.goals import format_goal
-from orchestration.sweeping.listed_experiments import Listed, train_baselines, train_listed
-from orchestration.sweeping.search import SearchOutcome, run_search
+from orchestration.sweeping.goals import RepeatsConfig, format_goal
+from orchestration.sweeping.listed_experiments import Listed, train_listed
+from orchestration.sweeping.search import Search, run_search
 from orchestration.sweeping.study import only_driver
-from orchestration.tracking.tracker import FINGERPRINT_TAG, Tracker
+from orchestration.tracking.experiment_run import ParentRun
+from orchestration.tracking.tracker import Tracker
 from orchestration.training.final_measures import MARKED_METRIC, kept_protocol_metrics
 from orchestration.training.resources import trial_resources
 from orchestration.training.training_run import build_for
 from trainers.data import Splits, load_data
 
 
-def run_sweep(
-    config: SweepConfig, home: Home, data_root: Path | None, *, address: str | None = None, evaluate: bool = True
-) -> dict[str, Any]:
+def run_sweep(config: SweepConfig, workplace: Workplace, *, evaluate: bool = True) -> dict[str, Any]:
     """Run a sweep to its end, or go on with it; return a summary.
 
     Raises:
         UserError: a mistake, found before any worker starts.
     """
-    base = config.experiment({})
-    check_networks(config, data_root)
+    check_networks(config, workplace.data_root)
     baselines = [config.baseline_experiment(recipe) for recipe in config.baselines]
-    with only_driver(home.sweep(sweep_key(config)), config.name):
-        tracker = Tracker(home, base.tracking.experiment)
+    with only_driver(workplace.home.sweep(sweep_key(config)), config.name):
+        tracker = Tracker(workplace.home, config.experiment({}).tracking.experiment)
         console.say(f"if it is interrupted, however that happens, it goes on with:  {resume_command()}")
         summary: dict[str, Any] = {"complete": False}
         try:
-            summary = _run_to_its_end(config, baselines, home, data_root, address, tracker, evaluate)
+            summary = _run_to_its_end(run_search(config, workplace, tracker), baselines, workplace, evaluate)
         except (UserError, NoWinner):
             summary = {"complete": True}  # the same command would end in the same way
             raise
@@ -66,73 +64,61 @@ def run_sweep(
         return summary
 
 
-def _run_to_its_end(
-    config: SweepConfig,
-    baselines: list[ExperimentConfig],
-    home: Home,
-    data_root: Path | None,
-    address: str | None,
-    tracker: Tracker,
-    evaluate: bool,
-) -> dict[str, Any]:
+def _run_to_its_end(search: Search, baselines: list[ExperimentConfig], workplace: Workplace, evaluate: bool) -> dict[str, Any]:
+    """Do what follows the search."""
     started = time.monotonic()
-    outcome = run_search(config, home, data_root, address=address, tracker=tracker)
+    config, tracker, run_id = search.config, search.run.tracker, search.run.run_id
     summary: dict[str, Any] = {
         "sweep": config.name,
-        "complete": outcome.complete,
-        "trials": len(outcome.study.trials),
-        "stopped_early": outcome.stopped_early,
-        "best": outcome.best,
-        "mlflow_run": outcome.parent_run,
-        "study": str(outcome.folder / "study.db"),
+        "complete": search.complete,
+        "trials": len(search.study.trials),
+        "stopped_early": search.stopped_early,
+        "best": search.best,
+        "mlflow_run": run_id,
+        "study": str(search.folder / "study.db"),
     }
-    if not outcome.complete:
-        tracker.finish(outcome.parent_run, "KILLED")
+    if not search.complete:
+        tracker.finish(run_id, "KILLED")
         return summary
-    if not outcome.best:
-        reason = _no_winner(config, outcome, tracker)
-        tracker.finish(outcome.parent_run, "FAILED")
+    if not search.best:
+        reason = _no_winner(search)
+        tracker.finish(run_id, "FAILED")
         raise NoWinner(reason)
-    winner = choose_winner(config, outcome)
-    if config.repeats is not None:
-        winner = _repeat(config, outcome, home, data_root, tracker)
-    experiment = outcome.experiments[winner]
-    show_trials(config, outcome, winner)
-    found = conclude_search(config, outcome, winner, tracker)
+    winner = choose_winner(search) if config.repeats is None else _repeat(search, config.repeats, workplace)
+    experiment = search.experiments[winner]
+    show_trials(search, winner)
+    found = conclude_search(search, winner)
     summary |= found
     selected_on = experiment.training.validation.select_on
     summary |= {"winner": winner, "winner_fingerprint": experiment.fingerprint, "selected_on": selected_on}
-    tracker.set_tags(outcome.parent_run, {"rayndom.winner": winner, "rayndom.selected_on": selected_on})
+    tracker.set_tags(run_id, {"rayndom.winner": winner, "rayndom.selected_on": selected_on})
     if selected_on == "test":
         console.warn("training.validation.select_on is test: the winner was chosen on test images, so its test accuracy is too good")
     else:
         console.say(f"trial {winner} wins on validation images; what follows is on test images")
-    train_baselines(baselines, home, data_root, tracker, outcome.parent_run)
-    jobs: list[Job] = []
+    train_listed("baseline", [Listed(each.name, each) for each in baselines], workplace, search.run)
     if evaluate:
-        jobs = _evaluate(config, experiment, baselines, home, data_root, address, tracker, outcome.parent_run)
+        jobs = _evaluate(config, experiment, baselines, workplace, tracker)
         summary["evaluation"] = {job.name: conclusion(job.name, job.result()) for job in jobs}
-    target = resolve_target(str(home.run(experiment.fingerprint)), home)
-    export = export_target(target, home.root / "exports" / config.name)
+    target = resolve_target(str(workplace.home.run(experiment.fingerprint)), workplace.home)
+    export = export_target(target, workplace.home.root / "exports" / config.name)
     summary["export"] = str(export)
-    tracker.log_folder(outcome.parent_run, export, "winner")
+    tracker.log_folder(run_id, export, "winner")
     _keep_search(export / "search", found)
-    tracker.log_json(outcome.parent_run, summary, "summary.json")
-    tracker.log_metrics(
-        outcome.parent_run, {f"winner/{name}": value for name, value in target.config["details"]["training"]["metrics"].items()}
-    )
-    tracker.finish(outcome.parent_run)
+    tracker.log_json(run_id, summary, "summary.json")
+    tracker.log_metrics(run_id, {f"winner/{name}": value for name, value in target.config["details"]["training"]["metrics"].items()})
+    tracker.finish(run_id)
     console.say(f"winner exported to {export}")
-    console.say(f"MLflow {tracker.link(outcome.parent_run)}")
+    console.say(f"MLflow {tracker.link(run_id)}")
     console.say(f"done in {console.duration(time.monotonic() - started)}")
     return summary
 
 
-def choose_winner(config: SweepConfig, outcome: SearchOutcome) -> int:
+def choose_winner(search: Search) -> int:
     """Return the trial to export: the best one; on a Pareto front, the best by the first objective."""
-    sign = 1 if config.objectives[0].mode == "max" else -1
-    trials = {trial.number: trial for trial in outcome.study.trials}
-    return max(outcome.best, key=lambda number: sign * trials[number].values[0])
+    sign = 1 if search.config.objectives[0].mode == "max" else -1
+    trials = {trial.number: trial for trial in search.study.trials}
+    return max(search.best, key=lambda number: sign * trials[number].values[0])
 
 
 def resume_command() -> str:
@@ -141,14 +127,14 @@ def resume_command() -> str:
     return shlex.join(["rayndom", *arguments]) if arguments else "the same call"
 
 
-def _no_winner(config: SweepConfig, outcome: SearchOutcome, tracker: Tracker) -> str:
+def _no_winner(search: Search) -> str:
     """Return why there is no winner, after showing and keeping what the search found."""
-    violating = infeasible(config, outcome.study)
-    if not violating:
+    if not infeasible(search.config, search.study):
         return "no trial of the sweep reached its end; see the trials' errors above and in MLflow"
-    show_trials(config, outcome, None)
-    conclude_search(config, outcome, None, tracker)
-    return f"no trial satisfies the constraints {', '.join(each.key for each in config.constraints)}; relax them or widen the space"
+    show_trials(search, None)
+    conclude_search(search, None)
+    keys = ", ".join(each.key for each in search.config.constraints)
+    return f"no trial satisfies the constraints {keys}; relax them or widen the space"
 
 
 class NoWinner(RuntimeError):
@@ -163,39 +149,31 @@ def _keep_search(folder: Path, found: dict[str, Any]) -> None:
     write_text(folder / "search.json", json.dumps(found | {"plots": [Path(plot).name for plot in found["plots"]]}, indent=2))
 
 
-def _repeat(config: SweepConfig, outcome: SearchOutcome, home: Home, data_root: Path | None, tracker: Tracker) -> int:
+def _repeat(search: Search, repeats: RepeatsConfig, workplace: Workplace) -> int:
     """Train the best trials with further seeds and return the winner by the mean."""
-    assert config.repeats is not None
-    top = top_trials(config, outcome.study, config.repeats.top)
-    repeated = run_repeats(config, outcome.experiments, top, home, data_root, tracker, outcome.parent_run)
+    config, experiments = search.config, search.experiments
+    top = {number: experiments[number] for number in top_trials(config, search.study, repeats.top)}
+    repeated = run_repeats(config, repeats, top, workplace, search.run)
     winner = choose_by_mean(config, repeated)
     show_repeats(config, repeated, winner)
-    log_repeats(tracker, outcome.parent_run, repeated, outcome.experiments)
+    log_repeats(search.run, repeated, experiments)
     if winner is None:
-        tracker.finish(outcome.parent_run, "FAILED")
+        search.run.tracker.finish(search.run.run_id, "FAILED")
         raise NoWinner("none of the repeated trials satisfies the constraints on the mean over seeds; repeat more of them")
     return winner
 
 
 def _evaluate(
-    config: SweepConfig,
-    winner: ExperimentConfig,
-    baselines: list[ExperimentConfig],
-    home: Home,
-    data_root: Path | None,
-    address: str | None,
-    tracker: Tracker,
-    parent: str,
+    config: SweepConfig, winner: ExperimentConfig, baselines: list[ExperimentConfig], workplace: Workplace, tracker: Tracker
 ) -> list[Job]:
     settings = EvaluationSettings(suite=config.suite, num_samples=config.num_test_examples)
     jobs = []
     for experiment in [*baselines, winner]:
-        folder = RunFolder(home.run(experiment.fingerprint))
-        target = Target(folder.model, experiment)
+        target = Target(RunFolder(workplace.home.run(experiment.fingerprint)).model, experiment)
         name = f"{experiment.name} (winner)" if experiment is winner else experiment.name
-        jobs.append(prepare(name, target, settings, home, data_root))
+        jobs.append(prepare(name, target, settings, workplace.home, workplace.data_root))
     need = trial_resources(winner.resources)
-    run_jobs(jobs, workers=1000, gpus_per_worker=need.gpus / need.workers, address=address)
+    run_jobs(jobs, workers=1000, gpus_per_worker=need.gpus / need.workers, address=workplace.address)
     for job in jobs:
         run_id = tracker.find_run(job.target.experiment.fingerprint) if job.target.experiment else None
         keep(job, job.result(), tracker, run_id, config.suite)
@@ -237,31 +215,25 @@ def with_seeds(experiment: ExperimentConfig, seeds: Sequence[int]) -> list[Exper
 
 
 def run_repeats(
-    config: SweepConfig,
-    experiments: Mapping[int, ExperimentConfig],
-    top: Sequence[int],
-    home: Home,
-    data_root: Path | None,
-    tracker: Tracker,
-    parent: str,
+    config: SweepConfig, repeats: RepeatsConfig, top: Mapping[int, ExperimentConfig], workplace: Workplace, parent: ParentRun
 ) -> list[Repeated]:
-    """Train the trials `top` with the further seeds of `config.repeats`, log each as a child run, and return their values.
+    """Train trials with further seeds, log each training as a child run, and return their values. What is trained already is reused.
 
-    What is trained already is reused.
+    Args:
+        top: number of a trial -> its experiment.
 
     Raises:
         RuntimeError: a run failed.
     """
-    assert config.repeats is not None
     measure = config.measure if config.needs_protocols else None
-    groups = {number: with_seeds(experiments[number], config.repeats.seeds) for number in top}
+    groups = {number: with_seeds(experiment, repeats.seeds) for number, experiment in top.items()}
     listed = [Listed(f"trial {number} seed {each.seed}", each) for number, group in groups.items() for each in group[1:]]
-    train_listed("repeat", listed, home, data_root, tracker, parent, measure)
+    train_listed("repeat", listed, workplace, parent, measure)
     repeated = []
     for number, group in groups.items():
         records = []
         for experiment in group:
-            folder = RunFolder(home.run(experiment.fingerprint))
+            folder = RunFolder(workplace.home.run(experiment.fingerprint))
             record = folder.result()
             assert record is not None
             records.append(record["metrics"] | ((kept_protocol_metrics(folder, measure) or {}) if measure else {}))
@@ -300,7 +272,7 @@ def show_repeats(config: SweepConfig, repeated: Sequence[Repeated], winner: int 
     console.table("best trials over training seeds, mean +- standard deviation", ["trial", "seeds", *metrics, ""], rows)
 
 
-def log_repeats(tracker: Tracker, parent: str, repeated: Sequence[Repeated], experiments: Mapping[int, ExperimentConfig]) -> None:
+def log_repeats(parent: ParentRun, repeated: Sequence[Repeated], experiments: Mapping[int, ExperimentConfig]) -> None:
     """Log means and deviations to the sweep's run, and which trial a repeat belongs to, to the repeats' runs."""
     content = []
     for each in repeated:
@@ -311,12 +283,12 @@ def log_repeats(tracker: Tracker, parent: str, repeated: Sequence[Repeated], exp
             deviation = each.deviation(metric)
             if deviation is not None:
                 numbers[f"repeats/trial_{each.number}/{metric}/standard_deviation"] = deviation
-        tracker.log_metrics(parent, numbers)
+        parent.tracker.log_metrics(parent.run_id, numbers)
         for experiment in with_seeds(experiments[each.number], each.seeds)[1:]:
-            run_id = tracker.run("repeat", {FINGERPRINT_TAG: experiment.fingerprint}, f"trial {each.number} seed {experiment.seed}", parent)
-            tracker.set_tags(run_id, {"rayndom.repeats": each.number})
-            tracker.finish(run_id)
-    tracker.log_json(parent, content, "repeats.json")
+            run = parent.child("repeat", experiment, f"trial {each.number} seed {experiment.seed}")
+            run.set_tags({"rayndom.repeats": each.number})
+            run.end()
+    parent.tracker.log_json(parent.run_id, content, "repeats.json")
 
 
 def _with_deviation(each: Repeated, metric: str) -> str:

@@ -89,8 +89,9 @@ def _ctrw(prior: CtrwPrior, experiment: ExperimentConfig, space: dict[str, Dimen
         raise UserError(f"the prior `ctrw` needs {A} as a range with `low` and `high`")
     remark = f"Lemma 1 at the start of training (mu {parameters.initial_mu:g}, sigma 1, alpha {prior.alpha:g}): A >= {bound:.4g}"
     reaches = [f"{A} ends at {high:g}"] if bound >= high else []
-    if B in space and space[B].high is not None and bound >= space[B].high:
-        reaches.append(f"{B} ends at {space[B].high:g}")
+    above = space[B].high if B in space else None
+    if above is not None and bound >= above:
+        reaches.append(f"{B} ends at {above:g}")
     if reaches:
         message = f"infeasible: {remark}, but {' and '.join(reaches)}"
         if prior.use == "bound":

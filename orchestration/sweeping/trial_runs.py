@@ -1,4 +1,4 @@
-"""The MLflow run of a trial: opened under its identity, and completed afterwards where an earlier start could not.
+"""The MLflow runs of a sweep's trials, completed afterwards where an earlier start could not.
 
 What a start leaves out (its driver was killed before its last writes, or the store was away to its end) is in the study and in the
 run folders. The next start logs it before anything else.
@@ -6,67 +6,45 @@ run folders. The next start logs it before anything else.
 
 from __future__ import annotations
 
-from typing import Any
-
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from models.errors import UserError
-from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
 from orchestration.run_folder import RunFolder
 from orchestration.sweeping.config import SweepConfig
 from orchestration.sweeping.study import METRICS, superseded
-from orchestration.tracking.tracker import FINGERPRINT_TAG, SWEEP_TAG, Tracker
+from orchestration.tracking.experiment_run import FAILED, FINISHED, STOPPED_EARLY, ExperimentRun, ParentRun
+from orchestration.tracking.tracker import SWEEP_TAG
 
-STATE_TAG = "rayndom.state"
-FINISHED, STOPPED_EARLY, FAILED = "finished", "stopped early by ASHA", "failed"
 _OVER = {TrialState.COMPLETE: FINISHED, TrialState.PRUNED: STOPPED_EARLY, TrialState.FAIL: FAILED}
 
 
-def is_metric(name: str) -> bool:
-    """Return whether an entry of a report is a metric, rather than Tune's own bookkeeping."""
-    return name.startswith(("train/", "validation/", "time/", "model/"))
+def trial_run(parent: ParentRun, key: str, number: int, config: SweepConfig, values: dict[str, object]) -> ExperimentRun:
+    """Return the run of a trial, which its sweep and its fingerprint identify."""
+    return parent.child("trial", config.experiment(values), f"trial {number}", {SWEEP_TAG: key})
 
 
-def open_trial_run(tracker: Tracker, parent: str, key: str, number: int, experiment: ExperimentConfig) -> str:
-    """Return the id of a trial's run, created or found, with its parameters and configuration."""
-    identity = {SWEEP_TAG: key, FINGERPRINT_TAG: experiment.fingerprint}
-    run_id = tracker.run("trial", identity, f"trial {number}", parent)
-    tracker.log_params(run_id, experiment.flatten())
-    tracker.log_json(run_id, experiment.model_dump(mode="json"), "config.json")
-    return run_id
-
-
-def complete_trial_records(config: SweepConfig, key: str, study: optuna.Study, home: Home, tracker: Tracker, parent: str) -> list[int]:
+def complete_trial_runs(config: SweepConfig, key: str, study: optuna.Study, home: Home, parent: ParentRun) -> list[int]:
     """Log what is missing of trials that are over, and close their runs; return the numbers of those that were not closed."""
-    closed = {run.data.tags.get(FINGERPRINT_TAG) for run in tracker.children(parent, "trial") if run.info.status != "RUNNING"}
-    again = superseded(study)
+    closed, again = parent.closed("trial"), superseded(study)
     found = []
     for trial in study.trials:
         if trial.state not in _OVER or trial.number in again or "values" not in trial.user_attrs:
             continue
-        if trial.user_attrs["fingerprint"] not in closed:
-            _complete(config, key, trial, home, tracker, parent)
-            found.append(trial.number)
+        if trial.user_attrs["fingerprint"] in closed:
+            continue
+        run = trial_run(parent, key, trial.number, config, trial.user_attrs["values"])
+        history = known_history(RunFolder(home.run(run.experiment.fingerprint)))[: trial.user_attrs.get("epochs")]
+        selected = trial.user_attrs.get(METRICS, {}) if trial.state == TrialState.COMPLETE else None
+        run.complete(history, selected, _OVER[trial.state])
+        found.append(trial.number)
     return found
 
 
-def _complete(config: SweepConfig, key: str, trial: FrozenTrial, home: Home, tracker: Tracker, parent: str) -> None:
-    experiment = config.experiment(trial.user_attrs["values"])
-    run_id = open_trial_run(tracker, parent, key, trial.number, experiment)
-    log_history(tracker, run_id, RunFolder(home.run(experiment.fingerprint)), trial.user_attrs.get("epochs"))
-    if trial.state == TrialState.COMPLETE:
-        tracker.log_metrics(run_id, {f"selected/{name}": value for name, value in trial.user_attrs.get(METRICS, {}).items()})
-    tracker.set_tags(run_id, {STATE_TAG: _OVER[trial.state]})
-    tracker.finish(run_id, "FAILED" if trial.state == TrialState.FAIL else "FINISHED")
-
-
-def log_history(tracker: Tracker, run_id: str, folder: RunFolder, until: int | None = None) -> None:
-    """Log the epochs of a run folder that its MLflow run lacks, up to epoch `until`."""
+def known_history(folder: RunFolder) -> list[dict[str, float]]:
+    """Return the metrics of a run folder's epochs; a damaged or deleted folder has none, training again would say so."""
     try:
-        history: list[dict[str, Any]] = folder.history()
+        return folder.history()
     except UserError:
-        return  # a damaged or deleted folder has nothing to add; training again would say so
-    for epoch, metrics in enumerate(history[:until], start=1):
-        tracker.log_epoch(run_id, epoch, metrics)
+        return []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ import torch
 from models.randomness import num_configurations
 from orchestration import console
 from orchestration.experiment import ExperimentConfig
-from orchestration.home import Home
+from orchestration.home import Workplace
 from orchestration.run_folder import RunFolder
 from orchestration.training.training_run import build_for, device_for
 from trainers.config import TrainingConfig
@@ -24,15 +23,15 @@ from trainers.step import StepContext
 from trainers.streams import Streams
 
 
-def dry_run(experiment: ExperimentConfig, home: Home, data_root: Path | None) -> dict[str, Any]:
+def dry_run(experiment: ExperimentConfig, workplace: Workplace) -> dict[str, Any]:
     """Build the model, train two batches, and return what a run would need.
 
     Raises:
         UserError: the run could not start.
     """
-    device = device_for(experiment)
-    splits = load_data(experiment.data, data_root, device)
-    model = build_for(experiment, splits).to(device, memory_format=torch.channels_last)
+    home, device = workplace.home, device_for(experiment)
+    splits = load_data(experiment.data, workplace.data_root, device)
+    model = build_for(experiment, splits).to(device).to(memory_format=torch.channels_last)
     training = experiment.training
     seconds, loss = _time_step(experiment, training, splits, model, device)
     steps = len(splits.train) // training.batch_size

@@ -10,39 +10,27 @@ import json
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from analysis.evaluate import evaluate
-from analysis.result import EvaluationResult
 from analysis.theory.cost import count_parameters
-from models.configuration import Config
 from models.files import write_text
 from models.modes import mode
 from models.randomness import resample
 from models.weights import load_pretrained
-from orchestration.experiment import ExperimentConfig
 from orchestration.run_folder import RunFolder
+from orchestration.training.job import MeasureConfig, TrainingJob
 from trainers.data import evaluation_batches, load_data
 from trainers.validation import limited
+
+if TYPE_CHECKING:
+    from analysis.result import EvaluationResult
 
 PROTOCOLS = ("T0", "T1", "T2", "T3")
 MARKED_METRIC = "validation/evaluation_marked"
 """1 where a check of the evaluation failed, else 0: its accuracies must then not be shown without their mark."""
-
-
-class MeasureConfig(Config):
-    """How robust accuracy under a named protocol is measured at the end of a trial, on validation images.
-
-    It is measured only if an objective or a constraint names a `validation/robust_accuracy/T<n>`.
-    """
-
-    suite: str = Field("quick", description="Evaluation suite.")
-    num_examples: int = Field(200, ge=1, description="Validation images.")
-    num_draws: int | None = Field(None, ge=1, description="Draws that score; none: the suite's.")
 
 
 def protocol_metric(protocol: str) -> str:
@@ -50,21 +38,23 @@ def protocol_metric(protocol: str) -> str:
     return f"validation/robust_accuracy/{protocol}"
 
 
-def protocol_metrics(experiment: ExperimentConfig, folder: RunFolder, data_root: Path | None, measure: MeasureConfig) -> dict[str, float]:
-    """Attack a finished run's model on validation images and return its robust accuracy under each protocol of the suite.
+def protocol_metrics(job: TrainingJob, measure: MeasureConfig) -> dict[str, float]:
+    """Attack the model of a finished job on validation images and return its robust accuracy under each protocol of the suite.
 
     The blocks are kept in the run folder: an interrupted measurement goes on, a finished one is reused.
 
     Raises:
         UserError: the suite does not fit the model.
     """
-    kept = kept_protocol_metrics(folder, measure)
+    kept = kept_protocol_metrics(job.folder, measure)
     if kept is not None:
         return kept
-    path = _path(folder, measure)
+    from analysis.evaluate import evaluate
+
+    experiment, path = job.experiment, _path(job.folder, measure)
     device = "cuda" if experiment.resources.gpus_per_worker and torch.cuda.is_available() else "cpu"
-    model = load_pretrained(folder.model, resample_on_forward=False).to(device, memory_format=torch.channels_last)
-    batches = list(evaluation_batches(limited(load_data(experiment.data, data_root).validation, measure.num_examples), 256))
+    model = load_pretrained(job.folder.model, resample_on_forward=False).to(device).to(memory_format=torch.channels_last)
+    batches = list(evaluation_batches(limited(load_data(experiment.data, job.data_root).validation, measure.num_examples), 256))
     result = evaluate(
         model,
         torch.cat([x for x, _ in batches]),
@@ -96,7 +86,7 @@ def accuracies_by_protocol(result: EvaluationResult) -> dict[str, float]:
     """Return the lowest accuracy of a single attack under each protocol, under T1 of the worst attack of each sample; and the mark."""
     metrics: dict[str, float] = {}
     for protocol in PROTOCOLS:
-        rows: list[Any] = [row for row in result.rows if row.attack != "clean" and row.in_threat_model]
+        rows = [row for row in result.rows if row.attack != "clean" and row.in_threat_model]
         values = [row.estimate.value for row in rows if protocol in row.protocols]
         if protocol == "T1" and result.headline is not None:
             values = [result.headline.value]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from orchestration import console
-from orchestration.environment import collect_environment
+from orchestration.environment import environment_tags
 from orchestration.experiment import ExperimentConfig
-from orchestration.home import Home
-from orchestration.run_folder import RunFolder
+from orchestration.home import Workplace
 from orchestration.tracking.background_writer import BackgroundWriter
-from orchestration.tracking.tracker import FINGERPRINT_TAG, Tracker
+from orchestration.tracking.experiment_run import FAILED, KILLED, ExperimentRun
+from orchestration.tracking.tracker import Tracker
+from orchestration.training.job import TrainingJob
 from orchestration.training.training_run import RunResult, train_here
 from trainers.reporting import EpochReport
 
@@ -24,7 +24,7 @@ class _Progress:
         self.board = console.Board(experiment.name, ["epoch", "step", "loss", "clean %", "robust %", "images/s"])
         self.started = time.monotonic()
         self.first_epoch: int | None = None
-        self.rows: list[list[object]] = []
+        self.rows: list[list[str]] = []
 
     def step(self, step: int, num_steps: int) -> None:
         """Move the running line."""
@@ -52,7 +52,7 @@ class _Progress:
             return
         if self.first_epoch is None:
             self.first_epoch = report.epoch - 1
-        accuracies = "" if clean is None else f", clean {100 * clean:.1f} %, robust {100 * robust:.1f} %"
+        accuracies = "" if clean is None or robust is None else f", clean {100 * clean:.1f} %, robust {100 * robust:.1f} %"
         self.board.show(
             self.rows[-6:],
             self._left(report.epoch),
@@ -67,39 +67,30 @@ class _Progress:
         return f"{console.duration((time.monotonic() - self.started) / trained * (self.epochs - epoch))} left"
 
 
-def run_single(
-    experiment: ExperimentConfig,
-    home: Home,
-    data_root: Path | None,
-    *,
-    address: str | None = None,
-    restart: bool = False,
-) -> tuple[RunResult, str]:
+def run_single(experiment: ExperimentConfig, workplace: Workplace, *, restart: bool = False) -> tuple[RunResult, str]:
     """Train, resume or reuse one experiment; return its result and the id of its MLflow run.
 
     Raises:
         UserError: a mistake, found before any worker starts. TrainingDiverged, OSError: while running; finished epochs are kept.
         StoreAway: trained, but the MLflow store stayed away; the same call logs the rest.
     """
-    folder = RunFolder(home.run(experiment.fingerprint))
-    tracker = Tracker(home, experiment.tracking.experiment)
+    job = TrainingJob.at(workplace, experiment)
+    tracker = Tracker(workplace.home, experiment.tracking.experiment)
     if restart:
-        with folder.locked():
-            folder.clear()
-    run_id = tracker.run("run", {FINGERPRINT_TAG: experiment.fingerprint}, name=experiment.name or experiment.defence.name)
-    tracker.log_params(run_id, experiment.flatten())
-    environment = {f"environment.{key}": value for key, value in collect_environment().items() if not isinstance(value, dict)}
-    tracker.set_tags(run_id, experiment.tracking.tags | environment)
-    tracker.log_json(run_id, experiment.model_dump(mode="json"), "config.json")
+        with job.folder.locked():
+            job.folder.clear()
+    run = ExperimentRun(tracker, "run", experiment, experiment.name or experiment.defence.name)
+    run_id = run.open()
+    run.set_tags(experiment.tracking.tags | environment_tags())
     console.say(f"training {experiment.name}, fingerprint {experiment.fingerprint}; MLflow {tracker.link(run_id)}")
-    known = _finished_epochs(folder)
+    known = len(job.folder.history())
     if known:
         console.say(f"going on after epoch {known}")
     progress = _Progress(experiment)
     writer = BackgroundWriter(tracker.uri)
 
     def on_epoch(report: EpochReport) -> None:
-        writer.later(tracker.log_epoch, run_id, report.epoch, dict(report.metrics))
+        writer.later(run.log_epoch, report.epoch, dict(report.metrics))
         progress.epoch(report, replayed=report.epoch <= known)
 
     with writer:
@@ -108,18 +99,19 @@ def run_single(
                 if experiment.resources.workers > 1:
                     from orchestration.training.group_run import train_in_group
 
-                    result = train_in_group(experiment, folder, home, data_root, address, on_epoch)
+                    result = train_in_group(job, workplace.address, on_epoch)
                 else:
-                    with folder.locked():
-                        result = train_here(experiment, folder, data_root, on_epoch=on_epoch, on_step=progress.step)
-        except BaseException as error:
-            if not isinstance(error, KeyboardInterrupt | SystemExit):
-                writer.later(tracker.set_tags, run_id, {"rayndom.error": str(error)})
-            writer.later(tracker.finish, run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+                    with job.folder.locked():
+                        result = train_here(job, on_epoch=on_epoch, on_step=progress.step)
+        except Exception as error:
+            writer.later(run.end, FAILED, str(error))
             raise
-        writer.later(tracker.log_metrics, run_id, {f"selected/{name}": value for name, value in result.metrics.items()})
+        except BaseException:
+            writer.later(run.end, KILLED)
+            raise
+        writer.later(run.log_selected, result.metrics)
         writer.later(_log_model, tracker, run_id, result)
-        writer.later(tracker.finish, run_id)
+        writer.later(run.end)
     return result, run_id
 
 
@@ -127,14 +119,3 @@ def _log_model(tracker: Tracker, run_id: str, result: RunResult) -> None:
     # A run that was finished before may have ended while the store was away.
     if not result.reused or not tracker.has_folder(run_id, result.folder.model, "model"):
         tracker.log_folder(run_id, result.folder.model, "model")
-
-
-def _finished_epochs(folder: RunFolder) -> int:
-    finished = folder.result()
-    if finished is not None:
-        return finished["num_epochs"]
-    if not folder.has_state:
-        return 0
-    from trainers.checkpoint import read_state
-
-    return read_state(folder.path)["finished_epochs"]

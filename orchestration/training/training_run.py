@@ -22,6 +22,7 @@ from orchestration.experiment import ExperimentConfig
 from orchestration.run_folder import RunFolder
 from orchestration.training.card import model_card
 from orchestration.training.final_measures import cost_metrics
+from orchestration.training.job import TrainingJob
 from trainers.checkpoint import read_state
 from trainers.data import Splits, load_data
 from trainers.distributed import world
@@ -97,9 +98,7 @@ def build_for(experiment: ExperimentConfig, splits: Splits) -> nn.Module:
 
 
 def train_here(
-    experiment: ExperimentConfig,
-    folder: RunFolder,
-    data_root: Path | None,
+    job: TrainingJob,
     *,
     on_epoch: EpochListener = lambda report: None,
     on_step: StepListener = lambda step, num_steps: None,
@@ -109,14 +108,13 @@ def train_here(
     Epochs that were finished earlier are reported again, so that a listener always sees all of them in order.
 
     Args:
-        experiment: what to train.
-        folder: its run folder; on several nodes a shared one.
-        data_root: folder of the data sets; None: the default.
+        job: what to train.
         on_epoch, on_step: listeners; called on every worker.
 
     Raises:
         UserError: something does not fit. TrainingDiverged: the loss is not finite. OSError: a checkpoint could not be written.
     """
+    experiment, folder = job.experiment, job.folder
     rank, _ = world()
     environment = collect_environment()  # now: code may be edited while it trains
     finished = folder.result()
@@ -125,11 +123,11 @@ def train_here(
         if "model/parameters" not in finished["metrics"]:  # trained before costs were measured
             image_shape = tuple(read_config(folder.model)["model"]["image_shape"])
             finished["metrics"] |= cost_metrics(load_pretrained(folder.model, resample_on_forward=False), image_shape)
-        return _as_result(folder, finished, reused=True)
+        return as_result(folder, finished, reused=True)
     threads = experiment.resources.cpus_per_worker
     torch.set_num_threads(max(1, int(threads or os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)))
     device = device_for(experiment)
-    splits = load_data(experiment.data, data_root, device)
+    splits = load_data(experiment.data, job.data_root, device)
     model = build_for(experiment, splits)
     if rank == 0:
         folder.write_config(experiment)
@@ -164,7 +162,7 @@ def train_here(
             },
         )
         folder.write_result(record)
-    return _as_result(folder, record, reused=False)
+    return as_result(folder, record, reused=False)
 
 
 def _replay(history: list[dict[str, float]], on_epoch: EpochListener) -> None:
@@ -182,5 +180,6 @@ def _record(outcome: FitResult) -> dict[str, Any]:
     }
 
 
-def _as_result(folder: RunFolder, record: dict[str, Any], *, reused: bool) -> RunResult:
+def as_result(folder: RunFolder, record: dict[str, Any], *, reused: bool) -> RunResult:
+    """Return what the record of a finished run says."""
     return RunResult(folder, record["metrics"], record["selected_epoch"], record["num_epochs"], reused)

@@ -13,7 +13,7 @@ from orchestration.cli import main
 from orchestration.recipes import load_recipe
 from orchestration.sweeping.config import check_sweep, load_sweep, sweep_key
 from orchestration.sweeping.item_grid import item_tree
-from orchestration.sweeping.study import planned_points, target
+from orchestration.sweeping.study import num_wanted, planned_points
 
 # Keys of the sweep files that restated these items: what was begun with a file goes on with the item.
 EARLIER_KEYS = {
@@ -52,7 +52,7 @@ def test_the_trials_of_an_item_are_its_rows_and_what_is_left_out_is_said():
         own = {fingerprint(run) for row, run in runs if run is not None and run.recipe == config.recipe and not row.extra}
         trials = [config.experiment(point).fingerprint for point in planned_points(config)]
         assert set(trials) == own, name
-        assert len(trials) == target(config) == len(own), name
+        assert len(trials) == num_wanted(config) == len(own), name
         baselines = {load_recipe(recipe).experiment.fingerprint for recipe in config.baselines}
         rest = {row.key for row, run in runs if run is not None and fingerprint(run) not in own | baselines}
         said = " ".join(config.remarks)
@@ -79,7 +79,7 @@ def test_an_earlier_name_answers_with_the_command(name):
 
 def test_fields_of_the_sweep_change_an_items_grid_into_a_search():
     config = check_sweep(*item_tree("dcs.table4"), {"sampler": "tpe", "num_trials": 3, "settings.training.epochs": 5})
-    assert target(config) == 3
+    assert num_wanted(config) == 3
     assert {config.experiment(point).training.epochs for point in planned_points(config) or [{}]} == {5}
 
 

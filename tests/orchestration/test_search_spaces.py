@@ -10,7 +10,7 @@ from orchestration.search_space import chosen_fields
 from orchestration.sweeping.config import check_sweep, load_sweep
 from orchestration.sweeping.item_grid import item_tree
 from orchestration.sweeping.search import StudySearch
-from orchestration.sweeping.study import open_study, planned_points, target
+from orchestration.sweeping.study import num_wanted, open_study, planned_points
 from orchestration.sweeping.theory_prior import CtrwPrior, ctrw_lower_bound
 
 JOINT = {
@@ -90,7 +90,7 @@ def test_mistakes_in_any_recipe_are_found_before_anything_starts(changes, parts,
 
 def test_explicit_points_come_first_or_are_all_there_is(tmp_path):
     table = check_sweep(*item_tree("rna.table5"))
-    assert target(table) == 8
+    assert num_wanted(table) == 8
     points = planned_points(table)
     assert {point["training.redraw"] for point in points} == {"attack_then_step", "each_batch"}
     assert points[0]["defence.pool"] == ["bn", "in", "gn_groups_32", "ln"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -12,8 +13,9 @@ from ray.tune.search import Searcher
 from models.errors import UserError
 from orchestration.search_space import Dimension, suggest
 from orchestration.sweeping.config import load_sweep, sweep_key
+from orchestration.sweeping.goals import StoppingConfig
 from orchestration.sweeping.search import RememberingAsha, StudySearch
-from orchestration.sweeping.study import grid_points, open_study, spent, target
+from orchestration.sweeping.study import grid_points, num_wanted, open_study, spent
 from orchestration.training.cluster import PATIENCE_S, ClusterLost, ClusterWatch
 from orchestration.training.resources import TrialResources, concurrency
 
@@ -132,7 +134,7 @@ def test_grids_visit_every_point_once():
 
 def test_a_grid_sweep_is_queued_once_and_bounded(tmp_path):
     config = load_sweep("rna_pools_digits")
-    assert target(config) == 10
+    assert num_wanted(config) == 10
     study = open_study(config, tmp_path)
     assert len(study.trials) == 10
     assert len(open_study(config, tmp_path).trials) == 10
@@ -144,6 +146,12 @@ def test_a_grid_sweep_is_queued_once_and_bounded(tmp_path):
     assert len({str(values) for values in seen}) == 10
 
 
+def asha(config, epochs, study=None):
+    """ASHA that keeps one of two at epochs 2, 4, 8 ..."""
+    config = config.model_copy(update={"stopping": StoppingConfig(grace_epochs=2, reduction_factor=2)})
+    return RememberingAsha(config, epochs, study or optuna.create_study())
+
+
 def test_asha_remembers_trials_of_earlier_starts(config, tmp_path):
     study = open_study(config, tmp_path)
     search = StudySearch(config, study)
@@ -152,21 +160,14 @@ def test_asha_remembers_trials_of_earlier_starts(config, tmp_path):
         for epoch in (1, 2):
             search.on_trial_result(name, {"epoch": epoch, "validation/robust_accuracy": value})
         search.on_trial_complete(name, {"epoch": 2, "finished": True, "validation/robust_accuracy": value})
-    scheduler = RememberingAsha(
-        time_attr="epoch", metric="validation/robust_accuracy", mode="max", max_t=10, grace_period=2, reduction_factor=2
-    )
-    scheduler.remember(config, open_study(config, tmp_path))
-    from types import SimpleNamespace
-
-    trial = SimpleNamespace(trial_id="new")
+    scheduler = asha(config, 9, open_study(config, tmp_path))
+    trial = SimpleNamespace(trial_id="new", config={})
     scheduler.on_trial_add(None, trial)
     result = {"epoch": 2, "validation/robust_accuracy": 0.1}
     assert scheduler.on_trial_result(None, trial, result) == "STOP"
 
 
 def test_a_resumed_trial_is_not_stopped_before_it_is_where_it_was(config, tmp_path):
-    from types import SimpleNamespace
-
     metric = "validation/robust_accuracy"
     search = StudySearch(config, open_study(config, tmp_path))
     search.suggest("a")
@@ -175,7 +176,7 @@ def test_a_resumed_trial_is_not_stopped_before_it_is_where_it_was(config, tmp_pa
     # kill -9; meanwhile nothing changed, but the next start knows better trials by the time it replays this one
     resumed = StudySearch(config, open_study(config, tmp_path)).suggest("b")
     assert resumed["passed"] == 3
-    scheduler = RememberingAsha(time_attr="epoch", metric=metric, mode="max", max_t=13, grace_period=2, reduction_factor=2)
+    scheduler = asha(config, 12)
     for index in range(3):
         better = SimpleNamespace(trial_id=f"better{index}", config={})
         scheduler.on_trial_add(None, better)
@@ -187,15 +188,12 @@ def test_a_resumed_trial_is_not_stopped_before_it_is_where_it_was(config, tmp_pa
     assert scheduler.on_trial_result(None, trial, {"epoch": 4, metric: 0.1}) == "STOP"
 
 
-def test_asha_stops_no_trial_at_its_last_epoch():
-    from types import SimpleNamespace
-
+def test_asha_stops_no_trial_at_its_last_epoch(config):
     metric = "validation/robust_accuracy"
-    scheduler = RememberingAsha(time_attr="epoch", metric=metric, mode="max", max_t=9, grace_period=2, reduction_factor=2)
-    scheduler.spare_the_last_epoch(8)
+    scheduler = asha(config, 8)
     actions = {}
     for index in range(6):
-        trial = SimpleNamespace(trial_id=f"t{index}")
+        trial = SimpleNamespace(trial_id=f"t{index}", config={})
         scheduler.on_trial_add(None, trial)
         for epoch in (2, 4, 8):
             actions[index, epoch] = scheduler.on_trial_result(None, trial, {"epoch": epoch, metric: 0.9 - 0.1 * index})

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from models.errors import UserError
 from models.registry import build_model
 from orchestration.sweeping.config import load_sweep, sweep_key
-from orchestration.sweeping.findings import importances, infeasible, proxy_correlations, rungs, show_trials, top_trials
+from orchestration.sweeping.findings import conclude_search, importances, infeasible, proxy_correlations, rungs, show_trials, top_trials
 from orchestration.sweeping.plots import write_plots
-from orchestration.sweeping.search import RememberingAsha, SearchOutcome, StudySearch
+from orchestration.sweeping.search import RememberingAsha, Search, StudySearch
 from orchestration.sweeping.study import best_trials, open_study, proxy_values
 from orchestration.sweeping.sweep import Repeated, choose_by_mean, show_repeats, with_seeds
+from orchestration.tracking.experiment_run import ParentRun
+from orchestration.tracking.tracker import Tracker
 from orchestration.training.final_measures import MARKED_METRIC, cost_metrics
+from orchestration.training.job import TrialReport
 
 ROBUST, CLEAN, SIZE = "validation/robust_accuracy", "validation/clean_accuracy", "model/parameters"
 
@@ -27,8 +32,8 @@ def run_by_hand(config, folder, outcomes):
         search.suggest(name)
         for epoch, value in early.items():
             search.on_trial_result(name, {"epoch": epoch, ROBUST: value, CLEAN: clean})
-        final = {"epoch": 12, "finished": True, ROBUST: robust, CLEAN: clean, SIZE: size, f"{ROBUST}/T1": robust - 0.1}
-        search.on_trial_complete(name, final)
+        final = {ROBUST: robust, CLEAN: clean, SIZE: size, f"{ROBUST}/T1": robust - 0.1}
+        search.on_trial_complete(name, TrialReport(12, final, "", finished=True).to_result())
     return study
 
 
@@ -95,10 +100,13 @@ def test_the_proxy_is_compared_with_the_final_measure(tmp_path):
     assert found[4].rho == pytest.approx(0.3)
     assert found[4].num_trials == 5
     # What early stopping remembers is the proxy, not the objective.
-    scheduler = RememberingAsha(time_attr="epoch", metric=ROBUST, mode="max", max_t=13, grace_period=4, reduction_factor=2)
-    scheduler.remember(config, study)
-    known = {value for *_, early in OUTCOMES for value in early.values()}
-    assert {value for rung in scheduler._brackets[0]._rungs for value in rung[1].values()} <= known
+    scheduler = RememberingAsha(config, 12, study)
+    decisions = []
+    for name, value in (("above their median", 0.25), ("below it", 0.15)):
+        trial = SimpleNamespace(trial_id=name, config={})
+        scheduler.on_trial_add(None, trial)
+        decisions.append(scheduler.on_trial_result(None, trial, {"epoch": 4, ROBUST: value}))
+    assert decisions == ["CONTINUE", "STOP"], "0.25 is below the median of the objective"
 
 
 def test_a_minimized_objective_correlates_with_the_right_sign(tmp_path):
@@ -168,17 +176,13 @@ def test_costs_of_a_model_leave_it_as_it_was():
 
 
 def test_the_summary_of_a_search_is_shown_and_kept(tmp_path, home, capsys, monkeypatch):
-    from orchestration.sweeping.findings import conclude_search, show_trials
-    from orchestration.sweeping.search import SearchOutcome
-    from orchestration.tracking.tracker import Tracker
-
     config = load_sweep("ctrw_bounds_digits", {"num_trials": 5, "objectives": [{"metric": ROBUST}, {"metric": CLEAN}]})
     study = run_by_hand(config, tmp_path, OUTCOMES)
     tracker = Tracker(home, "rayndom")
     parent = tracker.run("sweep", {"rayndom.sweep": "x"}, "x")
-    outcome = SearchOutcome(True, best_trials(config, study), {}, study, parent, tmp_path, 0)
-    show_trials(config, outcome, 3)
-    found = conclude_search(config, outcome, 3, tracker)
+    search = Search(config, study, ParentRun(tracker, parent), tmp_path)
+    show_trials(search, 3)
+    found = conclude_search(search, 3)
     out = capsys.readouterr().out
     assert "Pareto front" in out
     assert "importance" in out
@@ -188,14 +192,15 @@ def test_the_summary_of_a_search_is_shown_and_kept(tmp_path, home, capsys, monke
     assert {"plots/pareto_front.png", "plots/parallel_coordinates.png", "plots/history.png"} <= names
 
 
-def test_accuracies_of_an_invalid_evaluation_carry_their_mark_in_every_table_of_a_sweep(tmp_path, capsys):
+def test_accuracies_of_an_invalid_evaluation_carry_their_mark_in_every_table_of_a_sweep(tmp_path, home, capsys):
     config = load_sweep("ctrw_bounds_digits", {"num_trials": 2, "objectives": [{"metric": f"{ROBUST}/T1"}, {"metric": CLEAN}]})
     study = open_study(config, tmp_path)
     search = StudySearch(config, study)
     for name, marked in (("sound", 0.0), ("invalid", 1.0)):
         search.suggest(name)
-        search.on_trial_complete(name, {"epoch": 12, "finished": True, f"{ROBUST}/T1": 0.5, CLEAN: 0.75, MARKED_METRIC: marked})
-    show_trials(config, SearchOutcome(True, [0, 1], {}, study, "", tmp_path, 0), 0)
+        final = {f"{ROBUST}/T1": 0.5, CLEAN: 0.75, MARKED_METRIC: marked}
+        search.on_trial_complete(name, TrialReport(12, final, "", finished=True).to_result())
+    show_trials(Search(config, study, ParentRun(Tracker(home, "rayndom"), ""), tmp_path), 0)
     lines = capsys.readouterr().out.splitlines()
     shown = [line for line in lines if "0.75" in line]
     assert len(shown) == 4, "two trials, in the table and on the front"

@@ -15,7 +15,7 @@ import optuna
 import pytest
 from mlflow.tracking import MlflowClient
 
-from orchestration.home import Home
+from orchestration.home import Home, Workplace
 from orchestration.sweeping.config import load_sweep
 from orchestration.sweeping.sweep import run_sweep
 from orchestration.tracking.tracker import PARENT_TAG
@@ -74,14 +74,14 @@ def assert_no_duplicates(home: Home, trials: int) -> None:
 @pytest.mark.timeout(600)
 def test_a_sweep_ends_with_a_winner_and_is_not_run_twice(home, ray_cluster, tmp_path):
     config = load_sweep(str(write_sweep(tmp_path, trials=3, epochs=2)))
-    summary = run_sweep(config, home, None, evaluate=False)
+    summary = run_sweep(config, Workplace(home), evaluate=False)
     assert summary["complete"]
     assert_no_duplicates(home, 3)
     assert (Path(summary["export"]) / "model.safetensors").is_file()
     study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{summary['study']}")
     assert study.best_trial.number == summary["winner"]
     before = {path: path.stat().st_mtime_ns for path in home.root.glob("runs/*/training.pt")}
-    again = run_sweep(config, home, None, evaluate=False)
+    again = run_sweep(config, Workplace(home), evaluate=False)
     assert again["winner"] == summary["winner"]
     assert_no_duplicates(home, 3)
     assert {path: path.stat().st_mtime_ns for path in home.root.glob("runs/*/training.pt")} == before
@@ -164,7 +164,7 @@ num_test_examples: 8
 def test_every_goal_of_a_sweep_is_reached_shown_and_kept(home, ray_cluster, tmp_path, capsys):
     path = tmp_path / "goals.yaml"
     path.write_text(GOALS)
-    summary = run_sweep(load_sweep(str(path)), home, None)
+    summary = run_sweep(load_sweep(str(path)), Workplace(home))
     shown = capsys.readouterr().out
     for words in ("Pareto front", "importance", "Spearman", "best trials over training seeds", "wins on validation images"):
         assert words in shown

@@ -12,6 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from models.errors import UserError
+from orchestration.home import Workplace
 from orchestration.run_folder import RunFolder
 from orchestration.sweeping import study as study_module
 from orchestration.sweeping.config import load_sweep
@@ -19,8 +20,10 @@ from orchestration.sweeping.listed_experiments import Listed, train_listed
 from orchestration.sweeping.listener import is_full_disk
 from orchestration.sweeping.search import StudySearch
 from orchestration.sweeping.study import RETRY, only_driver, open_study, spent
-from orchestration.sweeping.trial_runs import complete_trial_records, open_trial_run
+from orchestration.sweeping.trial_runs import complete_trial_runs, trial_run
+from orchestration.tracking.experiment_run import ParentRun
 from orchestration.tracking.tracker import Tracker
+from orchestration.training.job import TrialReport
 from orchestration.training.trial import failure_reason
 
 ROBUST = "validation/robust_accuracy"
@@ -45,23 +48,22 @@ def half_recorded(home, tmp_path):
     experiments = []
     for name in "abcd":
         experiments.append(config.experiment(search.suggest(name)["values"]))
-    search.on_trial_complete("a", {"epoch": 3, "finished": True, ROBUST: 0.3})
-    search.on_trial_complete("b", {"epoch": 3, "finished": True, ROBUST: 0.4})
-    search.on_trial_complete("c", {"epoch": 2, "finished": False, ROBUST: 0.2})
+    search.on_trial_complete("a", TrialReport(3, {ROBUST: 0.3}, "", finished=True).to_result())
+    search.on_trial_complete("b", TrialReport(3, {ROBUST: 0.4}, "", finished=True).to_result())
+    search.on_trial_complete("c", TrialReport(2, {ROBUST: 0.2}, "").to_result())
     for experiment in experiments[:3]:
         write_history(home, experiment.fingerprint, 3)
-    closed = open_trial_run(tracker, parent, "key", 0, experiments[0])
-    tracker.finish(closed)
-    open_run = open_trial_run(tracker, parent, "key", 1, experiments[1])
-    tracker.log_epoch(open_run, 1, {"train/loss": 1.0, ROBUST: 0.1})
+    below = ParentRun(tracker, parent)
+    trial_run(below, "key", 0, config, study.trials[0].user_attrs["values"]).end()
+    trial_run(below, "key", 1, config, study.trials[1].user_attrs["values"]).log_epoch(1, {"train/loss": 1.0, ROBUST: 0.1})
     return config, study, parent, experiments
 
 
 def test_what_a_killed_start_did_not_log_is_logged_once_by_the_next(home, half_recorded):
     config, study, parent, experiments = half_recorded
     tracker = Tracker(home, "rayndom")
-    assert complete_trial_records(config, "key", study, home, tracker, parent) == [1, 2]
-    assert complete_trial_records(config, "key", study, home, Tracker(home, "rayndom"), parent) == []
+    assert complete_trial_runs(config, "key", study, home, ParentRun(tracker, parent)) == [1, 2]
+    assert complete_trial_runs(config, "key", study, home, ParentRun(Tracker(home, "rayndom"), parent)) == []
     runs = {run.data.tags["rayndom.fingerprint"]: run for run in tracker.children(parent, "trial")}
     assert set(runs) == {experiment.fingerprint for experiment in experiments[:3]}, "the unfinished trial is not closed"
     second, third = (runs[experiment.fingerprint] for experiment in experiments[1:3])
@@ -81,7 +83,7 @@ def test_a_baseline_that_was_trained_elsewhere_is_shown_below_the_sweep(home):
     tracker = Tracker(home, "rayndom")
     parent = tracker.run("sweep", {"rayndom.sweep": "key"}, "x")
     for _ in range(2):
-        train_listed("baseline", [Listed("at_digits", experiment)], home, None, tracker, parent)
+        train_listed("baseline", [Listed("at_digits", experiment)], Workplace(home), ParentRun(tracker, parent))
     (child,) = tracker.children(parent, "baseline")
     assert child.info.status == "FINISHED"
     assert child.data.metrics[f"selected/{ROBUST}"] == pytest.approx(0.2)

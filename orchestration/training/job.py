@@ -1,0 +1,134 @@
+"""One training as a record: what whoever starts it hands to the process that does it, and what that process tells after every epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from models.configuration import Config
+from orchestration.experiment import ExperimentConfig
+from orchestration.home import Workplace
+from orchestration.run_folder import RunFolder
+
+
+class MeasureConfig(Config):
+    """How robust accuracy under a named protocol is measured at the end of a trial, on validation images.
+
+    It is measured only if an objective or a constraint names a `validation/robust_accuracy/T<n>`.
+    """
+
+    suite: str = Field("quick", description="Evaluation suite.")
+    num_examples: int = Field(200, ge=1, description="Validation images.")
+    num_draws: int | None = Field(None, ge=1, description="Draws that score; none: the suite's.")
+
+
+def new_start() -> str:
+    """Return a name for a start of trainings that no earlier one has."""
+    return f"{time.time_ns():x}"
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One training.
+
+    Attributes:
+        experiment: what is trained.
+        folder: its run folder; on several nodes a shared one.
+        data_root: folder of the data sets; None: the default.
+        train_storage: folder of Ray Train's own files.
+        start: name of this start. Ray Train goes on from its own records when a name is taken; ours are in the run folder.
+        measure: how the finished model is attacked under named protocols; None: it is not.
+    """
+
+    experiment: ExperimentConfig
+    folder: RunFolder
+    data_root: Path | None
+    train_storage: Path
+    start: str
+    measure: MeasureConfig | None = None
+
+    @classmethod
+    def at(
+        cls,
+        workplace: Workplace,
+        experiment: ExperimentConfig,
+        *,
+        start: str | None = None,
+        train_storage: Path | None = None,
+        measure: MeasureConfig | None = None,
+    ) -> TrainingJob:
+        """Return the training of `experiment` in its run folder of a home; `train_storage`: None: the home's own."""
+        return cls(
+            experiment,
+            RunFolder(workplace.home.run(experiment.fingerprint)),
+            workplace.data_root,
+            train_storage or workplace.home.root / "train",
+            start or new_start(),
+            measure,
+        )
+
+    def with_own_cores(self) -> TrainingJob:
+        """Return the job with as many threads per worker as Ray gives it cores: one unless the recipe says more."""
+        resources = self.experiment.resources
+        resources = resources.model_copy(update={"cpus_per_worker": resources.cpus_per_worker or 1.0})
+        return dataclasses.replace(self, experiment=self.experiment.model_copy(update={"resources": resources}))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the job as JSON types: Ray Train hands its workers a dictionary."""
+        return {
+            "experiment": self.experiment.model_dump(mode="json"),
+            "folder": str(self.folder.path),
+            "data_root": str(self.data_root) if self.data_root else None,
+            "train_storage": str(self.train_storage),
+            "start": self.start,
+            "measure": self.measure.model_dump(mode="json") if self.measure else None,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> TrainingJob:
+        """Return the job that `to_json` wrote."""
+        return cls(
+            ExperimentConfig(**content["experiment"]),
+            RunFolder(Path(content["folder"])),
+            Path(content["data_root"]) if content["data_root"] else None,
+            Path(content["train_storage"]),
+            content["start"],
+            MeasureConfig(**content["measure"]) if content["measure"] else None,
+        )
+
+
+_METRIC_NAMES = "metric_names"
+
+
+@dataclass(frozen=True)
+class TrialReport:
+    """What a training that Ray started tells its driver: after every epoch, and once more at its end.
+
+    Attributes:
+        epoch: finished epochs. metrics: of the last one; at the end those of the selected epoch and of the finished model.
+        fingerprint: of the experiment. finished: whether this is the end. failed: why it cannot go on, where trying again has no use.
+    """
+
+    epoch: int
+    metrics: Mapping[str, float]
+    fingerprint: str
+    finished: bool = False
+    failed: str | None = None
+
+    def to_result(self) -> dict[str, Any]:
+        """Return the report as Tune and Ray Train take it: flat, because schedulers look metrics up by name, and with the metrics' names,
+        because Tune adds entries of its own."""
+        facts = {"epoch": self.epoch, "fingerprint": self.fingerprint, "finished": self.finished, "failed": self.failed}
+        return dict(self.metrics) | facts | {_METRIC_NAMES: list(self.metrics)}
+
+    @classmethod
+    def from_result(cls, result: Mapping[str, Any]) -> TrialReport:
+        """Return the report that `to_result` made of a result."""
+        metrics = {name: float(result[name]) for name in result.get(_METRIC_NAMES, ())}
+        return cls(result["epoch"], metrics, result.get("fingerprint", ""), bool(result.get("finished")), result.get("failed"))
