@@ -18,6 +18,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from models.files import write_text
 from orchestration import console
 from orchestration.environment import environment_tags
 from orchestration.experiment import ExperimentConfig
