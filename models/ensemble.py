@@ -37,6 +37,7 @@ InferenceMode = Literal["rsi_sample", "rsi_call", "mean_prob", "mean_logit", "ma
 INFERENCE_MODES: tuple[str, ...] = get_args(InferenceMode)
 
 _MEMBER = re.compile(r"^member\((\d+)\)$")
+_COMPARED_ROWS = 64  # examples whose members are compared between two draws
 
 
 class Ensemble(RandomModule):
@@ -95,6 +96,28 @@ class Ensemble(RandomModule):
         if not 0 <= index < self.num_configurations:
             raise IndexError(f"configuration {index} is outside [0, {self.num_configurations})")
         self._choose(index, 0, index)
+
+    def configuration_probability(self, index: int) -> float:
+        """Return 1/N: every member is as likely."""
+        del index
+        return 1 / self.num_configurations
+
+    def distance(self, first: dict[str, Any], second: dict[str, Any]) -> float:
+        """Return 1 where different members answer, as a mean over the first examples of a batch where each has its own."""
+        if self.num_configurations == 1:
+            return 0.0
+        return (self._members_under(first) != self._members_under(second)).double().mean().item()
+
+    def _members_under(self, state: dict[str, Any]) -> Tensor:
+        """Return which member answers under a draw: one for all, or one for each of the first rows of a batch."""
+        if self.inference == "rsi_call":
+            return state["buffers"]["choice"][:1]
+        before = self.draw_state()
+        self.load_draw_state(state)
+        try:
+            return self.member_indices(_COMPARED_ROWS).clone()
+        finally:
+            self.load_draw_state(before)
 
     def _choose(self, *choice: int) -> None:
         self.set_draw("choice", torch.tensor(choice))

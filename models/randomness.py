@@ -94,6 +94,23 @@ class RandomModule(nn.Module, ABC):
         """Set the draw to configuration `index` in [0, num_configurations). Only for finite spaces."""
         raise TypeError(f"{type(self).__name__} has infinitely many configurations; they cannot be enumerated")
 
+    def configuration_probability(self, index: int) -> float | None:
+        """Return the probability with which a draw is configuration `index` in [0, num_configurations); None: it is not known.
+
+        Where every site knows it, expectations over a small space of draws are computed exactly, by enumeration; else they are estimated
+        from draws. An enumeration is checked against draws (C17), so a wrong probability is found.
+        """
+        del index
+        return None
+
+    def distance(self, first: dict[str, Any], second: dict[str, Any]) -> float:
+        """Return how far apart two draws of this site are, given as `draw_state` returns them: 0 where they are equal.
+
+        1 where they differ, unless a layer has a measure of its own; draws per example count with the mean over the examples.
+        """
+        mine, others = first["buffers"], second["buffers"]
+        return float(any(not torch.equal(mine[name], others[name]) for name in mine))
+
     def register_draw(self, name: str, value: Tensor) -> None:
         """Register a buffer that holds (part of) the draw: it moves with the module and is in no state dict."""
         self.register_buffer(name, value, persistent=False)
@@ -304,6 +321,19 @@ def load_randomness_state(model: nn.Module, state: dict[str, Any]) -> None:
         entry = state[name]
         site.stream = Stream(entry["seed"], entry["position"])
         site.load_draw_state(entry["draw"])
+
+
+def rows_held_by_both(first: dict[str, Any], second: dict[str, Any], rows: str, shared: str) -> tuple[Tensor, Tensor]:
+    """Return what two draw states hold for the examples that both of them know, or for the whole batch.
+
+    Args:
+        rows: buffer with a value per example, if the site has one. shared: buffer with the value that a batch shares.
+    """
+    mine, others = first["buffers"], second["buffers"]
+    if rows not in mine:
+        return mine[shared], others[shared]
+    count = min(len(mine[rows]), len(others[rows]))
+    return mine[rows][:count], others[rows][:count]
 
 
 def draw_buffer_names(model: nn.Module) -> list[str]:

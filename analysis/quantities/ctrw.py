@@ -5,12 +5,13 @@ Reference: Ma, Dong, Xu, "Adversarial Robustness through Random Weight Sampling"
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from analysis.quantities.quantity import RANDOM_WEIGHTS, Finding, Quantity, Requirement, Subject
+from analysis.quantities.pairs import Pairs, PairsByDistance
+from analysis.quantities.quantity import Finding, Quantity, Requirement, Subject, has_layer
 from analysis.theory.ctrw_bounds import (
     conditional_probability,
     cosine_statistic,
@@ -19,6 +20,7 @@ from analysis.theory.ctrw_bounds import (
     lemma1_lower_bound,
     normal_distribution,
     normal_probability,
+    pairs_at_correlation,
     random_weights,
     unconditional_probability,
 )
@@ -30,8 +32,10 @@ PAPER = "Ma et al., CTRW, NeurIPS 2023"
 ALPHA, BETA, EPSILON_Y = -1e-3, 1e-2, 1.0
 EPSILONS = (0.0, 0.01, 0.05)
 TABLE_6_PAIRS = 10_000
+CORRELATIONS = (1.0, 0.95, 0.75, 0.5, 0.0)
 
 Site = RandomFeatureWeight | RandomFilterConv2d
+RANDOM_WEIGHTS = Requirement("trainable random weights (ctrw)", has_layer(RandomFeatureWeight, RandomFilterConv2d))
 
 
 def _sites(subject: Subject) -> Iterator[tuple[str, Site]]:
@@ -167,6 +171,15 @@ def _is_one_trained_weight(model: object) -> bool:
 ONE_RANDOM_WEIGHT = Requirement(
     "exactly one trainable random weight with sigma above 0 (ctrw, variants in, out, filter)", _is_one_trained_weight
 )
+
+
+def _pairs_at_correlations(model: nn.Module, sites: Sequence[Site], count: int, seed: int) -> Pairs:
+    del sites
+    for correlation in CORRELATIONS:
+        yield 1 - correlation, pairs_at_correlation(model, correlation, count, seed)
+
+
+PAIRS_BY_DISTANCE = (PairsByDistance("random weights", (RandomFeatureWeight, RandomFilterConv2d), _pairs_at_correlations),)
 
 QUANTITIES = (
     Quantity(

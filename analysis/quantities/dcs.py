@@ -5,12 +5,13 @@ Reference: Ma, Huang, Dong, You, Xu, "Adversarial Robustness via Deformable Conv
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from analysis.quantities.pairs import Pairs, PairsByDistance
 from analysis.quantities.quantity import Finding, NotComputable, Quantity, Requirement, Subject
 from analysis.theory.dcs_bounds import (
     feasibility,
@@ -192,6 +193,15 @@ def _designed(subject: Subject, count: int) -> Iterator[tuple[str, list[DrawPair
         if all(2 * layer.num_taps - overlap <= layer.kernel_size**2 for layer in layers):
             yield f"{overlap} shared taps", pairs_with_overlap(subject.model, overlap, count, subject.seed)
 
+
+def _pairs_at_overlaps(model: nn.Module, sites: Sequence[StochasticConv2d], count: int, seed: int) -> Pairs:
+    for overlap in range(min(site.num_taps for site in sites), -1, -1):
+        if all(2 * site.num_taps - overlap <= site.kernel_size**2 for site in sites):
+            pairs = pairs_with_overlap(model, overlap, count, seed)
+            yield pairs[0].distance, pairs
+
+
+PAIRS_BY_DISTANCE = (PairsByDistance("stochastic convolutions", (StochasticConv2d,), _pairs_at_overlaps),)
 
 QUANTITIES = (
     Quantity(

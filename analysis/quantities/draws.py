@@ -5,34 +5,11 @@ References: Ma et al., CTRW, NeurIPS 2023, Eq. 6, 8; Dong et al., RNA, NeurIPS 2
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-
-from torch import nn
-
-from analysis.attacked_model.draws import all_configurations, set_draw
+from analysis.quantities.pairs import pairs_by_distance
 from analysis.quantities.quantity import RANDOMIZED, Finding, Quantity, Subject
-from analysis.theory.ctrw_bounds import pairs_at_correlation
-from analysis.theory.dcs_gradients import pairs_with_overlap
-from analysis.theory.rna_paths import pairs_at_difference
-from analysis.theory.transferability import (
-    DrawPair,
-    current_draw,
-    draw_distance,
-    gradient_cosines,
-    random_pairs,
-    transfer,
-    undisturbed,
-)
-from models.layers.random_normalization import RandomNormalization2d
-from models.layers.random_weight import RandomFeatureWeight, RandomFilterConv2d
-from models.layers.stochastic_convolution import StochasticConv2d
-from models.randomness import random_sites
+from analysis.theory.transferability import gradient_cosines, random_pairs, transfer
 
 REFERENCE = "CTRW, Eq. 6, 8; RNA, Fig. 3, 5c; DCS, Eq. 6, Fig. 4"
-CORRELATIONS = (1.0, 0.95, 0.75, 0.5, 0.0)
-FEW_CONFIGURATIONS = 8
-MOST_DISTANCES = 6
 
 
 def _draw_cosines(subject: Subject) -> Finding:
@@ -81,61 +58,6 @@ def _draw_transfer(subject: Subject) -> Finding:
     )
     gain = rows[-1]["accuracy after transfer"] - rows[0]["on the attacked draw"]
     return Finding(rows, notes, {"accuracy_farthest": rows[-1]["accuracy after transfer"], "gain_over_known_draw": gain})
-
-
-def pairs_by_distance(model: nn.Module, count: int, seed: int) -> Iterator[tuple[float, list[DrawPair]]]:
-    """Yield distances, ascending, with pairs of draws that far apart.
-
-    Where all sites are of one kind whose distance can be chosen, it is; a small space of draws is enumerated; elsewhere pairs of
-    independent draws are grouped by their distance.
-
-    Args:
-        count: pairs at each distance; for enumerated spaces all there are.
-    """
-    sites = [site for _, site in random_sites(model)]
-    configurations = all_configurations(model, FEW_CONFIGURATIONS)
-    if configurations is not None:
-        draws = []
-        with undisturbed(model):
-            for configuration in configurations:
-                set_draw(model, configuration)
-                draws.append(current_draw(model))
-        pairs = [DrawPair(a, b, draw_distance(model, a, b)) for a, b in itertools.product(draws, draws)]
-        yield from _grouped(pairs)
-    elif all(isinstance(site, RandomFeatureWeight | RandomFilterConv2d) and site.draw_scope != "per_example" for site in sites):
-        for correlation in CORRELATIONS:
-            yield 1 - correlation, pairs_at_correlation(model, correlation, count, seed)
-    elif all(isinstance(site, RandomNormalization2d) and site.draw_scope != "per_example" for site in sites):
-        for difference in _spread(sum(int(site.num_configurations) > 1 for site in sites)):
-            yield difference, pairs_at_difference(model, difference, count, seed)
-    elif all(isinstance(site, StochasticConv2d) and site.draw_scope != "per_example" for site in sites):
-        yield from _by_overlap(model, [site for site in sites if isinstance(site, StochasticConv2d)], count, seed)
-    else:
-        yield from _grouped(random_pairs(model, MOST_DISTANCES * count, seed))
-
-
-def _by_overlap(model: nn.Module, sites: list[StochasticConv2d], count: int, seed: int) -> Iterator[tuple[float, list[DrawPair]]]:
-    for overlap in range(min(site.num_taps for site in sites), -1, -1):
-        if all(2 * site.num_taps - overlap <= site.kernel_size**2 for site in sites):
-            pairs = pairs_with_overlap(model, overlap, count, seed)
-            yield pairs[0].distance, pairs
-
-
-def _spread(largest: int) -> list[int]:
-    """Return at most `MOST_DISTANCES` whole numbers from 0 to `largest`, evenly spread."""
-    steps = min(largest, MOST_DISTANCES - 1)
-    return sorted({round(index * largest / max(1, steps)) for index in range(steps + 1)})
-
-
-def _grouped(pairs: list[DrawPair]) -> Iterator[tuple[float, list[DrawPair]]]:
-    """Yield pairs by distance; where hardly two are alike, in equal groups at their mean distance."""
-    ordered = sorted(pairs, key=lambda pair: pair.distance)
-    groups = [list(group) for _, group in itertools.groupby(ordered, key=lambda pair: round(pair.distance, 6))]
-    if len(groups) > MOST_DISTANCES:
-        size = -(-len(ordered) // MOST_DISTANCES)
-        groups = [ordered[start : start + size] for start in range(0, len(ordered), size)]
-    for group in groups:
-        yield sum(pair.distance for pair in group) / len(group), group
 
 
 QUANTITIES = (

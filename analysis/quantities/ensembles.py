@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from analysis.quantities.quantity import ATTACK_STEPS, ENSEMBLE, MOST_IMAGES, Finding, NotComputable, Quantity, Requirement, Subject
+from analysis.quantities.quantity import ATTACK_STEPS, MOST_IMAGES, Finding, NotComputable, Quantity, Requirement, Subject, has_layer
 from analysis.theory.ensemble_gradients import gradient_similarity, lipschitz_estimates
 from analysis.theory.ensembles import (
     MemberAttack,
@@ -29,6 +29,7 @@ def _has_several_members(model: nn.Module) -> bool:
     return any(isinstance(module, Ensemble) and module.num_members > 1 for module in model.modules())
 
 
+ENSEMBLE = Requirement("an ensemble (red, ps_red, gal, adp, dverge, trs)", has_layer(Ensemble))
 SEVERAL_MEMBERS = Requirement("an ensemble of at least two members (red, ps_red, gal, adp, dverge, trs)", _has_several_members)
 
 

@@ -19,12 +19,8 @@ from analysis.attacked_model.draws import seeded_draws, set_draw
 from analysis.evaluation.tasks import class_balanced_order
 from analysis.theory.transferability import Attack, undisturbed
 from models.classifier import ModelSpec
-from models.ensemble import Ensemble
 from models.errors import UserError, unknown_name
 from models.files import scan
-from models.layers.channel_statistics import Normalization2d
-from models.layers.random_normalization import RandomNormalization2d
-from models.layers.random_weight import RandomFeatureWeight, RandomFilterConv2d
 from models.randomness import derive_seed, is_randomized
 from models.threat_model import ThreatModel
 from trainers.attacks import pgd
@@ -148,17 +144,13 @@ class Requirement:
     fits: Callable[[nn.Module], bool]
 
 
-def _has(*kinds: type[nn.Module]) -> Callable[[nn.Module], bool]:
+def has_layer(*kinds: type[nn.Module]) -> Callable[[nn.Module], bool]:
+    """Return a predicate: a model has a module of one of these types."""
     return lambda model: any(isinstance(module, kinds) for module in model.modules())
 
 
 ANY_MODEL = Requirement("any model", lambda model: True)
 RANDOMIZED = Requirement("a model with more than one draw", is_randomized)
-RANDOM_WEIGHTS = Requirement("trainable random weights (ctrw)", _has(RandomFeatureWeight, RandomFilterConv2d))
-RANDOM_NORMALIZATIONS = Requirement("random normalizations (rna)", _has(RandomNormalization2d))
-NORMALIZATION_FAMILY = Requirement("normalizations of the RNA family (rna, single_normalization)", _has(Normalization2d))
-ENSEMBLE = Requirement("an ensemble (red, ps_red, gal, adp, dverge, trs)", _has(Ensemble))
-SINGLE_NETWORK = Requirement("a single network, not an ensemble", lambda model: not _has(Ensemble)(model))
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from analysis.quantities.quantity import NORMALIZATION_FAMILY, RANDOM_NORMALIZATIONS, Finding, Quantity, Requirement, Subject
+from analysis.quantities.pairs import Pairs, PairsByDistance, evenly_spread
+from analysis.quantities.quantity import Finding, Quantity, Requirement, Subject, has_layer
 from analysis.theory.rna_paths import (
     cosines_between_types,
     pairs_at_difference,
@@ -23,11 +24,15 @@ from analysis.theory.rna_paths import (
 )
 from analysis.theory.smoothness import effective_smoothness, normalization_gradients, transfer_bound
 from analysis.theory.transferability import transfer, transfer_by_distance, undisturbed
+from models.layers.channel_statistics import Normalization2d
 from models.layers.random_normalization import RandomNormalization2d
 from models.randomness import random_sites
 
 PAPER = "Dong et al., RNA, NeurIPS 2022"
 TINY = 1e-30  # below any gradient of a network that is worth measuring
+
+RANDOM_NORMALIZATIONS = Requirement("random normalizations (rna)", has_layer(RandomNormalization2d))
+NORMALIZATION_FAMILY = Requirement("normalizations of the RNA family (rna, single_normalization)", has_layer(Normalization2d))
 
 
 def _one_pool(model: nn.Module) -> bool:
@@ -185,6 +190,13 @@ def _theorem(subject: Subject) -> Finding:
     )
     return Finding(rows, notes, {"denominator": rows[0]["denominator"], "largest_cosine": rows[0]["largest cosine S"]})
 
+
+def _pairs_at_differences(model: nn.Module, sites: Sequence[RandomNormalization2d], count: int, seed: int) -> Pairs:
+    for difference in evenly_spread(sum(site.num_configurations > 1 for site in sites)):
+        yield difference, pairs_at_difference(model, difference, count, seed)
+
+
+PAIRS_BY_DISTANCE = (PairsByDistance("random normalizations", (RandomNormalization2d,), _pairs_at_differences),)
 
 QUANTITIES = (
     Quantity(

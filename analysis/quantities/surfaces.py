@@ -5,12 +5,14 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from analysis.quantities.quantity import ANY_MODEL, SINGLE_NETWORK, Finding, NotComputable, Quantity, Subject
+from analysis.quantities.quantity import ANY_MODEL, Finding, NotComputable, Quantity, Requirement, Subject, has_layer
 from analysis.theory.flatness import expansion_errors, weight_landscape
 from analysis.theory.landscape import input_landscape
+from models.ensemble import Ensemble
 from models.errors import UserError
 from trainers.weight_noise import sample_weight_noise
 
+SINGLE_NETWORK = Requirement("a single network, not an ensemble", lambda model: not has_layer(Ensemble)(model))
 RADIUS, POSITIONS, DIRECTIONS = 1.0, 11, 5
 NUM_LANDSCAPES, MOST_LANDSCAPES = 4, 16
 SCALES = (("absolute", 1e-4), ("absolute", 1e-3), ("absolute", 1e-2), ("relative", 0.01), ("relative", 0.05))

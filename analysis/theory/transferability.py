@@ -2,9 +2,9 @@
 
 Shapes: B batch, P pairs of draws. Every function works in eval mode and leaves modes, draws and streams as they were.
 
-Distance of two draws, summed over the random sites: RNA, 1 where the choices differ (the paper's path difference); DCS, the number of
-taps that are not shared; CTRW, 1 - correlation of the two normal draws (0 equal, about 1 independent); an ensemble, 1 where different
-members answer; any other site, 1 where the draws differ. Draws per example count with the mean over the examples.
+Distance of two draws: what each random site makes of it (`RandomModule.distance`), summed over the sites. RNA, 1 where the choices differ
+(the paper's path difference); DCS, the number of taps that are not shared; CTRW, 1 - correlation of the two normal draws (0 equal, about 1
+independent); an ensemble, 1 where different members answer; any other site, 1 where the draws differ.
 
 References: Dong et al., "Random Normalization Aggregation", NeurIPS 2022, Fig. 3 and 5c; Ma et al., "Adversarial Robustness through Random
 Weight Sampling", NeurIPS 2023, Eq. 6; Ma et al., "Deformable Convolution with Stochasticity", ICML 2025, Eq. 6 and Fig. 4b.
@@ -21,19 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from analysis.attacked_model.draws import seeded_draws, set_draw
-from models.ensemble import Ensemble
-from models.layers.random_normalization import RandomNormalization2d
-from models.layers.random_weight import RandomFeatureWeight, RandomFilterConv2d
-from models.layers.stochastic_convolution import StochasticConv2d
 from models.modes import mode
 from models.randomness import (
-    RandomModule,
     frozen,
     load_randomness_state,
-    num_configurations,
     random_sites,
     randomness_state,
-    set_configuration,
 )
 from trainers.attacks import input_gradient
 
@@ -78,46 +71,7 @@ def restore_draw(model: nn.Module, draw: DrawState) -> None:
 
 def draw_distance(model: nn.Module, first: DrawState, second: DrawState) -> float:
     """Return the distance of two draws of `model`; see the head of this module."""
-    return sum(_site_distance(site, first[name], second[name]) for name, site in random_sites(model))
-
-
-def _site_distance(site: RandomModule, first: dict[str, Any], second: dict[str, Any]) -> float:
-    a, b = first["buffers"], second["buffers"]
-    if isinstance(site, RandomNormalization2d):
-        x, y = _alike(a, b, "choice_rows", "choice")
-        return (x != y).double().mean().item()
-    if isinstance(site, StochasticConv2d):
-        x, y = _alike(a, b, "tap_rows", "taps")
-        return site.num_taps - (x[..., :, None] == y[..., None, :]).sum(dim=(-2, -1)).double().mean().item()
-    if isinstance(site, RandomFeatureWeight | RandomFilterConv2d):
-        x, y = (value.double().flatten() for value in _alike(a, b, "delta_rows", "delta"))
-        return 1.0 - (x @ y / (x.norm() * y.norm())).item()
-    if isinstance(site, Ensemble):
-        if site.num_configurations == 1:
-            return 0.0
-        x, y = (_members(site, state) for state in (first, second))
-        return (x != y).double().mean().item()
-    return float(any(not torch.equal(a[name], b[name]) for name in a))
-
-
-def _members(ensemble: Ensemble, state: dict[str, Any]) -> Tensor:
-    """Return which member answers under a draw: one for all, or one for each of the first rows of a batch."""
-    if ensemble.inference == "rsi_call":
-        return state["buffers"]["choice"][:1]
-    before = ensemble.draw_state()
-    ensemble.load_draw_state(state)
-    try:
-        return ensemble.member_indices(_ROWS).clone()
-    finally:
-        ensemble.load_draw_state(before)
-
-
-def _alike(first: dict[str, Tensor], second: dict[str, Tensor], rows: str, shared: str) -> tuple[Tensor, Tensor]:
-    """Return the draws of the examples that both states hold, or the draw that the batch shares."""
-    if rows not in first:
-        return first[shared], second[shared]
-    count = min(len(first[rows]), len(second[rows]))
-    return first[rows][:count], second[rows][:count]
+    return sum(site.distance(first[name], second[name]) for name, site in random_sites(model))
 
 
 def random_pairs(model: nn.Module, num_pairs: int, seed: int = 0) -> list[DrawPair]:
@@ -162,10 +116,6 @@ class GradientCosines:
         edges = torch.linspace(-1, 1, num_bins + 1, dtype=torch.float64)
         bins = torch.bucketize(self.cosine_PB.flatten().clamp(-1, 1).cpu(), edges[1:-1], right=True)
         return bins.bincount(minlength=num_bins), edges
-
-    def by_distance(self) -> dict[float, float]:
-        """Return the mean cosine of each distance that occurs (rounded to 6 digits), ascending."""
-        return {key: self.cosine_PB[indices].mean().item() for key, indices in _groups(self.distance_P.tolist())}
 
 
 def gradient_cosines(model: nn.Module, x_BCHW: Tensor, y_B: Tensor, pairs: Sequence[DrawPair]) -> GradientCosines:
@@ -252,58 +202,6 @@ def transfer_by_distance(records: Sequence[TransferRecord]) -> list[TransferAtDi
         accuracies = [records[index].accuracy for index in indices]
         points.append(TransferAtDistance(distance, len(indices), sum(accuracies) / len(indices), min(accuracies), max(accuracies)))
     return points
-
-
-@dataclass(frozen=True)
-class ConfigurationAccuracies:
-    """Accuracy of every configuration of a finite space of draws.
-
-    Attributes:
-        accuracy_S: per configuration. probability_S: of each, summing to 1.
-    """
-
-    accuracy_S: Tensor
-    probability_S: Tensor
-
-    @property
-    def expected(self) -> float:
-        """Exact expected accuracy of one random draw."""
-        return (self.accuracy_S @ self.probability_S).item()
-
-
-def accuracy_of_every_configuration(model: nn.Module, x_BCHW: Tensor, y_B: Tensor, at_most: int = 4096) -> ConfigurationAccuracies:
-    """Return the accuracy of each configuration, e.g. the 300 masks of one DCS layer.
-
-    Raises:
-        ValueError: there are more than `at_most`.
-    """
-    total = num_configurations(model)
-    if total > at_most:
-        raise ValueError(f"the model has {total} configurations, more than {at_most}: sample draws instead")
-    accuracies = torch.empty(int(total), dtype=torch.float64)
-    probabilities = torch.empty(int(total), dtype=torch.float64)
-    with undisturbed(model):
-        for index in range(int(total)):
-            set_configuration(model, index)
-            accuracies[index] = _accuracy(model, x_BCHW, y_B)
-            probabilities[index] = _probability(model, index)
-    return ConfigurationAccuracies(accuracies, probabilities)
-
-
-def _probability(model: nn.Module, index: int) -> float:
-    """Return the probability of a configuration: sites are independent, and uniform unless they say otherwise."""
-    probability, seen = 1.0, set()
-    for name, site in random_sites(model):
-        group = site.stream_name or name
-        if group in seen:
-            continue
-        seen.add(group)
-        index, digit = divmod(index, int(site.num_configurations))
-        if isinstance(site, StochasticConv2d):
-            probability *= site.configuration_probability(digit)
-        else:
-            probability /= site.num_configurations
-    return probability
 
 
 @torch.no_grad()

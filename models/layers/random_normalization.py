@@ -7,7 +7,7 @@ Reference: Dong, Chen, Wang, Xu, "Random Normalization Aggregation for Adversari
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from models.layers.channel_statistics import (
     parse_normalization,
 )
 from models.layers.host_mirror import HostMirror
-from models.randomness import DrawScope, RandomModule, per_example_rows
+from models.randomness import DrawScope, RandomModule, per_example_rows, rows_held_by_both
 
 Implementation = Literal["auto", "one_formula", "selected"]
 
@@ -91,6 +91,16 @@ class RandomNormalization2d(RandomModule):
         self._set_choice(torch.tensor(index))
         if self.draw_scope == "per_example":
             self.set_draw("choice_rows", self._rows(self.choice_rows.shape[0]))
+
+    def configuration_probability(self, index: int) -> float:
+        """Return 1/n: every normalization is as likely."""
+        del index
+        return 1 / len(self.pool)
+
+    def distance(self, first: dict[str, Any], second: dict[str, Any]) -> float:
+        """Return 1 where the choices differ: summed over layers, the paper's path difference."""
+        x, y = rows_held_by_both(first, second, "choice_rows", "choice")
+        return (x != y).double().mean().item()
 
     @property
     def selected(self) -> int:

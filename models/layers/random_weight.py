@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.randomness import DrawScope, RandomModule, per_example_rows
+from models.randomness import DrawScope, RandomModule, per_example_rows, rows_held_by_both
 
 Constraint = Literal["floor", "shift", "project", "none", "fixed"]
 
@@ -76,6 +76,11 @@ class _RandomWeight(RandomModule):
 
     def draw(self, generator: torch.Generator) -> None:
         self.set_draw("delta", torch.randn(self.mu.shape, generator=generator))
+
+    def distance(self, first: dict[str, Any], second: dict[str, Any]) -> float:
+        """Return 1 - correlation of two normal draws: 0 equal, about 1 independent."""
+        x, y = (value.double().flatten() for value in rows_held_by_both(first, second, "delta_rows", "delta"))
+        return 1.0 - (x @ y / (x.norm() * y.norm())).item()
 
     def constrain(self) -> None:
         """Apply the constraint on sigma."""

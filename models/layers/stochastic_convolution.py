@@ -7,7 +7,7 @@ Reference: Ma, Huang, Dong, You, Xu, "Adversarial Robustness via Deformable Conv
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.nn import functional
 from models.errors import UserError
 from models.layers.host_mirror import HostMirror
 from models.layers.tap_masks import Gsat, Sampling, TapMaskSpace
-from models.randomness import DrawScope, RandomModule, Stream, per_example_rows
+from models.randomness import DrawScope, RandomModule, Stream, per_example_rows, rows_held_by_both
 
 Implementation = Literal["auto", "masked", "crop", "gather"]
 
@@ -95,6 +95,11 @@ class StochasticConv2d(RandomModule):
     def configuration_probability(self, index: int) -> float:
         """Return the probability of configuration `index` when one mask is drawn for itself."""
         return self.space.probability(index)
+
+    def distance(self, first: dict[str, Any], second: dict[str, Any]) -> float:
+        """Return the number of taps that two draws do not share."""
+        x, y = rows_held_by_both(first, second, "tap_rows", "taps")
+        return self.num_taps - (x[..., :, None] == y[..., None, :]).sum(dim=(-2, -1)).double().mean().item()
 
     @property
     def selected_taps(self) -> tuple[int, ...]:

@@ -10,7 +10,6 @@ from analysis.theory.ctrw_bounds import pairs_at_correlation
 from analysis.theory.dcs_gradients import pairs_with_overlap
 from analysis.theory.rna_paths import pairs_at_difference
 from analysis.theory.transferability import (
-    accuracy_of_every_configuration,
     cosine_per_example,
     gradient_cosines,
     gradient_cosines_between_models,
@@ -19,7 +18,7 @@ from analysis.theory.transferability import (
     transfer_by_distance,
 )
 from models import build_model
-from models.randomness import num_configurations, randomness_state, resample
+from models.randomness import RandomModule, random_sites, randomness_state, resample
 from trainers.attacks import pgd
 
 SMALL = {"backbone": "resnet8", "image_shape": (3, 8, 8), "num_classes": 4}
@@ -89,7 +88,7 @@ def test_cosines_fall_with_the_distance(defence, pairs_at, near, far):
     records = transfer(model, x, y, attack, pairs_at(model, near, 2))
     assert all(record.accuracy == record.accuracy_on_attacked_draw for record in records)
     assert len(transfer_by_distance(records)) == 1
-    assert set(same.by_distance()) == {0.0}
+    assert same.distance_P.tolist() == pytest.approx([0.0] * 4, abs=1e-12)
 
 
 def test_gradients_of_two_models():
@@ -108,20 +107,57 @@ def test_vanishing_and_tiny_gradients():
     assert zeros == 1
 
 
-def test_exact_accuracy_over_a_finite_space():
-    model = build_model("dcs", kernel_size=3, gsat="off", sampling="stratified2", **SMALL)
-    x, y = images(8)
-    result = accuracy_of_every_configuration(model, x, y)
-    assert len(result.accuracy_S) == num_configurations(model)
-    assert result.probability_S.sum().item() == pytest.approx(1)
-    model.eval()
-    draws = 400
-    total = 0.0
-    with torch.no_grad():
-        for _ in range(draws):
-            resample(model)
-            total += (model(x).argmax(1) == y).double().mean().item()
-    deviation = (result.probability_S @ (result.accuracy_S - result.expected) ** 2).sqrt().item()
-    assert abs(total / draws - result.expected) <= 4 * deviation / draws**0.5 + 1e-9
-    with pytest.raises(ValueError, match="sample draws instead"):
-        accuracy_of_every_configuration(build_model("ctrw", **SMALL), x, y)
+@pytest.mark.parametrize(
+    ("defence", "options"),
+    [
+        ("dcs", {"kernel_size": 3, "gsat": "off", "sampling": "stratified2"}),
+        ("dcs", {"kernel_size": 3, "num_taps": 2, "gsat": "off"}),
+        ("rna", {"pool": ("bn", "in", "ln")}),
+        ("red", {"num_members": 3}),
+    ],
+)
+def test_probabilities_of_configurations_are_those_of_draws(defence, options):
+    model = build_model(defence, **options, **SMALL)
+    _, site = next(random_sites(model))
+    total = int(site.num_configurations)
+    probabilities = [site.configuration_probability(index) for index in range(total)]
+    assert sum(probabilities) == pytest.approx(1)
+    states = []
+    for index in range(total):
+        site.set_configuration(index)
+        states.append(site.draw_state())
+    counts = [0] * total
+    draws, generator = 60 * total, torch.Generator().manual_seed(0)
+    for _ in range(draws):
+        site.draw(generator)
+        if defence == "red":  # each example of a batch has a member of its own: the first one's
+            counts[int(site.member_indices(1)[0])] += 1
+        else:
+            now = site.draw_state()
+            counts[next(index for index, state in enumerate(states) if site.distance(now, state) == 0)] += 1
+    statistic = sum((count - draws * p) ** 2 / (draws * p) for count, p in zip(counts, probabilities, strict=True))
+    assert statistic < total + 6 * (2 * total) ** 0.5
+
+
+def test_a_site_without_a_measure_of_its_own_is_at_0_or_1():
+    class Coin(RandomModule):
+        num_configurations = 2
+
+        def __init__(self):
+            super().__init__()
+            self.register_draw("side", torch.zeros(()))
+            self.take_first_draw()
+
+        def draw(self, generator):
+            self.set_draw("side", torch.randint(2, (), generator=generator).float())
+
+        def set_configuration(self, index):
+            self.set_draw("side", torch.tensor(float(index)))
+
+    coin = Coin()
+    states = []
+    for index in range(2):
+        coin.set_configuration(index)
+        states.append(coin.draw_state())
+    assert [coin.distance(states[0], state) for state in states] == [0.0, 1.0]
+    assert coin.configuration_probability(0) is None
