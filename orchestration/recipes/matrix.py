@@ -16,7 +16,7 @@ def matrix_lines() -> list[str]:
     Settings beyond 26 columns go into a further matrix.
     """
     listed = listed_recipes()
-    settings = sorted(setting_files(), key=lambda name: (-sum(each.setting == name for each in listed), name))
+    settings = sorted(setting_files())
     lines: list[str] = []
     for start in range(0, len(settings), _MOST_COLUMNS):
         lines += _matrix(settings[start : start + _MOST_COLUMNS], listed)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from models.errors import UserError
-from orchestration.recipes import list_recipes, listed_recipes, load_recipe, split_name
+from orchestration.recipes import library, list_recipes, listed_recipes, load_recipe, split_name
 from orchestration.recipes.library import method_files, read_method, read_setting, setting_files
 from orchestration.recipes.matrix import matrix_lines
 from orchestration.recipes.trees import merge
@@ -149,3 +149,8 @@ def test_the_matrix_fits_a_screen_and_holds_every_listed_recipe():
     assert len(lines) < 45
     cells = sum(line.split()[1:].count(mark) for line in lines if line.split()[:1] and line.split()[0] in method_files() for mark in "xv")
     assert cells == len({(each.method, each.setting) for each in listed_recipes()})
+
+
+def test_the_readme_shows_the_matrix():
+    readme = (Path(library.__file__).parent / "README.md").read_text()
+    assert "\n".join(matrix_lines()) in readme, "put what `rayndom list recipes` prints at the end of orchestration/recipes/README.md"
