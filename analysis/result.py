@@ -121,6 +121,9 @@ class EvaluationResult:
                 "num_draws": row.estimate.num_draws,
                 "exact": row.estimate.exact,
                 "interval": row.estimate.method,
+                "shortage": row.estimate.shortage or None,
+                "needed_draws": row.estimate.needed_draws,
+                "needed_samples": row.estimate.needed_samples,
                 "draw_deviation": row.draw_deviation,
                 "draw_lowest": row.draw_lowest,
                 "draw_highest": row.draw_highest,
@@ -319,4 +322,6 @@ def _caption(measured: Measurement) -> str:
     else:
         parts.append("deterministic, one pass")
     parts.append(f"n={measured.estimate.num_samples}")
+    if measured.estimate.shortage:
+        parts.append(measured.estimate.shortage)
     return ", ".join(parts)

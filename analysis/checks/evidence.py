@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from analysis.attacks.registry import AttackEntry, attack_entry
 from analysis.evaluation.measurements import Measurement, common_rows
-from analysis.statistics import paired_bootstrap
+from analysis.statistics import paired_difference
 
 
 class Status(StrEnum):
@@ -111,7 +111,7 @@ def difference(first: Measurement, second: Measurement) -> tuple[float, float]:
         return 0.0, float("inf")
     one, two = first.matrix()[rows], second.matrix()[other_rows]
     same_draws = first.protocol == second.protocol and first.protocol in ("T1", "T4") and one.shape[1] == two.shape[1]
-    estimate = paired_bootstrap(one, two, shared_draws=same_draws, exact=first.exact and second.exact)
+    estimate = paired_difference(one, two, common_draws=same_draws, exact=(first.exact, second.exact))
     return estimate.value, estimate.standard_error
 
 

@@ -15,7 +15,7 @@ from analysis.attacks.registry import attack_entry
 from analysis.checks.evidence import Check, Evidence, Finding, Status, Verdict, difference, skipped
 from analysis.checks.study_verdicts import STUDY_CHECKS
 from analysis.evaluation.measurements import Measurement, common_rows
-from analysis.statistics import paired_bootstrap
+from analysis.statistics import paired_difference
 
 __all__ = ["CHECKS", "Finding", "Status", "Verdict", "run_checks"]
 
@@ -118,7 +118,7 @@ def _zero_radius(evidence: Evidence) -> Finding:
     rows, clean_rows = common_rows(measured, evidence.clean)
     if rows.size == 0:
         return skipped("the clean block of the same samples is missing")
-    moved = paired_bootstrap(measured.matrix()[rows], evidence.clean.matrix()[clean_rows], shared_draws=True, exact=measured.exact)
+    moved = paired_difference(measured.matrix()[rows], evidence.clean.matrix()[clean_rows], common_draws=True, exact=measured.exact)
     allowed = max(3 * moved.standard_error, 1 / rows.size)
     text = f"with radius 0 accuracy differs from the clean one by {100 * moved.value:+.2f} points on {rows.size} samples"
     return Finding(Status.PASS if abs(moved.value) <= allowed + 1e-12 else Status.FAIL, text)

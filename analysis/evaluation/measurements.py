@@ -13,13 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis import statistics
 from analysis.attacks.registry import attack_entry
 from analysis.evaluation.protocols import ProtocolName
 from analysis.evaluation.records import Record, correct_matrix
-from analysis.statistics import Estimate
-
-_ENOUGH_BATCHES = 10
+from analysis.statistics import Estimate, accuracy_interval
 
 
 @dataclass(frozen=True)
@@ -114,20 +111,9 @@ class Measurement:
     def estimate(self) -> Estimate:
         """Expected accuracy with its 95 % interval."""
         matrix = self.matrix()
-        if self.exact and matrix.shape[1] == 1:
-            return statistics.wilson(matrix)
-        if self.protocol == "T0":
-            return self._paper_estimate(matrix)
-        return statistics.two_way_bootstrap(matrix, exact=self.exact)
-
-    def _paper_estimate(self, matrix: NDArray[np.bool_]) -> Estimate:
-        """Each block has draws of its own: blocks are the units, if there are enough of them."""
-        if len(self.records) >= _ENOUGH_BATCHES:
-            return statistics.two_way_bootstrap(matrix, batches_S=self.blocks)
-        if matrix.shape[1] > 1:
-            return statistics.two_way_bootstrap(matrix)
-        plain = statistics.wilson(matrix)
-        return Estimate(**{**plain.__dict__, "exact": False, "method": "Wilson; the chance of the draw is not included"})
+        # Under T0 each block has draws of its own, and often a single one: the estimate says what so few draws leave open.
+        batches_S = self.blocks if self.protocol == "T0" and not self.exact else None
+        return accuracy_interval(matrix, matrix.shape[1] if self.exact else None, batches_S=batches_S)
 
 
 def measurements(records: Iterable[Record]) -> list[Measurement]:

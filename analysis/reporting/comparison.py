@@ -19,7 +19,7 @@ from scipy import stats
 
 from analysis.reporting.tables import MARK, format_percent
 from analysis.result import EvaluationResult, WorstAttack
-from analysis.statistics import Estimate, holm, mcnemar_exact, paired_bootstrap
+from analysis.statistics import Estimate, holm, mcnemar_exact, paired_difference
 from models.errors import UserError
 
 Answer = Literal["first is better", "second is better", "not separable", "not comparable"]
@@ -116,9 +116,9 @@ def _compare_pair(first: str, firsts: list[EvaluationResult], second: str, secon
         return Comparison(**facts, **nothing, seed_deviation=None, answer="not comparable", reason="an evaluation is not finished")
     ids = _common_ids([result.worst for result in everything if result.worst is not None])
     one, two = (_over_seeds(group, ids) for group in (firsts, seconds))
-    exact = all(result.worst.exact for result in everything if result.worst is not None)
-    deterministic = one.shape[1] == two.shape[1] == 1 and exact
-    difference = paired_bootstrap(one, two, exact=exact)
+    exact = (_exact(firsts), _exact(seconds))
+    deterministic = one.shape[1] == two.shape[1] == 1 and all(exact)
+    difference = paired_difference(one, two, exact=exact)
     deviation = max((_deviation(group, ids) for group in (firsts, seconds) if len(group) > 1), default=None)
     mcnemar = mcnemar_exact(one[:, 0] > 0.5, two[:, 0] > 0.5) if deterministic and len(everything) == 2 else None
     p_value = mcnemar if mcnemar is not None else _p_value(difference)
@@ -143,7 +143,9 @@ def _answered(draft: Comparison, adjusted: float | None) -> Comparison:
     if draft.marked:
         answer, reason = "not comparable", f"a check of one of the evaluations failed {MARK}"
     elif low <= 0 <= high:
-        reason = "the 95 % interval of the difference holds 0"
+        reason = "the 95 % interval of the difference holds 0" + (f": {draft.difference.shortage}" if draft.difference.shortage else "")
+    elif draft.difference.needed_draws is not None:
+        reason = draft.difference.shortage
     elif adjusted > _SIGNIFICANT:
         reason = f"p = {adjusted:.2g} after Holm's correction"
     elif draft.seed_deviation is not None and draft.seed_deviation >= abs(gap):
@@ -178,8 +180,14 @@ def _over_seeds(group: list[EvaluationResult], ids: NDArray[np.int64]) -> NDArra
     matrices = [_matrix(result, ids) for result in group]
     width = min(matrix.shape[1] for matrix in matrices)
     if any(matrix.shape[1] != width for matrix in matrices):
-        return np.stack([matrix.mean(1) for matrix in matrices]).mean(0)[:, None]
+        if _exact(group):
+            return np.stack([matrix.mean(1) for matrix in matrices]).mean(0)[:, None]
+        matrices = [matrix[:, :width] for matrix in matrices]
     return np.stack(matrices).mean(0)
+
+
+def _exact(group: Sequence[EvaluationResult]) -> bool:
+    return all(result.worst is not None and result.worst.exact for result in group)
 
 
 def _deviation(group: list[EvaluationResult], ids: NDArray[np.int64]) -> float:
@@ -187,7 +195,6 @@ def _deviation(group: list[EvaluationResult], ids: NDArray[np.int64]) -> float:
 
 
 def _p_value(difference: Estimate) -> float:
-    """Return the two-sided p-value of a normal approximation with the bootstrap's standard error."""
-    if difference.standard_error == 0:
-        return 1.0 if difference.value == 0 else 0.0
-    return float(2 * stats.norm.sf(abs(difference.value) / difference.standard_error))
+    """Return the two-sided p-value of a normal approximation whose standard error is that of the 95 % interval's side towards 0."""
+    side = difference.value - difference.low if difference.value > 0 else difference.high - difference.value
+    return float(2 * stats.norm.sf(abs(difference.value) / side * stats.norm.isf(0.025))) if side > 0 else 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from analysis.reporting import tables
 from analysis.result import EvaluationResult
+from analysis.statistics import Estimate
 
 
 def to_markdown(result: EvaluationResult) -> str:
@@ -42,9 +43,21 @@ def conclusion(name: str, result: EvaluationResult) -> str:
         failed = ", ".join(f"{verdict.id} ({verdict.title})" for verdict in result.failed)
         return f"{name}: evaluation invalid. Do not quote these numbers: {failed} failed."
     shown = tables.format_estimate(result.headline)
+    if result.headline.shortage:
+        return f"{name}: {shown}; no check failed, but no claim can be made: {result.headline.shortage}."
     if result.header["num_configurations"] == 1:
         return f"{name}: {shown} against an attacker who knows the model; no check failed."
     sentence = f"{name}: {shown} against an attacker who knows that the model is random"
-    if result.paper is not None and result.paper.low > result.headline.high:
-        sentence += f", {100 * (result.paper.value - result.headline.value):.1f} points below the paper's protocol (T0)"
-    return f"{sentence}; no check failed."
+    return f"{sentence}{_below_paper(result.paper, result.headline)}; no check failed."
+
+
+def _below_paper(paper: Estimate | None, headline: Estimate) -> str:
+    """Return how the headline compares with the paper's protocol, which often scores a single draw: then little can be said of it."""
+    if paper is None or paper.value <= headline.value:
+        return ""
+    points = f"{100 * (paper.value - headline.value):.1f} points below the paper's protocol (T0)"
+    if paper.low > headline.high:
+        return f", {points}"
+    if paper.needed_draws is not None:
+        return f", {points}, whose few draws cannot tell a difference from chance"
+    return ""

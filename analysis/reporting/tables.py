@@ -27,8 +27,13 @@ def format_percent(value: float, low: float | None = None, high: float | None = 
 
 
 def format_estimate(estimate: Estimate, *, marked: bool = False) -> str:
-    """Return an estimate as `52.3 % [51.1, 53.4]`; one of an evaluation with a failed check is marked whoever shows it."""
-    return format_percent(estimate.value, estimate.low, estimate.high, marked=marked or estimate.marked)
+    """Return an estimate as `52.3 % [51.1, 53.4]`, with `too few draws` or the like behind it where no claim can be made of it.
+
+    One of an evaluation with a failed check is marked whoever shows it.
+    """
+    text = format_percent(estimate.value, estimate.low, estimate.high)
+    parts = [text, *([estimate.lacking] if estimate.lacking else []), *([MARK] if marked or estimate.marked else [])]
+    return " ".join(parts)
 
 
 def columns_of(frame: Frame, columns: Sequence[str] | None = None) -> list[str]:

@@ -17,7 +17,7 @@ from analysis.reproduction.papers.measures import Accuracy, Clean, WorstCase
 from analysis.reproduction.papers.model import Column, Gain
 from analysis.reproduction.scale import Scale
 from analysis.reproduction.view import NOT_RUN, ItemView, view_of
-from analysis.statistics import paired_bootstrap
+from analysis.statistics import paired_difference
 
 PROTOCOLS = ("T0", "T1", "T2", "T3", "T4", "ARC", "worst")
 ALWAYS_SHOWN = ("T0", "T1", "T2", "worst")
@@ -128,7 +128,7 @@ def account(view: ItemView, gain: Gain) -> Account:
 def difference(defence: Reading, baseline: Reading) -> Difference | None:
     """Return defence minus baseline; None if either has no number.
 
-    With accuracies per image of the same images (series `ids` and `correct`, shares in [0,1]) the interval is a paired bootstrap over
+    With accuracies per image of the same images (series `ids` and `correct`, shares in [0,1]) the interval is a paired one over
     images. Else it is made from the two intervals as if they were independent, by Newcombe's rule (square-and-add), which is wider for the
     same images.
 
@@ -142,7 +142,7 @@ def difference(defence: Reading, baseline: Reading) -> Difference | None:
     smaller = min(counts, default=None)
     both = _same_images(defence, baseline)
     if both is not None:
-        estimate = paired_bootstrap(*both, exact=True)
+        estimate = paired_difference(*both, exact=True)
         return Difference(value, 100 * estimate.low, 100 * estimate.high, True, len(both[0]), suspicious)
     if defence.low is None or defence.high is None or baseline.low is None or baseline.high is None:
         return Difference(value, None, None, False, smaller, suspicious)

@@ -21,8 +21,6 @@ from analysis.statistics.estimate import Estimate
 from analysis.statistics.image_chance import ImageChance, image_chance
 from analysis.statistics.shortage import Shortage, find_shortage
 
-_MOST_SHARED_NOISE = 100.0
-
 FloatArray = NDArray[np.float64]
 
 
@@ -147,9 +145,9 @@ def _chances(
         if num_configurations != num_draws:
             raise ValueError(f"weights are probabilities of all configurations: {num_draws} columns, {num_configurations} configurations")
         weights = _probabilities(weights_R, num_draws)
-        return whole_space(correct @ weights, tail, most=float(correct.size)), float((correct @ weights).mean())
+        return whole_space(correct @ weights, tail, trials=num_draws), float((correct @ weights).mean())
     if num_configurations == num_draws:
-        return whole_space(correct.mean(1), tail, most=float(correct.size)), float(correct.mean())
+        return whole_space(correct.mean(1), tail, trials=num_draws), float(correct.mean())
     if batches_S is not None:
         batches = np.asarray(batches_S).reshape(-1)
         if batches.size != correct.shape[0]:
@@ -166,10 +164,10 @@ def _probabilities(weights_R: ArrayLike, num_draws: int) -> FloatArray:
     return weights / weights.sum()
 
 
-def whole_space(shares_S: FloatArray, tail: float, *, most: float) -> TwoChances:
+def whole_space(shares_S: FloatArray, tail: float, *, trials: float) -> TwoChances:
     """Return the chances where each image's share is known: only images are left to chance."""
     deviation = float(shares_S.std(ddof=1)) if shares_S.size > 1 else 0.0
-    images = image_chance(np.clip(shares_S, 0, 1), tail, most=most)
+    images = image_chance(np.clip(shares_S, 0, 1), tail, trials=trials)
     return TwoChances(images, None, shares_S.size, 0, deviation / math.sqrt(shares_S.size))
 
 
@@ -178,12 +176,9 @@ def shared_draws(correct: FloatArray, tail: float) -> TwoChances:
     num_samples, num_draws = correct.shape
     mean, image_S, draw_R = float(correct.mean()), correct.mean(1), correct.mean(0)
     between_images, between_draws, rest = mean_squares(correct, mean, image_S, draw_R)
-    images = image_chance(image_S, tail, most=float(correct.size), least_variance=rest / 2 / correct.size)
-    # Images are common to all draws: only what is left within a draw after the images' own effects blurs its count.
-    sharper = min(max(mean * (1 - mean) / rest, 1.0), _MOST_SHARED_NOISE) if rest > 0 else _MOST_SHARED_NOISE
-    trials = num_samples * (sharper if num_draws > 1 else 1.0)
+    images = image_chance(image_S, tail, trials=num_draws, least_variance=rest / 2 / correct.size)
     variance = max(between_images + between_draws - rest, between_images, between_draws) / correct.size
-    draws = None if mean in (0.0, 1.0) else draw_chance(draw_R * trials, np.full(num_draws, trials), mean)
+    draws = None if mean in (0.0, 1.0) else draw_chance(draw_R * num_samples, np.full(num_draws, float(num_samples)), mean)
     return TwoChances(images, draws, num_samples, num_draws, math.sqrt(variance))
 
 
@@ -194,7 +189,7 @@ def own_draws(correct: FloatArray, batches_S: NDArray[np.generic], tail: float) 
     successes_BR = np.zeros((labels.size, correct.shape[1]))
     np.add.at(successes_BR, batch_of_S, correct)
     mean = float(correct.mean())
-    images = image_chance(correct.mean(1), tail, most=float(correct.size))
+    images = image_chance(correct.mean(1), tail, trials=correct.shape[1])
     trials_BR = np.broadcast_to(size_B[:, None], successes_BR.shape)
     draws = None if mean in (0.0, 1.0) else draw_chance(successes_BR.ravel(), trials_BR.ravel(), mean)
     residual_B = (successes_BR.mean(1) - mean * size_B) / correct.shape[0]

@@ -38,6 +38,12 @@ class Estimate:
         return replace(self, marked=marked)
 
     @property
+    def lacking(self) -> str:
+        """What there is too little of, in two or three words; empty: nothing."""
+        wanted = [name for name, needed in (("draws", self.needed_draws), ("images", self.needed_samples)) if needed is not None]
+        return f"too few {' and '.join(wanted)}" if wanted else ""
+
+    @property
     def width(self) -> float:
         """Length of the interval."""
         return self.high - self.low

@@ -45,7 +45,7 @@ def paired_difference(
     exact_first, exact_second = (exact, exact) if isinstance(exact, bool) else exact
     tail = (1 - level) / 2
     value = float(first.mean() - second.mean())
-    image_down, image_up, image_variance = _image_part(first.mean(1) - second.mean(1), tail)
+    image_down, image_up, image_variance = _image_part(first.mean(1) - second.mean(1), tail, min(first.shape[1], second.shape[1]))
     if common_draws and first.shape[1] > 1 and not (exact_first and exact_second):
         draw_down, draw_up, draw_variance = _common_part(first - second, tail)
     else:
@@ -75,14 +75,14 @@ def paired_difference(
 
 
 def _chances(matrix: FloatArray, exact: bool, tail: float) -> TwoChances:
-    return whole_space(matrix.mean(1), tail, most=float(matrix.size)) if exact else shared_draws(matrix, tail)
+    return whole_space(matrix.mean(1), tail, trials=matrix.shape[1]) if exact else shared_draws(matrix, tail)
 
 
-def _image_part(difference_S: FloatArray, tail: float) -> tuple[float, float, float]:
+def _image_part(difference_S: FloatArray, tail: float, trials: int) -> tuple[float, float, float]:
     """Return how far the images let the difference lie below and above, and their variance of it."""
     size = difference_S.size
     gain_S, loss_S = np.clip(difference_S, 0, 1), np.clip(-difference_S, 0, 1)
-    gain, loss = (image_chance(part_S, tail, most=float(100 * size)) for part_S in (gain_S, loss_S))
+    gain, loss = (image_chance(part_S, tail, trials=trials) for part_S in (gain_S, loss_S))
     (gain_low, gain_high), (loss_low, loss_high) = gain.interval(tail), loss.interval(tail)
     deviations = float(gain_S.std() * loss_S.std())
     correlation = -gain.mean * loss.mean / deviations if deviations > 1e-12 else 0.0

@@ -74,7 +74,7 @@ def worst_of_k_accuracy(correct_SR: ArrayLike, k: int, *, exact: bool = False, l
     share_S = worst_of_k(correct.sum(1), num_draws, k, exact=exact)
     value, tail = float(share_S.mean()), (1 - level) / 2
     if exact:
-        chances = whole_space(share_S, tail, most=float(correct.size))
+        chances = whole_space(share_S, tail, trials=num_draws)
     else:
         num_groups = num_draws // k
         groups_SG = correct[:, : num_groups * k].reshape(num_samples, num_groups, k).min(2)
@@ -97,11 +97,11 @@ def worst_of_k_accuracy(correct_SR: ArrayLike, k: int, *, exact: bool = False, l
 def _shifted(groups: TwoChances, share_S: NDArray[np.float64], group_mean: float, tail: float) -> TwoChances:
     """Return the chances around the mean over all groups of k draws, which varies less than that of the disjoint ones."""
     mean = float(share_S.mean())
-    images = image_chance(share_S, tail, most=float(share_S.size * groups.num_draws))
+    images = image_chance(share_S, tail, trials=groups.num_draws)
     draws = groups.draws
     if draws is not None:
         draws = DrawChance(draws.probits + float(special.ndtri(mean) - special.ndtri(group_mean)), draws.weights)
     elif 0 < mean < 1:
         # No disjoint group is right throughout, but a mixed one is: far from any draw that was seen to matter.
-        return TwoChances(image_chance(np.full_like(share_S, group_mean), tail, most=1.0), None, groups.num_samples, groups.num_draws, 0.0)
+        return TwoChances(image_chance(np.full_like(share_S, group_mean), tail, trials=1), None, groups.num_samples, groups.num_draws, 0.0)
     return TwoChances(images, draws, groups.num_samples, groups.num_draws, groups.standard_error)

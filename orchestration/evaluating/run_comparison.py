@@ -199,6 +199,9 @@ def _estimate(row: dict[str, Any], marked: bool) -> Estimate:
         num_draws=row["num_draws"],
         exact=row.get("exact", False),
         method=row.get("interval", ""),
+        shortage=row.get("shortage") or "",
+        needed_draws=row.get("needed_draws"),
+        needed_samples=row.get("needed_samples"),
         marked=marked,
     )
 
