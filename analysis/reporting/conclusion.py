@@ -43,12 +43,13 @@ def conclusion(name: str, result: EvaluationResult) -> str:
         failed = ", ".join(f"{verdict.id} ({verdict.title})" for verdict in result.failed)
         return f"{name}: evaluation invalid. Do not quote these numbers: {failed} failed."
     shown = tables.format_estimate(result.headline)
+    checks = "no check failed"
     if result.headline.shortage:
-        return f"{name}: {shown}; no check failed, but no claim can be made: {result.headline.shortage}."
+        checks += f", but no claim can be made: {result.headline.shortage}"
     if result.header["num_configurations"] == 1:
-        return f"{name}: {shown} against an attacker who knows the model; no check failed."
+        return f"{name}: {shown} against an attacker who knows the model; {checks}."
     sentence = f"{name}: {shown} against an attacker who knows that the model is random"
-    return f"{sentence}{_below_paper(result.paper, result.headline)}; no check failed."
+    return f"{sentence}{_below_paper(result.paper, result.headline)}; {checks}."
 
 
 def _below_paper(paper: Estimate | None, headline: Estimate) -> str:

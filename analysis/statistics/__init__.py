@@ -1,7 +1,7 @@
 """Intervals and tests for accuracies, with samples and draws as two sources of chance.
 
-Shapes: S samples, R draws, A attacks. A correctness matrix correct_SR holds 1 where draw r classifies sample s correctly. All functions take
-NumPy arrays, are deterministic, and touch no global generator.
+Shapes: S samples, R draws, A attacks. A correctness matrix correct_SR holds 1 where draw r classifies sample s correctly. All functions
+take NumPy arrays, are deterministic, and touch no global generator.
 """
 
 from analysis.statistics.accuracy import accuracy_interval

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from analysis.statistics.draw_chance import DrawChance, combined_interval, draw_chance, highest_without_success
 from analysis.statistics.estimate import Estimate
@@ -61,7 +60,7 @@ class TwoChances:
             return self.images.mean, self.images.mean
         if self.draws is None:
             return self.interval(tail)
-        return float(special.ndtr(self.draws.quantile(tail))), float(special.ndtr(self.draws.quantile(1 - tail)))
+        return self.draws.interval(tail)
 
     def shortage(self, level: float) -> Shortage | None:
         """Return what there is too little of for a claim, or None."""
@@ -160,7 +159,7 @@ def _chances(
 def _probabilities(weights_R: ArrayLike, num_draws: int) -> FloatArray:
     weights = np.asarray(weights_R, dtype=np.float64).reshape(-1)
     if weights.size != num_draws or not np.isfinite(weights).all() or weights.min() < 0 or weights.sum() <= 0:
-        raise ValueError(f"expected {num_draws} probabilities, one per configuration, got {weights_R}")
+        raise ValueError(f"expected {num_draws} probabilities, one per configuration, got {weights.tolist()}")
     return weights / weights.sum()
 
 
@@ -178,7 +177,11 @@ def shared_draws(correct: FloatArray, tail: float) -> TwoChances:
     between_images, between_draws, rest = mean_squares(correct, mean, image_S, draw_R)
     images = image_chance(image_S, tail, trials=num_draws, least_variance=rest / 2 / correct.size)
     variance = max(between_images + between_draws - rest, between_images, between_draws) / correct.size
-    draws = None if mean in (0.0, 1.0) else draw_chance(draw_R * num_samples, np.full(num_draws, float(num_samples)), mean)
+    draws = None
+    if mean not in (0.0, 1.0):
+        noise_share = min(rest / between_draws, 1.0) if between_draws > 0 else 1.0
+        trials_R = np.full(num_draws, float(num_samples))
+        draws = draw_chance(draw_R * num_samples, trials_R, mean, noise_share=noise_share, tail=tail)
     return TwoChances(images, draws, num_samples, num_draws, math.sqrt(variance))
 
 

@@ -15,42 +15,56 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from analysis.statistics.image_chance import LEVEL_WEIGHTS, ImageChance
+from analysis.statistics.image_chance import LEVEL_WEIGHTS, LEVELS, ImageChance, image_chance
 from analysis.statistics.probit_normal import Posterior, posterior, weighted_quantiles
 
 LARGEST_SPREAD = 3.0
 """Largest spread of draws, on the probit scale in units of everything else, that intervals allow for."""
 
 _LARGEST_SHARE = 0.8  # the same for the case without any success: share of the draws in the variance of an outcome
-_NUM_BINS = 64
+_MANY_DRAWS = 30
+_STRICTER = 0.85  # part of the error asked for: what the approximations cost in coverage at worst, about half a point
 
 FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class DrawChance:
-    """Distribution of the mean over all draws, as if the images were the whole population: points on the probit scale and weights."""
+    """The mean over all draws, as if the images were the whole population, on the probit scale at `LEVELS`.
 
-    probits: FloatArray
-    weights: FloatArray
+    Two distributions: the one behind the lower end of an interval, and the one behind the upper end.
+    """
 
-    def quantile(self, level: float, shifts: FloatArray | None = None) -> float:
-        """Return a quantile, on the probit scale, of the distribution or, with shifts at `LEVELS`, of its sum with an independent one."""
-        if shifts is None:
-            return float(weighted_quantiles(self.probits, self.weights, np.array([level]))[0])
-        sums = self.probits[:, None] + shifts
-        return float(weighted_quantiles(sums, self.weights[:, None] * LEVEL_WEIGHTS, np.array([level]))[0])
+    low: FloatArray
+    high: FloatArray
+
+    def interval(self, tail: float) -> tuple[float, float]:
+        """Return the interval (low, high) with `tail` beyond each end."""
+        ends = np.interp(tail, LEVELS, self.low), np.interp(1 - tail, LEVELS, self.high)
+        return float(special.ndtr(ends[0])), float(special.ndtr(ends[1]))
+
+    def shifted(self, shift: float) -> DrawChance:
+        """Return the same around another centre."""
+        return DrawChance(self.low + shift, self.high + shift)
 
 
-def draw_chance(successes_U: FloatArray, trials_U: FloatArray, mean: float) -> DrawChance:
+def draw_chance(successes_U: FloatArray, trials_U: FloatArray, mean: float, *, noise_share: float = 0.0, tail: float = 0.025) -> DrawChance:
     """Return the distribution of the mean over all draws.
 
     Args:
         successes_U, trials_U: of each draw; not all successes 0, not all equal to the trials.
-        mean: the measured mean, in (0,1).
+        mean: the measured mean, in (0,1). tail: probability beyond each end of the interval that will be asked for.
+        noise_share: how much of the variance between draws is noise of their counts, 0 to 1.
     """
     found = posterior(successes_U, trials_U, LARGEST_SPREAD)
-    return _binned(found.mean_probit(_without_noise(found, mean)).ravel(), found.weight_TM.ravel())
+    modelled = weighted_quantiles(found.mean_probit(_without_noise(found, mean)), found.weight_TM, LEVELS)
+    if successes_U.size < _MANY_DRAWS:
+        return DrawChance(modelled, modelled)
+    # So many draws show their law themselves, also where it is not the modelled one: the wider end counts.
+    centre, kept = float(special.ndtri(mean)), np.sqrt(1 - noise_share)
+    shown = image_chance(successes_U / trials_U, tail, trials=float(trials_U.mean()))
+    low, high = (centre + kept * (shown.probits(upper=upper) - centre) for upper in (False, True))
+    return DrawChance(np.minimum(modelled, low), np.maximum(modelled, high))
 
 
 def _without_noise(found: Posterior, mean: float) -> FloatArray:
@@ -65,19 +79,6 @@ def _without_noise(found: Posterior, mean: float) -> FloatArray:
     kept_T = np.sqrt(np.maximum(kept_T, found.spread_T**2 / (found.spread_T**2 + found.num_units * found.noise**2)))
     mean_T[0], kept_T[0] = special.ndtri(mean), 0.0
     return mean_T[:, None] + kept_T[:, None] * (found.centre_TM - mean_T[:, None])
-
-
-def _binned(values: FloatArray, weights: FloatArray) -> DrawChance:
-    kept = weights > 1e-8
-    values, weights = values[kept], weights[kept] / weights[kept].sum()
-    low, span = float(values.min()), float(np.ptp(values))
-    if span < 1e-9:
-        return DrawChance(np.array([low]), np.array([1.0]))
-    index = np.minimum((values - low) / span * _NUM_BINS, _NUM_BINS - 1).astype(np.int64)
-    mass = np.bincount(index, weights=weights, minlength=_NUM_BINS)
-    sums = np.bincount(index, weights=weights * values, minlength=_NUM_BINS)
-    filled = mass > 0
-    return DrawChance(sums[filled] / mass[filled], mass[filled])
 
 
 @lru_cache(maxsize=1024)
@@ -102,7 +103,8 @@ def highest_without_success(num_samples: int, num_draws: int, tail: float) -> fl
 
 def combined_interval(draws: DrawChance, images: ImageChance, tail: float) -> tuple[float, float]:
     """Return the interval (low, high) of the mean over all draws and images: the two chances, independent, add on the probit scale."""
-    centre = float(special.ndtri(images.mean))
-    low = draws.quantile(tail, images.probits(upper=False) - centre)
-    high = draws.quantile(1 - tail, images.probits(upper=True) - centre)
-    return float(special.ndtr(low)), float(special.ndtr(high))
+    centre, tail = float(special.ndtri(images.mean)), _STRICTER * tail
+    weights = LEVEL_WEIGHTS[:, None] * LEVEL_WEIGHTS
+    low, high = draws.low[:, None] + images.probits(upper=False) - centre, draws.high[:, None] + images.probits(upper=True) - centre
+    ends = [weighted_quantiles(sums, weights, np.array([level]))[0] for sums, level in ((low, tail), (high, 1 - tail))]
+    return float(special.ndtr(ends[0])), float(special.ndtr(ends[1]))

@@ -1,13 +1,13 @@
 """Chance of the images: what a mean over S images says of the population that they were taken from.
 
 A Clopper-Pearson (beta) interval with the effective number of observations of Korn and Graubard (1998): as many independent yes/no
-observations as have the variance that the images' means show. That variance is itself estimated; its degrees of freedom are computed from the
-fourth moment and the effective number is reduced by Student's t. It never falls below the number of images: no distribution on [0,1] varies
-more than a yes/no one. Where few images carry the variance and are not yes/no, it is too small as often as not (the images that matter may be
-missing): there, images are also modelled as units of `probit_normal`, and the wider end counts.
+observations as have the variance that the images' means show. That variance is itself estimated; its degrees of freedom are computed from
+the fourth moment and the effective number is reduced by Student's t. It never falls below the number of images: no distribution on [0,1]
+varies more than a yes/no one. Where few images carry the variance and are not yes/no, it is too small as often as not (the images that
+matter may be missing): there, images are also modelled as units of `probit_normal`, and the wider end counts.
 
-Reference: Korn and Graubard, "Confidence intervals for proportions with small expected number of positive counts estimated from survey data",
-Survey Methodology 24 (1998).
+Reference: Korn and Graubard, "Confidence intervals for proportions with small expected number of positive counts estimated from survey
+data", Survey Methodology 24 (1998).
 """
 
 from __future__ import annotations
@@ -90,13 +90,11 @@ def image_chance(shares_S: FloatArray, tail: float, *, trials: float, least_vari
     of_mean = max(variance / (size - 1), least_variance)
     effective = min(mean * (1 - mean) / of_mean, trials * size)
     reduced = effective * float(special.ndtri(1 - tail) / special.stdtrit(degrees, 1 - tail)) ** 2
-    num_effective = max(reduced, min(float(size), effective))
+    num_effective = max(reduced, float(size))
     if degrees >= _FEW_DEGREES or effective <= _YES_OR_NO * size or trials < _ENOUGH_TRIALS:
         return ImageChance(mean, num_effective)
     found = posterior(shares_S * trials, np.full(size, float(trials)), _LARGEST_SPREAD)
     probit_TM = found.mean_probit()
     # One more success (or failure) than seen, as in the two ends of Clopper and Pearson's interval.
-    low, high = (
-        weighted_quantiles(probit_TM, found.weight_TM * special.ndtr(sign * probit_TM), LEVELS) for sign in (-1, 1)
-    )
+    low, high = (weighted_quantiles(probit_TM, found.weight_TM * special.ndtr(sign * probit_TM), LEVELS) for sign in (-1, 1))
     return ImageChance(mean, num_effective, low, high)

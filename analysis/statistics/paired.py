@@ -35,7 +35,8 @@ def paired_difference(
     Raises:
         ValueError: the rows (or, with common draws, the columns) do not match.
 
-    Reference: Zou and Donner, "Construction of confidence limits about effect measures: a general approach", Statistics in Medicine 27 (2008).
+    Reference: Zou and Donner, "Construction of confidence limits about effect measures: a general approach", Statistics in Medicine 27
+    (2008).
     """
     first, second = as_matrix(first_SR), as_matrix(second_ST)
     if first.shape[0] != second.shape[0]:

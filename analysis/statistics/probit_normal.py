@@ -1,8 +1,8 @@
 """Units whose accuracies scatter: a normal law on the probit scale, seen through binomial counts.
 
-The accuracy of a unit (a draw, or an image) is Phi(x) with x from N(m, tau^2); it is seen as a count of successes, so that a unit without a
-single success counts as what it is, censored. The mean over all units is Phi(m / sqrt(1 + tau^2)). m and tau are integrated on a grid, with a
-flat prior for m and one for tau that falls as 1 / (tau + 0.1): few units cannot exclude a larger spread than the one they show.
+The accuracy of a unit (a draw, or an image) is Phi(x) with x from N(m, tau^2); it is seen as a count of successes, so that a unit without
+a single success counts as what it is, censored. The mean over all units is Phi(m / sqrt(1 + tau^2)). m and tau are integrated on a grid,
+with a flat prior for m and one for tau that falls as 1 / (tau + 0.1): few units cannot exclude a larger spread than the one they show.
 
 Shapes: U distinct units, T values of tau, M values of m, X grid of a unit's x.
 """

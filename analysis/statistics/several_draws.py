@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
 from analysis.statistics.accuracy import TwoChances, as_matrix, shared_draws, whole_space
-from analysis.statistics.draw_chance import DrawChance
 from analysis.statistics.estimate import Estimate
 from analysis.statistics.image_chance import image_chance
 
@@ -89,7 +88,9 @@ def worst_of_k_accuracy(correct_SR: ArrayLike, k: int, *, exact: bool = False, l
         num_samples,
         num_draws,
         exact,
-        "images: effective Clopper-Pearson; draws: all" if exact else "images: effective Clopper-Pearson; draws: groups of k, probit-normal",
+        "images: effective Clopper-Pearson; draws: all"
+        if exact
+        else "images: effective Clopper-Pearson; draws: groups of k, probit-normal",
         **(shortage.fields() if shortage is not None else {}),
     )
 
@@ -100,7 +101,7 @@ def _shifted(groups: TwoChances, share_S: NDArray[np.float64], group_mean: float
     images = image_chance(share_S, tail, trials=groups.num_draws)
     draws = groups.draws
     if draws is not None:
-        draws = DrawChance(draws.probits + float(special.ndtri(mean) - special.ndtri(group_mean)), draws.weights)
+        draws = draws.shifted(float(special.ndtri(mean) - special.ndtri(group_mean)))
     elif 0 < mean < 1:
         # No disjoint group is right throughout, but a mixed one is: far from any draw that was seen to matter.
         return TwoChances(image_chance(np.full_like(share_S, group_mean), tail, trials=1), None, groups.num_samples, groups.num_draws, 0.0)

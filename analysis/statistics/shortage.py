@@ -42,7 +42,7 @@ def find_shortage(width: float, image_width: float, draw_width: float, *, num_sa
     unseen = 0 < num_draws < FEWEST_DRAWS
     if width <= USEFUL_WIDTH and not unseen:
         return None
-    each = USEFUL_WIDTH / math.sqrt(2)  # widths add as squares
+    each = 0.9 * USEFUL_WIDTH / math.sqrt(2)  # widths add as squares; a tenth to spare
     draws = samples = None
     if num_draws and (unseen or draw_width > each):
         # Student's t falls towards the normal quantile as draws are added.

@@ -106,7 +106,7 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(value, Estimate):
             return value
         shown = {"accuracy": value.value, "low": value.low, "high": value.high, "samples": value.num_samples, "draws": value.num_draws}
-        return shown | {"marked": value.marked}
+        return shown | {"marked": value.marked, "shortage": value.shortage or None}
 
     return {name: plain(value) for name, value in row.items()}
 

@@ -120,4 +120,7 @@ def _estimate(estimate: Any) -> dict[str, Any]:
         "high": estimate.high,
         "num_samples": estimate.num_samples,
         "num_draws": estimate.num_draws,
+        "shortage": estimate.shortage or None,
+        "needed_draws": estimate.needed_draws,
+        "needed_samples": estimate.needed_samples,
     }

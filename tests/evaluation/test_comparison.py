@@ -9,7 +9,7 @@ from analysis.checks.verdicts import Status, Verdict
 from analysis.reporting.comparison import compare
 from analysis.reporting.tables import to_markdown
 from analysis.result import EvaluationResult, WorstAttack
-from analysis.statistics import majority_of_n, wilson
+from analysis.statistics import accuracy_interval, majority_of_n
 from models.errors import UserError
 
 HEADER = {"suite": "standard", "seed": 0, "threat_model": {"norm": "linf", "epsilon": "8/255"}, "scoring": {}}
@@ -21,7 +21,7 @@ def result(correct, *, ids=None, failed=False, finished=True, header=HEADER, exa
     ids = np.arange(len(correct)) if ids is None else np.asarray(ids)
     worst = WorstAttack(ids, ("data",), ("pgd",) * len(ids), correct, correct.shape[1] == 1 if exact is None else exact)
     verdicts = (Verdict("C12", "gradient", Status.FAIL if failed else Status.PASS, ""),)
-    return EvaluationResult((), wilson(correct > 0.5), {}, None, None, verdicts, header, finished, worst=worst)
+    return EvaluationResult((), accuracy_interval(correct > 0.5, correct.shape[1]), {}, None, None, verdicts, header, finished, worst=worst)
 
 
 def outcomes(probability, count=600, seed=0):

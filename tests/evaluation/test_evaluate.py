@@ -177,12 +177,12 @@ def test_dead_and_hidden_randomness_are_flagged():
     assert verdict(result, "C16").status == "FAIL"  # it moves the global generator
 
 
-def test_deterministic_model_takes_one_pass_and_wilson():
+def test_deterministic_model_takes_one_pass_and_an_exact_interval():
     network = classifier()
     x, y = labelled_by(network, 30)
     result = evaluate(network, x, y, "quick", threat_model=ThreatModel(epsilon=0.03))
     assert [each.protocol for each in result.rows] == ["T0 = T1 = T2"] * 4
-    assert all(each.estimate.method == "Wilson" for each in result.rows)
+    assert all(each.estimate.method == "Clopper-Pearson" for each in result.rows)
     assert result.clean.value == 1
     assert verdict(result, "C20").status == "SKIPPED"
     assert "deterministic" in verdict(result, "C1").explanation

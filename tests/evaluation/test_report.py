@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet
@@ -16,6 +17,7 @@ from analysis.evaluation.suites import AttackItem, Suite
 from analysis.reporting import figures, frames
 from analysis.reporting.conclusion import conclusion
 from analysis.reporting.report import render_html, write_report
+from analysis.statistics import accuracy_interval
 from models.errors import UserError
 from models.threat_model import ThreatModel
 
@@ -103,6 +105,22 @@ def test_conclusion_is_one_sentence(evaluated):
     sentence = conclusion("toy", result)
     assert sentence.endswith(".")
     assert "an attacker who knows that the model is random" in sentence
+
+
+def test_the_conclusion_claims_nothing_of_too_few_and_takes_the_single_draw_of_the_paper_as_what_it_is(evaluated):
+    result, _ = evaluated
+    outcomes = np.random.default_rng(0).random((2000, 100))
+    headline, paper = accuracy_interval(outcomes < 0.4), accuracy_interval(outcomes[:, 0] < 0.6)
+    assert paper.needed_draws is not None
+    told = conclusion("toy", replace(result, headline=headline, paper=paper))
+    assert "points below the paper's protocol (T0), whose few draws cannot tell a difference from chance; no check failed." in told
+    sure = accuracy_interval(outcomes < 0.6)
+    told = conclusion("toy", replace(result, headline=headline, paper=sure))
+    assert re.search(r", 20\.\d points below the paper's protocol \(T0\); no check failed\.$", told)
+    higher = conclusion("toy", replace(result, headline=sure, paper=headline))
+    assert "below the paper" not in higher
+    few = conclusion("toy", replace(result, headline=accuracy_interval(outcomes[:20] < 0.4)))
+    assert re.search(r"no claim can be made: too few images \(about \d+ would do\)\.$", few)
 
 
 def test_reports_are_written_as_files(evaluated, tmp_path):

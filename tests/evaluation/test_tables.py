@@ -3,10 +3,11 @@
 import csv
 import io
 
+import numpy as np
 import pytest
 
-from analysis.reporting.tables import format_percent, to_csv, to_latex, to_markdown
-from analysis.statistics import Estimate
+from analysis.reporting.tables import format_estimate, format_percent, to_csv, to_latex, to_markdown
+from analysis.statistics import Estimate, accuracy_interval
 
 FRAME = [
     {"attack": "pgd_20 | a", "accuracy": 0.5234, "note": None},
@@ -44,6 +45,15 @@ def test_latex_uses_booktabs_and_escapes():
     assert r"\begin{tabular}{lrl}" in text
     estimate = Estimate(0.5, 0.4, 0.6, 0.05, 10, 1, True, "Wilson")
     assert r"50.0 \% [40.0, 60.0]" in to_latex([{"accuracy": estimate}])
+
+
+def test_an_estimate_of_too_few_draws_or_images_says_so_wherever_it_stands():
+    for correct, lacking in ((np.eye(400)[:, :2], "too few draws"), (np.arange(20) < 10, "too few images")):
+        estimate = accuracy_interval(correct, None if correct.ndim == 2 else 1)
+        assert estimate.lacking == lacking
+        for text in (to_markdown([{"accuracy": estimate}]), to_latex([{"accuracy": estimate}]), format_estimate(estimate)):
+            assert lacking in text
+    assert format_estimate(estimate.with_mark(True)).endswith("too few images (!)")
 
 
 def test_unknown_column():
