@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from scipy import special
-
 USEFUL_WIDTH = 0.2
 """Of an interval wider than 20 points no claim is made."""
 
@@ -42,14 +40,13 @@ def find_shortage(width: float, image_width: float, draw_width: float, *, num_sa
     unseen = 0 < num_draws < FEWEST_DRAWS
     if width <= USEFUL_WIDTH and not unseen:
         return None
-    each = 0.9 * USEFUL_WIDTH / math.sqrt(2)  # widths add as squares; a tenth to spare
+    # Widths add as squares: each source may use what the other leaves, at least half of the square; a tenth is spared.
+    for_draws, for_images = (0.9 * math.sqrt(max(USEFUL_WIDTH**2 - other**2, USEFUL_WIDTH**2 / 2)) for other in (image_width, draw_width))
     draws = samples = None
-    if num_draws and (unseen or draw_width > each):
-        # Student's t falls towards the normal quantile as draws are added.
-        fall = float(special.ndtri(0.975) / special.stdtrit(max(num_draws - 1, 1), 0.975))
-        draws = max(FEWEST_DRAWS, 2 * num_draws if draw_width > each else 0, _round(num_draws * (draw_width / each * fall) ** 2))
-    if width > USEFUL_WIDTH and (image_width > (each if num_draws else USEFUL_WIDTH) or draws is None):
-        samples = max(_round(num_samples * (image_width / (each if num_draws else USEFUL_WIDTH)) ** 2), num_samples + 1)
+    if unseen or (num_draws and draw_width > for_draws):
+        draws = max(FEWEST_DRAWS, num_draws + 1, _round(num_draws * (draw_width / for_draws) ** 2))
+    if width > USEFUL_WIDTH and (image_width > for_images or draws is None):
+        samples = max(_round(num_samples * (image_width / for_images) ** 2), num_samples + 1)
     return Shortage(draws, samples)
 
 
