@@ -140,7 +140,7 @@ def test_a_shortage_names_what_is_lacking_and_that_many_do():
     few_draws = st.accuracy_interval(crossed(2000, 6, image=1.0, draw=2.0, seed=3))
     assert few_draws.lacking == "too few draws"
     enough = st.accuracy_interval(crossed(2000, few_draws.needed_draws, image=1.0, draw=2.0, seed=4))
-    assert enough.width <= 0.23  # about
+    assert enough.width <= 0.24  # about 0.2: the spread that six draws show is not exact
 
 
 # One cell of each kind in which other intervals fail: few images that matter, five spread draws, rare successes, an enumerated space,
