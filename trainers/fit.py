@@ -30,6 +30,7 @@ from trainers.objective import build_objective
 from trainers.optimizer import build_optimizer
 from trainers.reporting import EpochReport, Reporter, SilentReporter, StopTraining
 from trainers.schedule import learning_rate_factor
+from trainers.signs import CLIPPED_STEPS, gradient_ratios, most_common_answer
 from trainers.step import StepContext
 from trainers.streams import Streams
 from trainers.validation import validate
@@ -178,6 +179,7 @@ class _Fit:
         context.streams.begin_epoch(self.model, epoch)
         self.model.train()
         totals: dict[str, Tensor] = {}
+        clipped_steps = torch.zeros((), device=self.device)
         batches = training_batches(
             self.splits.train,
             self.config.batch_size // self.world_size,
@@ -197,8 +199,9 @@ class _Fit:
             optimizer.zero_grad(set_to_none=self.config.optimizer.gradients_when_unused == "none")
             scalars = self.objective.training_step(self.model, x_BCHW, y_B, context)
             average_gradients(self.model.parameters())
-            if self.config.optimizer.gradient_clip_norm is not None:
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.gradient_clip_norm)
+            limit = self.config.optimizer.gradient_clip_norm
+            if limit is not None:
+                clipped_steps += nn.utils.clip_grad_norm_(self.model.parameters(), limit) > limit
             optimizer.step()
             self.objective.after_optimizer_step(self.model, context)
             apply_constraints(self.model)
@@ -213,13 +216,24 @@ class _Fit:
                 f"the loss is {means['train/loss']} in epoch {epoch + 1}: lower training.optimizer.learning_rate, or set "
                 "training.optimizer.gradient_clip_norm"
             )
+        signs = self.signs(x_BCHW, y_B)
+        if limit is not None:
+            signs[CLIPPED_STEPS] = clipped_steps.item() / self.steps_per_epoch
         seconds = time.perf_counter() - started
-        return means | {
+        return {
+            **means,
+            **signs,
             "train/learning_rate": optimizer.param_groups[0]["lr"],
             "time/epoch_seconds": seconds,
             "time/examples_per_second": self.steps_per_epoch * self.config.batch_size / seconds,
             **memory.metrics(),
         }
+
+    def signs(self, x_BCHW: Tensor, y_B: Tensor) -> dict[str, float]:
+        """Return the signs of whether this epoch learned, the same on every worker; `x_BCHW, y_B` are the last images of it."""
+        measured = gradient_ratios(self.objective, self.model, x_BCHW, y_B, self.context)
+        measured |= most_common_answer(self.model, self.splits.validation, self.seed)
+        return {name: value / self.world_size for name, value in sum_over_workers(measured, self.device).items()}
 
     def measure(self, metrics: dict[str, float]) -> bool:
         """Add validation metrics where this epoch has them, keep the best weights, and note when patience has run out."""

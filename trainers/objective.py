@@ -42,6 +42,10 @@ class Objective(ABC):
     def training_step(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> dict[str, Tensor]:
         """Add the gradients of one batch to the parameters' `.grad` and return detached scalars, `loss` among them."""
 
+    def is_settled(self, context: StepContext) -> bool:
+        """Return whether the weights of the loss's terms have reached their values."""
+        return True
+
     def after_optimizer_step(self, model: nn.Module, context: StepContext) -> None:
         """Undo what the step needed on the weights (AWP). Called after each optimizer step, before constraints."""
 

@@ -14,6 +14,7 @@ from orchestration.tracking.tracker import Tracker
 from orchestration.training.job import TrainingJob
 from orchestration.training.training_run import RunResult, train_here
 from trainers.reporting import EpochReport
+from trainers.signs import complaints
 
 
 class _Progress:
@@ -25,6 +26,7 @@ class _Progress:
         self.started = time.monotonic()
         self.first_epoch: int | None = None
         self.rows: list[list[str]] = []
+        self.complained: set[str] = set()
 
     def step(self, step: int, num_steps: int) -> None:
         """Move the running line."""
@@ -52,6 +54,10 @@ class _Progress:
             return
         if self.first_epoch is None:
             self.first_epoch = report.epoch - 1
+        for sign, sentence in complaints(metrics).items():
+            if sign not in self.complained:
+                self.complained.add(sign)
+                console.warn(f"epoch {report.epoch}: {sentence}")
         accuracies = "" if clean is None or robust is None else f", clean {100 * clean:.1f} %, robust {100 * robust:.1f} %"
         self.board.show(
             self.rows[-6:],

@@ -118,7 +118,7 @@ def regularized_loss(
         regularizer: R.
 
     Returns:
-        `loss`, `cross_entropy` (mean over members and the sets that carry it, detached), and what the regularizer returns.
+        `loss`, `cross_entropy` (mean over members and the sets that carry it), and what the regularizer returns.
     """
     weighted: list[Tensor] = []
     reported = _MeanCrossEntropy(sets, len(members))
@@ -131,8 +131,12 @@ def regularized_loss(
             weighted.append(inputs.cross_entropy_weight * loss_B.mean())
             reported.add(inputs, loss_B)
     terms = regularizer({name: gram_matrix(gradients_BD) for name, gradients_BD in gradients.items()})
-    loss = torch.stack(weighted).sum() + terms["regularization"]
-    return {"loss": loss, "cross_entropy": reported.mean(loss), **terms}
+    total_weight = len(members) * sum(inputs.cross_entropy_weight for inputs in sets.values())
+    if not total_weight:
+        return {"loss": terms["regularization"], "cross_entropy": reported.mean(terms["regularization"]), **terms}
+    # Sets that carry cross-entropy carry equally much of it, so the weighted mean is the one that is reported; part of the graph.
+    cross_entropy = torch.stack(weighted).sum() / total_weight
+    return {"loss": total_weight * cross_entropy + terms["regularization"], "cross_entropy": cross_entropy, **terms}
 
 
 def regularized_backward(

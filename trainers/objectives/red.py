@@ -117,6 +117,9 @@ class Red(RegularizedEnsembleObjective):
             placement=placement,
         )
 
+    def is_settled(self, context: StepContext) -> bool:
+        return self._warmup(context) == 1.0
+
     def _needs(self, where: Literal["clean", "adv"]) -> bool:
         config = self.config
         return any(option in (where, "both") for option in (config.ce_on, config.sim_on, config.lip_on))

@@ -1,0 +1,113 @@
+"""Signs that a training does not learn: measured once per epoch on a few images, and what they say in words.
+
+Shapes: B batch, C channels, H and W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from models.ensemble import Ensemble
+from models.modes import mode
+from models.randomness import derive_seed, load_randomness_state, randomness_state, seeded
+from trainers.data import ArraySplit, StreamedSplit, evaluation_batches
+from trainers.objective import Objective
+from trainers.step import StepContext
+from trainers.validation import limited
+
+MOST_COMMON_ANSWER = "signs/most_common_answer"
+"""Share of validation images that get the same answer, the largest over all networks; 1: one class for all of them."""
+
+GRADIENT_RATIO = "signs/gradient_ratio/"
+"""Followed by a term's name: length of that term's gradient by the weights over cross-entropy's, both as they are weighted in the loss."""
+
+CLIPPED_STEPS = "signs/clipped_steps"
+"""Share of the epoch's steps in which clipping shortened the gradient."""
+
+LARGEST_RATIO = 20.0
+LARGEST_CLIPPED_SHARE = 0.9
+
+ANSWERED_IMAGES = 256
+DIFFERENTIATED_IMAGES = 16
+"""So few that all members' graphs are no more than one member's on a batch."""
+
+
+@torch.no_grad()
+def most_common_answer(model: nn.Module, split: ArraySplit | StreamedSplit, seed: int) -> dict[str, float]:
+    """Return `MOST_COMMON_ANSWER` on the first images of each class, members of an ensemble one by one; nothing for images of one class.
+
+    Normalizations use the statistics of these images: the running ones lag behind in the first epochs, and a network that learns
+    may answer one class with them. Modes, draws and streams are as before afterwards.
+    """
+    split = limited(split, ANSWERED_IMAGES)
+    if len(split.labels.unique()) < 2:
+        return {}
+    networks = list(model.members) if isinstance(model, Ensemble) else [model]
+    with mode(model, "train_without_update"), seeded(model, derive_seed(seed, "signs")):
+        shares = []
+        for network in networks:
+            answers = torch.cat([network(x_BCHW).argmax(1) for x_BCHW, _ in evaluation_batches(split, ANSWERED_IMAGES, 0, 1)])
+            shares.append((answers == answers.mode().values).float().mean().item())
+    return {MOST_COMMON_ANSWER: max(shares)}
+
+
+def gradient_ratios(objective: Objective, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> dict[str, float]:
+    """Return `GRADIENT_RATIO` of every term that the loss is made of beside cross-entropy; nothing for a loss without further terms.
+
+    A term's weight is the slope of the loss along it, so objectives state nothing but their loss. Parameters, their `.grad`, running
+    statistics, modes and draws are as before afterwards; the context's streams are not.
+    """
+    if not objective.is_settled(context):
+        return {}
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    state = randomness_state(model)
+    try:
+        with mode(model, "train_without_update"), torch.enable_grad():
+            few = slice(DIFFERENTIATED_IMAGES)
+            terms = objective.loss(model, x_BCHW[few], y_B[few], context)
+            lengths = _gradient_lengths(terms, parameters)
+    finally:
+        load_randomness_state(model, state)
+    cross_entropy = lengths.pop("cross_entropy", None)
+    if cross_entropy is None:
+        return {}
+    smallest = torch.finfo(torch.float32).tiny
+    return {GRADIENT_RATIO + name: length / max(cross_entropy, smallest) for name, length in lengths.items()}
+
+
+def _gradient_lengths(terms: Mapping[str, Tensor], parameters: list[nn.Parameter]) -> dict[str, float]:
+    parts = {name: value for name, value in terms.items() if name != "loss" and value.requires_grad}
+    if "cross_entropy" not in parts or len(parts) < 2:
+        return {}
+    weights = torch.autograd.grad(terms["loss"], list(parts.values()), retain_graph=True, allow_unused=True)
+    lengths = {}
+    for (name, part), weight in zip(parts.items(), weights, strict=True):
+        if weight is not None:
+            slopes = torch.autograd.grad(part, parameters, weight, retain_graph=True, allow_unused=True)
+            lengths[name] = torch.stack([slope.float().norm() for slope in slopes if slope is not None]).norm().item()
+    return lengths
+
+
+def complaints(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Return what the signs among an epoch's metrics say: name of the sign -> one sentence; nothing for a training that learns."""
+    found = {}
+    if metrics.get(MOST_COMMON_ANSWER, 0.0) >= 1.0:
+        found[MOST_COMMON_ANSWER] = (
+            "a network answers one class for all images: weaker regularizers (the weights under training.objective), a lower "
+            "training.optimizer.learning_rate or more epochs may help"
+        )
+    for name, value in metrics.items():
+        if name.startswith(GRADIENT_RATIO) and value > LARGEST_RATIO:
+            found[name] = (
+                f"the gradient of `{name.removeprefix(GRADIENT_RATIO)}` is {value:.0f} times that of cross-entropy (more than "
+                f"{LARGEST_RATIO:.0f}): its weight under training.objective leaves little to learn from labels"
+            )
+    if metrics.get(CLIPPED_STEPS, 0.0) > LARGEST_CLIPPED_SHARE:
+        found[CLIPPED_STEPS] = (
+            f"{100 * metrics[CLIPPED_STEPS]:.0f} % of the steps were clipped: training.optimizer.gradient_clip_norm, not the loss, sets "
+            "their length"
+        )
+    return found
