@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from models.errors import UserError
 from orchestration import console
-from orchestration.commands.command import Command, add_data_root, add_format, begin, show_frame
+from orchestration.commands.command import Command, add_data_root, add_format, begin, show_frame, workplace_of
 
 LIST = "list"
 
@@ -39,13 +38,13 @@ def _run(arguments: argparse.Namespace) -> int:
     from analysis.quantities.report import record_to_markdown, sentence, shown_rows
     from orchestration.evaluating.analysis_run import AnalysisSettings, analyse, track
     from orchestration.exporting.targets import resolve_target
-    from orchestration.home import Home
 
     chosen = begin(arguments)
-    home = Home.locate(arguments.home)
+    workplace = workplace_of(arguments)
+    home = workplace.home
     settings = AnalysisSettings(tuple(arguments.what), arguments.samples, arguments.draws, arguments.seed, arguments.device)
     target = resolve_target(arguments.target, home)
-    records, path = analyse(target, settings, home, Path(arguments.data_root).absolute() if arguments.data_root else None)
+    records, path = analyse(target, settings, workplace)
     run_id = track(target, records, path, home)
     for record in records:
         if chosen == "markdown":
@@ -78,9 +77,8 @@ def _list(arguments: argparse.Namespace) -> int:
     if arguments.target is not None:
         from models.weights import load_pretrained
         from orchestration.exporting.targets import resolve_target
-        from orchestration.home import Home
 
-        model = load_pretrained(resolve_target(arguments.target, Home.locate(arguments.home)).folder, resample_on_forward=False)
+        model = load_pretrained(resolve_target(arguments.target, workplace_of(arguments).home).folder, resample_on_forward=False)
     rows = list_rows(model)
     if chosen == "json":
         console.result(rows)

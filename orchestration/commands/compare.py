@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from orchestration import console
-from orchestration.commands.command import Command, Format, add_data_root, add_format, begin, show_frame
+from orchestration.commands.command import Command, Format, add_data_root, add_format, begin, show_frame, workplace_of
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
@@ -20,14 +19,13 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from orchestration.evaluating.run_comparison import find_runs, marks, metric_rows, paired_rows, parameter_rows, standing_rows
-    from orchestration.home import Home
 
     chosen = begin(arguments)
-    home = Home.locate(arguments.home)
-    runs = find_runs(arguments.runs, home)
+    workplace = workplace_of(arguments)
+    runs = find_runs(arguments.runs, workplace.home)
     parameters = parameter_rows(runs, everything=arguments.all)
     metrics = metric_rows(runs, everything=arguments.all)
-    pairs, notes = paired_rows(runs, home, Path(arguments.data_root).absolute() if arguments.data_root else None)
+    pairs, notes = paired_rows(runs, workplace)
     standing, reasons = standing_rows(runs, pairs)
     warnings = marks(runs)
     if chosen == "json":

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestration import console
-from orchestration.commands.command import Command, add_data_root
+from orchestration.commands.command import Command, add_data_root, workplace_of
 
 if TYPE_CHECKING:
     from models.threat_model import ThreatModel
@@ -36,10 +35,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from orchestration.evaluating.evaluation_report import keep, show, suite_name
     from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare, run_jobs
     from orchestration.exporting.targets import resolve_target
-    from orchestration.home import Home
     from orchestration.tracking.tracker import Tracker
 
-    home = Home.locate(arguments.home)
+    workplace = workplace_of(arguments)
+    home = workplace.home
     target = resolve_target(arguments.target, home)
     suite, name_of_suite = arguments.suite, suite_name(arguments.suite)
     if arguments.surrogate:
@@ -54,10 +53,9 @@ def _run(arguments: argparse.Namespace) -> int:
         num_draws=arguments.draws,
         seed=arguments.seed,
     )
-    data_root = Path(arguments.data_root).absolute() if arguments.data_root else None
     name = target.config["model"]["defence"] + (f" {target.experiment.name}" if target.experiment else "")
-    job = prepare(target.experiment.name if target.experiment else name, target, settings, home, data_root)
-    run_jobs([job], workers=arguments.workers, gpus_per_worker=arguments.gpus_per_worker, address=arguments.address)
+    job = prepare(target.experiment.name if target.experiment else name, target, settings, workplace)
+    run_jobs([job], workers=arguments.workers, gpus_per_worker=arguments.gpus_per_worker, address=workplace.address)
     result = show(job)
     tracker, run_id = None, target.run_id
     if target.experiment is not None:

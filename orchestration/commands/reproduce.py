@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestration import console
-from orchestration.commands.command import Command, add_data_root
+from orchestration.commands.command import Command, add_data_root, workplace_of
 
 if TYPE_CHECKING:
     from analysis.reproduction.outcome import ItemOutcome
-    from orchestration.home import Home
+    from orchestration.home import Home, Workplace
     from orchestration.reproducing.plan import ItemPlan
 
 LIST = "list"
@@ -46,7 +46,6 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.list or not arguments.items or arguments.items == [LIST]:
         return _list()
     from analysis.reproduction.scale import parse_scale
-    from orchestration.home import Home
     from orchestration.reproducing.plan import check_something_to_do, choose_keys, find_items, plan_item
 
     scale = parse_scale(arguments.scale)
@@ -55,13 +54,12 @@ def _run(arguments: argparse.Namespace) -> int:
     columns = choose_keys("column", items, _keys(arguments.columns))
     plans = [plan_item(item, scale, rows, columns, arguments.gpus_per_worker) for item in items]
     check_something_to_do(plans)
-    home = Home.locate(arguments.home)
-    data_root = Path(arguments.data_root).absolute() if arguments.data_root else None
+    workplace = workplace_of(arguments)
     if arguments.dry_run:
-        return _dry_run(plans, home, data_root)
+        return _dry_run(plans, workplace)
     if arguments.render:
-        return _render_stored(plans, home)
-    return _reproduce(plans, home, data_root, arguments.address)
+        return _render_stored(plans, workplace.home)
+    return _reproduce(plans, workplace)
 
 
 def _keys(text: str) -> list[str]:
@@ -94,15 +92,15 @@ def _show_plan(plans: Sequence[ItemPlan], home: Home) -> dict[str, Any]:
     return report
 
 
-def _dry_run(plans: Sequence[ItemPlan], home: Home, data_root: Path | None) -> int:
+def _dry_run(plans: Sequence[ItemPlan], workplace: Workplace) -> int:
     from orchestration.reproducing.summary import missing_datasets, training_rows
 
-    report = _show_plan(plans, home)
+    report = _show_plan(plans, workplace.home)
     for planned in plans:
         if planned.trainings:
-            rows = training_rows(planned, home)
+            rows = training_rows(planned, workplace.home)
             console.table(f"trainings of {planned.item.name}", ["row", "recipe", "changes of the row", "fingerprint", "state"], rows)
-    missing = missing_datasets(plans, data_root)
+    missing = missing_datasets(plans, workplace.data_root)
     if missing:
         console.say(f"not here: the files of {', '.join(missing)}; `rayndom doctor` says how to obtain them")
     trainings = {
@@ -113,22 +111,22 @@ def _dry_run(plans: Sequence[ItemPlan], home: Home, data_root: Path | None) -> i
     return 0
 
 
-def _reproduce(plans: Sequence[ItemPlan], home: Home, data_root: Path | None, address: str | None) -> int:
+def _reproduce(plans: Sequence[ItemPlan], workplace: Workplace) -> int:
     from orchestration.reproducing.execution import check_before_start, reproduce_item, track_folder
     from orchestration.reproducing.ledger import outcome_folder
 
     started = time.monotonic()
-    _show_plan(plans, home)
-    check_before_start(plans, home, data_root, address)
+    _show_plan(plans, workplace.home)
+    check_before_start(plans, workplace)
     results: dict[str, Any] = {}
     problems: dict[str, list[str]] = {}
     for planned in plans:
         name = planned.item.name
         console.say(f"{name}: {planned.item.title}")
-        outcome, failed, run_id = reproduce_item(planned, home, data_root, address=address)
-        folder = outcome_folder(home, name, planned.scale)
+        outcome, failed, run_id = reproduce_item(planned, workplace)
+        folder = outcome_folder(workplace.home, name, planned.scale)
         files = _render(outcome, folder)
-        track_folder(planned, home, run_id)
+        track_folder(planned, workplace.home, run_id)
         problems |= {name: failed} if failed else {}
         results[name] = {
             "outcome": str(folder / "outcome.json"),
@@ -137,7 +135,7 @@ def _reproduce(plans: Sequence[ItemPlan], home: Home, data_root: Path | None, ad
             "failed": failed,
             "files": {kind: str(path) for kind, path in files.items()},
         }
-    reports = _write_papers(plans, home)
+    reports = _write_papers(plans, workplace.home)
     console.result({"items": results, "reports": {paper: str(path) for paper, path in reports.items()}})
     for paper, path in reports.items():
         console.say(f"{paper}: {path}")

@@ -20,7 +20,7 @@ from models.weights import load_pretrained
 from orchestration import console
 from orchestration.evaluating.evaluation_run import test_images
 from orchestration.exporting.targets import Target
-from orchestration.home import Home
+from orchestration.home import Home, Workplace
 from orchestration.tracking.tracker import Tracker
 
 ARTIFACT = "analysis/quantities.json"
@@ -70,7 +70,7 @@ def subject_of(target: Target, settings: AnalysisSettings, data_root: Path | Non
     )
 
 
-def analyse(target: Target, settings: AnalysisSettings, home: Home, data_root: Path | None) -> tuple[list[Record], Path]:
+def analyse(target: Target, settings: AnalysisSettings, workplace: Workplace) -> tuple[list[Record], Path]:
     """Compute the quantities asked for; return their records and the file that holds them and those computed earlier.
 
     Each record is on disk as soon as it is computed, and replaces an earlier one of its quantity.
@@ -78,10 +78,10 @@ def analyse(target: Target, settings: AnalysisSettings, home: Home, data_root: P
     Raises:
         UserError: an unknown quantity, one that does not apply, or missing data.
     """
-    subject = subject_of(target, settings, data_root)
+    subject = subject_of(target, settings, workplace.data_root)
     chosen = choose(subject.model, settings.names)
     checkpoint = weights_hash(subject.model)
-    path = home.root / "analyses" / f"{checkpoint[:16]}.json"
+    path = workplace.home.root / "analyses" / f"{checkpoint[:16]}.json"
     kept = _read(path)
     records = []
     for number, entry in enumerate(chosen, start=1):

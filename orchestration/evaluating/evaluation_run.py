@@ -22,7 +22,7 @@ from models.weights import load_pretrained
 from orchestration import console
 from orchestration.evaluating.block_workers import load_for_blocks, run_on_ray
 from orchestration.exporting.targets import Target
-from orchestration.home import Home
+from orchestration.home import Workplace
 from trainers.data import DataConfig, evaluation_batches, load_data
 from trainers.validation import limited
 
@@ -71,8 +71,7 @@ def prepare(
     name: str,
     target: Target,
     settings: EvaluationSettings,
-    home: Home,
-    data_root: Path | None,
+    workplace: Workplace,
     images: tuple[Tensor, Tensor] | None = None,
 ) -> Job:
     """Plan the evaluation of a model on the test images of its data set, and read the records it already has.
@@ -87,7 +86,7 @@ def prepare(
     data = settings.data or (experiment.data if experiment else None)
     if data is None:
         raise UserError(f"{target.folder} does not say what data it was trained on; name a data set with --data.name")
-    x, y = images if images is not None else test_images(data, data_root, settings.num_samples)
+    x, y = images if images is not None else test_images(data, workplace.data_root, settings.num_samples)
     settings = replace(
         settings,
         suite=load_suite(settings.suite, target.config["model"]["defence"]),
@@ -104,7 +103,7 @@ def prepare(
         num_samples=settings.num_samples,
         num_draws=settings.num_draws,
     )
-    path = home.evaluation(plan[0].checkpoint[:16]) / RECORDS_FILE
+    path = workplace.home.evaluation(plan[0].checkpoint[:16]) / RECORDS_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     return Job(name=name, target=target, settings=settings, plan=plan, x=x, y=y, records_path=path)
 

@@ -21,7 +21,7 @@ from orchestration.evaluating.evaluation_report import suite_name
 from orchestration.evaluating.stored_evaluation import read_kept, result_of, search_result
 from orchestration.experiment import flatten
 from orchestration.exporting.targets import Target, resolve_target
-from orchestration.home import Home
+from orchestration.home import Home, Workplace
 
 PROTOCOLS: tuple[ProtocolName, ...] = ("T0", "T1", "T2")
 SEEDS = " + "
@@ -206,7 +206,7 @@ def _estimate(row: dict[str, Any], marked: bool) -> Estimate:
     )
 
 
-def paired_rows(runs: Sequence[StoredRun], home: Home, data_root: Path | None) -> tuple[list[Row], list[str]]:
+def paired_rows(runs: Sequence[StoredRun], workplace: Workplace) -> tuple[list[Row], list[str]]:
     """Compare the runs pair by pair on the samples that their stored evaluations share, suite by suite.
 
     Runs that differ in nothing but the seed are one method with several training seeds.
@@ -223,7 +223,7 @@ def paired_rows(runs: Sequence[StoredRun], home: Home, data_root: Path | None) -
         return [], [f"no suite has been run on all of them{which}: `rayndom evaluate RUN --suite quick` does"]
     for suite in suites:
         try:
-            results = {run.label: _result(run, suite, home, data_root, notes) for run in runs}
+            results = {run.label: _result(run, suite, workplace, notes) for run in runs}
             rows += [{"suite": suite} | pair.row() for pair in compare(_by_method(runs, results))]
         except UserError as error:
             notes.append(f"suite {suite}: no paired comparison: {error}")
@@ -241,7 +241,7 @@ def _by_method(runs: Sequence[StoredRun], results: dict[str, EvaluationResult]) 
     return {SEEDS.join(run.label for run in group): [results[run.label] for run in group] for group in methods.values()}
 
 
-def _result(run: StoredRun, suite: str, home: Home, data_root: Path | None, notes: list[str]) -> EvaluationResult:
+def _result(run: StoredRun, suite: str, workplace: Workplace, notes: list[str]) -> EvaluationResult:
     """Return the stored evaluation of a suite from its records; a guess at which are its own is noted.
 
     Raises:
@@ -250,7 +250,7 @@ def _result(run: StoredRun, suite: str, home: Home, data_root: Path | None, note
     summary = run.evaluations[suite]
     if "records" in summary:
         return result_of(run.label, summary, run.records_folder)
-    result = search_result(run.label, run.target, summary, run.records_folder, home, data_root)
+    result = search_result(run.label, run.target, summary, run.records_folder, workplace)
     notes.append(
         f"{run.label}, suite {suite}: evaluated by an earlier version, which did not keep what was asked; taken for seed "
         f"{result.header['seed']}, {result.header['threat_model']['norm']} {result.header['threat_model']['epsilon']:.4g} by its headline. "

@@ -19,7 +19,7 @@ from models.files import write_text
 from models.threat_model import ThreatModel
 from orchestration.evaluating.evaluation_run import RECORDS_FILE, EvaluationSettings, Job, prepare
 from orchestration.exporting.targets import Target
-from orchestration.home import Home
+from orchestration.home import Workplace
 
 Summary = dict[str, Any]
 _RESULT = "result-"
@@ -70,7 +70,7 @@ def result_of(name: str, summary: Summary, folder: Path) -> EvaluationResult:
     return collect(at_places_of([known[key] for key in summary["records"]], summary["settings"]["suite"]["name"]))
 
 
-def search_result(name: str, target: Target, summary: Summary, folder: Path, home: Home, data_root: Path | None) -> EvaluationResult:
+def search_result(name: str, target: Target, summary: Summary, folder: Path, workplace: Workplace) -> EvaluationResult:
     """Return an evaluation whose summary does not say which records are its own, as those of earlier versions do not.
 
     It is planned again under all conditions that occur in the records, until the headline is the one that was kept: of two evaluations
@@ -86,7 +86,7 @@ def search_result(name: str, target: Target, summary: Summary, folder: Path, hom
     for conditions in _conditions(read_records(folder / RECORDS_FILE)):
         for samples, draws in itertools.product((None, num_samples), (None, conditions["num_draws"])):
             settings = EvaluationSettings(suite, ThreatModel(**conditions["threat_model"]), samples, draws, seed=conditions["seed"])
-            job = prepare(name, target, settings, home, data_root)
+            job = prepare(name, target, settings, workplace)
             if not job.pending and _is_kept(job.result(), summary):
                 return job.result()
     raise UserError(f"the records of {name} are not all in {folder}; `rayndom evaluate` makes them")

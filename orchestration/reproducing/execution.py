@@ -28,7 +28,7 @@ from orchestration.exporting.targets import Target
 from orchestration.home import Home, Workplace
 from orchestration.reproducing.ledger import Ledger, outcome_folder
 from orchestration.reproducing.plan import Evaluation, ItemPlan, ReadingJob, evaluations, model_folder, readings
-from orchestration.reproducing.reading_jobs import KeptReadings, run_readings
+from orchestration.reproducing.reading_jobs import run_readings
 from orchestration.run_folder import RunFolder
 from orchestration.sweeping.listed_experiments import Listed, train_all
 from orchestration.tracking.experiment_run import ParentRun
@@ -43,7 +43,7 @@ KIND = "row"
 _NOT_IN_NAMES = re.compile(r"[^\w\-. /]")
 
 
-def check_before_start(plans: Sequence[ItemPlan], home: Home, data_root: Path | None, address: str | None) -> None:
+def check_before_start(plans: Sequence[ItemPlan], workplace: Workplace) -> None:
     """Find out before anything starts whether data sets and resources are there; Ray is not started for what CPUs have trained already.
 
     Raises:
@@ -51,10 +51,12 @@ def check_before_start(plans: Sequence[ItemPlan], home: Home, data_root: Path | 
     """
     experiments = {each.fingerprint: each.experiment for planned in plans for each in planned.trainings.values()}
     for data in {json_hash(each.data.model_dump(mode="json")): each.data for each in experiments.values()}.values():
-        load_data(data, data_root)
-    if not any(each.resources.gpus_per_worker or RunFolder(home.run(each.fingerprint)).result() is None for each in experiments.values()):
+        load_data(data, workplace.data_root)
+    if not any(
+        each.resources.gpus_per_worker or RunFolder(workplace.home.run(each.fingerprint)).result() is None for each in experiments.values()
+    ):
         return
-    available = cluster.connect(address)
+    available = cluster.connect(workplace.address)
     for resources in {each.resources for each in experiments.values()}:
         need = trial_resources(resources)
         if need.gpus > available.get("GPU", 0.0):
@@ -66,13 +68,12 @@ def check_before_start(plans: Sequence[ItemPlan], home: Home, data_root: Path | 
         concurrency(need, available)
 
 
-def reproduce_item(
-    planned: ItemPlan, home: Home, data_root: Path | None, *, address: str | None = None
-) -> tuple[ItemOutcome, list[str], str | None]:
+def reproduce_item(planned: ItemPlan, workplace: Workplace) -> tuple[ItemOutcome, list[str], str | None]:
     """Reproduce an item, or go on with it; return its outcome, what failed, and the id of its MLflow run.
 
     An item that has nothing to run has an outcome without cells and no MLflow run.
     """
+    home = workplace.home
     ledger = Ledger(planned, home)
     if not planned.trainings:
         return ledger.write(), [], None
@@ -81,9 +82,9 @@ def reproduce_item(
     parent = tracker.run("reproduction", {REPRODUCTION_TAG: title}, name=title)
     tracker.set_tags(parent, {"rayndom.title": planned.item.title})
     try:
-        _train(planned, ledger, home, data_root, tracker, parent)
-        _evaluate(planned, ledger, home, data_root, address, tracker, _Images(data_root))
-        _read(planned, ledger, home, data_root, address)
+        _train(planned, ledger, workplace, ParentRun(tracker, parent))
+        _evaluate(planned, ledger, workplace, tracker)
+        _read(planned, ledger, workplace)
     except BaseException:
         # Whatever stopped it, what is known stays readable; the next start sets the run to running again.
         ledger.write()
@@ -102,13 +103,15 @@ def track_folder(planned: ItemPlan, home: Home, parent: str | None) -> None:
         tracker.log_folder(parent, outcome_folder(home, planned.item.name, planned.scale), "reproduction")
 
 
-def _train(planned: ItemPlan, ledger: Ledger, home: Home, data_root: Path | None, tracker: Tracker, parent: str) -> None:
+def _train(planned: ItemPlan, ledger: Ledger, workplace: Workplace, parent: ParentRun) -> None:
+    tracker = parent.tracker
+
     def ended(experiment: ExperimentConfig) -> None:
         ledger.write()
 
     listed = [Listed(f"{planned.item.name} {each.key}", each.experiment) for each in planned.unique]
-    failures = train_all(KIND, listed, Workplace(home, data_root), ParentRun(tracker, parent), on_end=ended)
-    children = {run.data.tags[FINGERPRINT_TAG]: run.info.run_id for run in tracker.children(parent, KIND)}
+    failures = train_all(KIND, listed, workplace, parent, on_end=ended)
+    children = {run.data.tags[FINGERPRINT_TAG]: run.info.run_id for run in tracker.children(parent.run_id, KIND)}
     for training in planned.unique:
         if training.fingerprint in failures:
             ledger.training_failed(training, failures[training.fingerprint])
@@ -116,7 +119,7 @@ def _train(planned: ItemPlan, ledger: Ledger, home: Home, data_root: Path | None
         run_id = children[training.fingerprint]
         ledger.mlflow_runs[training.fingerprint] = run_id
         if not any(entry.path == "model" for entry in tracker.client.list_artifacts(run_id)):
-            tracker.log_folder(run_id, model_folder(home, training), "model")
+            tracker.log_folder(run_id, model_folder(workplace.home, training), "model")
 
 
 class _Images:
@@ -135,9 +138,8 @@ class _Images:
         return self._known[key]
 
 
-def _evaluate(
-    planned: ItemPlan, ledger: Ledger, home: Home, data_root: Path | None, address: str | None, tracker: Tracker, images: _Images
-) -> None:
+def _evaluate(planned: ItemPlan, ledger: Ledger, workplace: Workplace, tracker: Tracker) -> None:
+    home, images = workplace.home, _Images(workplace.data_root)
     # Rows that are one experiment at this scale are evaluated once.
     jobs: dict[str, Job] = {}
     owners: dict[str, list[Evaluation]] = {}
@@ -151,7 +153,7 @@ def _evaluate(
         target = Target(model_folder(home, training), training.experiment)
         settings = EvaluationSettings(suite=evaluation.suite)
         try:
-            jobs[key] = prepare(f"{training.key} {evaluation.name}", target, settings, home, data_root, images.of(evaluation))
+            jobs[key] = prepare(f"{training.key} {evaluation.name}", target, settings, workplace, images.of(evaluation))
         except UserError as error:
             ledger.evaluation_failed(evaluation, str(error))
     owned = {id(job): owners[key] for key, job in jobs.items()}
@@ -178,7 +180,7 @@ def _evaluate(
     needs = [trial_resources(each.experiment.resources) for each in planned.unique]
     gpus = max((need.gpus / need.workers for need in needs), default=0.0)
     if pending:
-        run_jobs(pending, workers=None, gpus_per_worker=gpus, address=address, on_done=done, on_failure=failed)
+        run_jobs(pending, workers=None, gpus_per_worker=gpus, address=workplace.address, on_done=done, on_failure=failed)
 
 
 def _track(job: Job, result: EvaluationResult, evaluation: Evaluation, run_id: str | None, tracker: Tracker) -> None:
@@ -195,7 +197,7 @@ def _track(job: Job, result: EvaluationResult, evaluation: Evaluation, run_id: s
     tracker.log_json(run_id, summary, f"evaluation/{base.replace(' ', '_')}.json")
 
 
-def _read(planned: ItemPlan, ledger: Ledger, home: Home, data_root: Path | None, address: str | None) -> None:
+def _read(planned: ItemPlan, ledger: Ledger, workplace: Workplace) -> None:
     def done(job: ReadingJob, found: Found) -> None:
         ledger.read(job, found)
         ledger.write()
@@ -206,7 +208,7 @@ def _read(planned: ItemPlan, ledger: Ledger, home: Home, data_root: Path | None,
         ledger.write()
 
     jobs = readings(planned, ledger.trained())
-    run_readings(jobs, KeptReadings(home), data_root, address=address, on_done=done, on_failure=failed)
+    run_readings(jobs, workplace, on_done=done, on_failure=failed)
 
 
 def _last_line(error: Exception) -> str:

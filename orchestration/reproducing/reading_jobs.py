@@ -19,7 +19,7 @@ from models.files import write_text
 from models.weights import load_pretrained
 from orchestration import console
 from orchestration.evaluating.evaluation_run import test_images
-from orchestration.home import Home
+from orchestration.home import Home, Workplace
 from orchestration.reproducing.plan import ReadingJob, Training, model_folder
 
 SEED = 0
@@ -70,10 +70,8 @@ class KeptReadings:
 
 def run_readings(
     jobs: Sequence[ReadingJob],
-    kept: KeptReadings,
-    data_root: Path | None,
+    workplace: Workplace,
     *,
-    address: str | None = None,
     on_done: Callable[[ReadingJob, Found], None],
     on_failure: Callable[[ReadingJob, Exception], None],
 ) -> None:
@@ -82,6 +80,7 @@ def run_readings(
     Args:
         on_done: called with each. on_failure: called when one cannot be taken; the others go on.
     """
+    kept = KeptReadings(workplace.home)
     pending: dict[Path, list[ReadingJob]] = {}
     for job in jobs:
         found = kept.get(job)
@@ -96,14 +95,14 @@ def run_readings(
 
     from orchestration.training import cluster
 
-    cluster.connect(address)
+    cluster.connect(workplace.address)
     running: dict[Any, list[ReadingJob]] = {}
     for shared in pending.values():
         job = shared[0]
         gpus = job.training.experiment.resources.gpus_per_worker
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(take_reading)
         folders = [model_folder(kept.home, each) for each in job.trainings]
-        running[task.remote(job, folders, data_root)] = shared
+        running[task.remote(job, folders, workplace.data_root)] = shared
     while running:
         (finished,), _ = ray.wait(list(running), num_returns=1)
         shared = running.pop(finished)

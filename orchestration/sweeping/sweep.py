@@ -171,7 +171,7 @@ def _evaluate(
     for experiment in [*baselines, winner]:
         target = Target(RunFolder(workplace.home.run(experiment.fingerprint)).model, experiment)
         name = f"{experiment.name} (winner)" if experiment is winner else experiment.name
-        jobs.append(prepare(name, target, settings, workplace.home, workplace.data_root))
+        jobs.append(prepare(name, target, settings, workplace))
     need = trial_resources(winner.resources)
     run_jobs(jobs, workers=1000, gpus_per_worker=need.gpus / need.workers, address=workplace.address)
     for job in jobs:

@@ -21,7 +21,7 @@ from orchestration.evaluating.run_comparison import find_runs, metric_rows, pair
 from orchestration.evaluating.stored_evaluation import result_of
 from orchestration.experiment import flatten
 from orchestration.exporting.targets import resolve_target
-from orchestration.home import Home
+from orchestration.home import Home, Workplace
 from orchestration.run_folder import RunFolder
 from orchestration.tracking.tracker import Tracker
 
@@ -99,10 +99,10 @@ def test_metrics_are_those_that_were_stored(compared_home, fingerprints, capsys)
 
 def test_the_paired_comparison_is_that_of_the_stored_records(compared_home, fingerprints):
     runs = find_runs([fingerprints["ctrw_digits"], "at_digits"], compared_home)
-    rows, notes = paired_rows(runs, compared_home, None)
+    rows, notes = paired_rows(runs, Workplace(compared_home))
     assert not notes
     settings = EvaluationSettings("quick", None, 20, 4, seed=3)
-    jobs = [prepare(run.label, run.target, settings, compared_home, None) for run in runs]
+    jobs = [prepare(run.label, run.target, settings, Workplace(compared_home)) for run in runs]
     assert not any(job.pending for job in jobs)
     (expected,) = compare({job.name: job.result() for job in jobs})
     assert rows == [{"suite": "quick"} | expected.row()]
@@ -123,12 +123,12 @@ def test_evaluations_under_other_conditions_are_not_paired(compared_home, finger
     assert main(["evaluate", fingerprints["natural_digits"], "--samples", "20", "--draws", "4", "--seed", "4", *where]) == 0
     try:
         runs = find_runs(["ctrw_digits", "natural_digits"], compared_home)
-        rows, notes = paired_rows(runs, compared_home, None)
+        rows, notes = paired_rows(runs, Workplace(compared_home))
         assert rows == []
         assert "seed" in notes[0]
         shutil.rmtree(runs[1].records_folder)
         runs = find_runs(["ctrw_digits", "natural_digits"], compared_home)  # the model's own folder still knows the result
-        rows, notes = paired_rows(runs, compared_home, None)
+        rows, notes = paired_rows(runs, Workplace(compared_home))
         assert rows == []
         assert "natural_digits are not all in" in notes[0]
         assert any(isinstance(row["natural_digits"], Estimate) for row in metric_rows(runs, everything=False))
@@ -160,7 +160,7 @@ def test_evaluations_of_one_run_with_equal_headlines_and_other_seeds_are_told_ap
 def test_a_kept_result_is_the_one_that_was_shown(compared_home, fingerprints):
     run = find_runs(["ctrw_digits", "at_digits"], compared_home)[0]
     settings = EvaluationSettings("quick", None, 20, 4, seed=3)
-    shown = prepare(run.label, run.target, settings, compared_home, None).result()
+    shown = prepare(run.label, run.target, settings, Workplace(compared_home)).result()
     kept = result_of(run.label, run.evaluations["quick"], run.records_folder)
     assert kept.rows == shown.rows
     assert kept.verdicts == shown.verdicts
@@ -170,10 +170,10 @@ def test_a_kept_result_is_the_one_that_was_shown(compared_home, fingerprints):
 
 def test_results_of_an_earlier_version_are_found_by_their_headline_and_that_is_said(compared_home, fingerprints):
     runs = find_runs([fingerprints["ctrw_digits"], "at_digits"], compared_home)
-    expected, _ = paired_rows(runs, compared_home, None)
+    expected, _ = paired_rows(runs, Workplace(compared_home))
     for run in runs:
         del run.evaluations["quick"]["settings"], run.evaluations["quick"]["records"]
-    rows, notes = paired_rows(runs, compared_home, None)
+    rows, notes = paired_rows(runs, Workplace(compared_home))
     assert rows == expected
     assert len(notes) == 2
     assert all("earlier version" in note and "seed 3" in note for note in notes)

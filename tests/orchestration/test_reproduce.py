@@ -20,6 +20,7 @@ from analysis.reproduction.scale import SCALES
 from orchestration.cli import main
 from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare, run_jobs, test_images
 from orchestration.exporting.targets import Target
+from orchestration.home import Workplace
 from orchestration.reproducing import execution
 from orchestration.reproducing.cost import training_cost
 from orchestration.reproducing.ledger import Ledger, outcome_folder, read_outcome
@@ -184,7 +185,7 @@ def test_a_dry_run_trains_nothing(scale, capsys, home):
 
 
 def reproduce(planned, home):
-    return execution.reproduce_item(planned, home, None)
+    return execution.reproduce_item(planned, Workplace(home))
 
 
 @pytest.mark.ray
@@ -305,7 +306,7 @@ def test_a_block_of_two_jobs_is_run_once_and_one_that_breaks_leaves_the_others(h
     bad = good.model_copy(update={"name": "bad"})
     target = Target(model_folder(home, training), training.experiment)
     jobs = [
-        prepare(name, target, EvaluationSettings(suite.model_copy(update={"attacks": attacks})), home, None)
+        prepare(name, target, EvaluationSettings(suite.model_copy(update={"attacks": attacks})), Workplace(home))
         for name, attacks in (("one", (good,)), ("two", (good,)), ("broken", (bad,)))
     ]
     import analysis.evaluate as module
