@@ -10,22 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from orchestration import console
-from orchestration.training.resources import TrialResources, trials_that_fit
-
-# Read by Ray at import: a driver started by `uv run` would otherwise ship and rebuild the environment for every worker.
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-# An objective may be known only at the end of a trial, or after epochs that validate.
-os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-
 import ray
 
 from models.errors import UserError
+from orchestration import console
+from orchestration.training.resources import TrialResources, trials_that_fit
 
 logger = logging.getLogger(__name__)
 

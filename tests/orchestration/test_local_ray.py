@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -23,6 +24,20 @@ def count_actors():
 
 print("actors", ray.get(count_actors.remote()))
 """
+
+
+SETTINGS = """
+import orchestration.sweeping.sweep  # what `rayndom sweep` imports
+from ray._private.ray_constants import RAY_ENABLE_UV_RUN_RUNTIME_ENV as ships_environment
+
+print("ships", ships_environment)
+"""
+
+
+def test_ray_is_imported_after_its_settings():
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TUNE_"))}
+    done = subprocess.run([sys.executable, "-c", SETTINGS], env=plain, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.split() == ["ships", "False"], done.stderr[-2000:]
 
 
 @pytest.mark.ray
