@@ -38,15 +38,15 @@ def _objectives() -> Described:
 
 
 def _methods() -> Described:
-    from orchestration.recipes.library import method_files, read_method
+    from orchestration.recipes.library import readable_methods
 
-    return [(name, read_method(name).description) for name in sorted(method_files())]
+    return sorted((method.name, method.description) for method in readable_methods())
 
 
 def _settings() -> Described:
-    from orchestration.recipes.library import read_setting, setting_files
+    from orchestration.recipes.library import readable_settings
 
-    return [(name, read_setting(name).description) for name in sorted(setting_files())]
+    return sorted((setting.name, setting.description) for setting in readable_settings())
 
 
 def _recipes() -> Described:
@@ -82,6 +82,11 @@ KINDS: Mapping[str, Callable[[], Described]] = {
 
 
 def _list(arguments: argparse.Namespace) -> None:
+    if arguments.kind in ("methods", "settings", "recipes"):
+        from orchestration.recipes.library import problems
+
+        for problem in problems():
+            console.warn(problem)
     if arguments.kind == "recipes":
         _list_recipes(arguments.json)
         return

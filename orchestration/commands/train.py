@@ -37,6 +37,7 @@ def _run(arguments: argparse.Namespace) -> int | None:
     if not arguments.recipe:
         raise UserError("train needs a recipe; `rayndom list recipes` names them")
     experiment = load_recipe(arguments.recipe, arguments.fields).experiment
+    console.say(f"{experiment.name}: {experiment.description}" if experiment.description else experiment.name)
 
     workplace = workplace_of(arguments)
     if arguments.dry_run:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from models.errors import UserError, nearest, unknown_name
 from models.yaml_text import read_yaml
@@ -145,29 +145,60 @@ def read_method(name: str) -> Method:
     return Method(name, description or name, tree, settings, uses, _exceptions(own.get("where", {}), source), variants)
 
 
+def readable_methods() -> list[Method]:
+    """Return all methods whose files can be read: one that is broken hides no other."""
+    return [method for name in method_files() if isinstance(method := _try(read_method, name), Method)]
+
+
+def readable_settings() -> list[Setting]:
+    """Return all settings whose files can be read."""
+    return [setting for name in setting_files() if isinstance(setting := _try(read_setting, name), Setting)]
+
+
+def problems() -> list[str]:
+    """Return what is wrong with the user's own files, one sentence each."""
+    found = [problem for kind in (SETTINGS, METHODS) for problem in _refused(kind).values()]
+    tried = [*(_try(read_setting, name) for name in setting_files()), *(_try(read_method, name) for name in method_files())]
+    return list(dict.fromkeys([*found, *(str(each) for each in tried if isinstance(each, UserError))]))
+
+
+T = TypeVar("T")
+
+
+def _try(read: Callable[[str], T], name: str) -> T | UserError:
+    try:
+        return read(name)
+    except UserError as error:
+        return error
+
+
 def _files(kind: str) -> dict[str, Path]:
-    files = dict(_listed(SHIPPED / kind))
-    own = own_folder()
-    for name, path in (_listed_now(own / kind) if own else {}).items():
-        if name in files:
-            raise UserError(
-                f"{path}: {name!r} is the name of a shipped file in {kind}; choose another, and `extends: {name}` if it is like it"
-            )
-        files[name] = path
-    return files
+    refused = _refused(kind)
+    return dict(_listed(SHIPPED / kind)) | {name: path for name, path in _own(kind).items() if name not in refused}
 
 
-@functools.cache
-def _listed(folder: Path) -> Mapping[str, Path]:
-    return _listed_now(folder)
+def _refused(kind: str) -> dict[str, str]:
+    """Return name -> why a file of the user's own cannot stand for that name."""
+    shipped = _listed(SHIPPED / kind)
+    found: dict[str, str] = {}
+    for name, path in _own(kind).items():
+        if name in shipped:
+            found[name] = f"{path}: {name!r} is shipped already in {kind}; choose another name, and `extends: {name}` if it is like it"
+        elif not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
+            found[name] = f"{path}: a name is small letters and digits, joined by single underscores, as `my_images`"
+    return found
 
 
-def _listed_now(folder: Path) -> dict[str, Path]:
-    files = {path.stem: path for path in sorted(folder.glob("*.y*ml")) if path.suffix in (".yaml", ".yml")}
-    for name, path in files.items():
-        if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
-            raise UserError(f"{path}: a name is small letters and digits, joined by single underscores, as `my_images`")
-    return files
+def _own(kind: str) -> Mapping[str, Path]:
+    folder = own_folder()
+    return _yaml_files(folder / kind) if folder else {}
+
+
+def _yaml_files(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(folder.glob("*.y*ml")) if path.suffix in (".yaml", ".yml")}
+
+
+_listed = functools.cache(_yaml_files)
 
 
 def _read(path: Path) -> Tree:
@@ -182,7 +213,9 @@ def _read_once(path: Path, stamp: tuple[int, int] | None) -> Tree:
 
 def _inherited(kind: str, name: str, below: tuple[str, ...]) -> tuple[Tree, str]:
     """Return a file's content with that of the files it extends merged under it, and its own description."""
-    files = _files(kind)
+    files, refused = _files(kind), _refused(kind)
+    if name in refused:
+        raise UserError(refused[name])
     if name not in files:
         where = f"{files[below[-1]].name}: extends: " if below else ""
         raise UserError(f"{where}{unknown_name(kind[:-1], name, files)}")

@@ -6,7 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from models.errors import UserError, nearest
-from orchestration.recipes.library import Method, method_files, read_method, read_setting, setting_files
+from orchestration.recipes.library import (
+    Method,
+    method_files,
+    read_method,
+    read_setting,
+    readable_methods,
+    readable_settings,
+    setting_files,
+)
 
 _LONGEST = 300
 
@@ -55,15 +63,16 @@ def is_recipe(name: str) -> bool:
 def listed_recipes() -> list[RecipeName]:
     """Return the combinations that methods and their variants list: those of the papers, and what goes with them."""
     found: list[RecipeName] = []
-    for method in map(read_method, method_files()):
+    for method in readable_methods():
         found += [RecipeName(method.name, setting) for setting in method.settings]
         found += [RecipeName(method.name, setting, name) for name, variant in method.variants.items() for setting in variant.settings]
-    return sorted(found, key=str)
+    readable = {setting.name for setting in readable_settings()}
+    return sorted((each for each in found if each.setting in readable), key=str)
 
 
 def list_recipes() -> dict[str, str]:
     """Return names and one-line descriptions of the listed recipes."""
-    methods = {name: read_method(name) for name in method_files()}
+    methods = {method.name: method for method in readable_methods()}
     return {str(recipe): describe(recipe, methods[recipe.method]) for recipe in listed_recipes()}
 
 

@@ -200,7 +200,10 @@ def check_sweep(tree: dict[str, Any], source: str, overrides: dict[str, Any] | N
     for key, value in (overrides or {}).items():
         section, dot, rest = key.partition(".")
         if dot and section in ("settings", "space"):  # their keys are dotted names themselves
-            tree[section] = (tree.get(section) or {}) | {rest: value}
+            given = tree.get(section) or {}
+            if not isinstance(given, dict):
+                raise UserError(f"{source}: {section} should be a mapping of dotted fields, it is {given!r:.100}")
+            tree[section] = given | {rest: value}
         else:
             recipes.set_dotted(tree, key, value)
     if tree.get("recipes") and isinstance(tree.get("space"), dict):

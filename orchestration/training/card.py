@@ -32,6 +32,7 @@ def model_card(
         for name, value in sorted(metrics.items())
         if name.startswith("validation/") and name != "validation/robust_accuracy"
     )
+    described = " ".join(f"{experiment.name}: {experiment.description}".split())
     shown = ", ".join(class_names[:12]) + (", ..." if len(class_names) > 12 else "")
     deviations = "".join(f"\n- {line}" for line in (entry.deviations if entry else ()))
     selected_on = training.validation.select_on
@@ -39,6 +40,7 @@ def model_card(
 
 {entry.summary if entry else experiment.defence.name}. {paper}.
 
+- recipe: {described}
 - data: {experiment.data.name}, {len(class_names)} classes ({shown})
 - threat model: {experiment.threat_model}, pixels in [0,1], normalization inside the model
 - training: {training.objective.name}, {record["num_epochs"]} epochs, batch {training.batch_size}, seed {experiment.seed};

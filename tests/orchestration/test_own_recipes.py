@@ -114,8 +114,6 @@ def test_own_recipes_train_and_sweep(used, capsys, home):
 @pytest.mark.parametrize(
     ("kind", "name", "text", "parts"),
     [
-        ("methods", "ctrw", "defence: at\n", ["'ctrw'", "shipped", "extends: ctrw"]),
-        ("methods", "My Method", "defence: at\n", ["My Method", "small letters"]),
         ("methods", "b", "- 1\n", ["b.yaml", "mapping"]),
         ("methods", "b", "defence: at\nsettings: [digitz]\n", ["b.yaml", "'digitz'", "'digits'"]),
         ("methods", "b", "defence: at\nsettings: digits\n", ["b.yaml", "settings", "list"]),
@@ -148,8 +146,25 @@ def test_a_broken_part_is_one_message_that_names_its_file(used, kind, name, text
         load_recipe("b_digits" if kind == "methods" else "at_c")
     for part in parts:
         assert part in str(caught.value)
-    if name in ("b", "c"):
-        assert load_recipe("mine_screws").experiment.name == "mine_screws", "what is broken does not break the rest"
+    assert load_recipe("mine_screws").experiment.name == "mine_screws", "what is broken does not break the rest"
+    assert "mine_screws" in list_recipes()
+    with pytest.raises(UserError, match=r"'ctrw_digits'"):
+        load_recipe("ctrw_digit")
+
+
+def test_files_that_cannot_be_used_are_said_where_recipes_are_listed(used, capsys):
+    (used / "methods" / "My Method.yaml").write_text("defence: at\n")
+    (used / "methods" / "ctrw.yaml").write_text("defence: at\n")
+    (used / "settings" / "c.yaml").write_text("extends: [\n")
+    (used / "methods" / "d.yaml").write_text("defence: at\nsettings: [c, digits]\n")
+    assert main(["list", "recipes", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert {"mine_screws", "at_digits"} <= {entry["name"] for entry in json.loads(captured.out)}
+    for part in ("My Method.yaml: a name is small letters", "ctrw.yaml: 'ctrw' is shipped already", "c.yaml line 2: not valid YAML"):
+        assert part in captured.err
+    with pytest.raises(UserError, match=r"'ctrw' is shipped already"):
+        load_recipe("ctrw_digits")
+    assert main(["list", "methods"]) == main(["list", "settings"]) == 0
 
 
 def test_files_that_extend_one_another(tmp_path, used):
