@@ -42,6 +42,13 @@ class Objective(ABC):
     def training_step(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> dict[str, Tensor]:
         """Add the gradients of one batch to the parameters' `.grad` and return detached scalars, `loss` among them."""
 
+    def terms(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> Mapping[str, Tensor]:
+        """Return `loss` and the terms that it is made of, with graph, for whoever looks at them; nothing where it is one term.
+
+        All graphs are alive at once, unlike in a training step: for few images.
+        """
+        return {}
+
     def is_settled(self, context: StepContext) -> bool:
         """Return whether the weights of the loss's terms have reached their values."""
         return True
@@ -56,6 +63,9 @@ class LossObjective(Objective):
     @abstractmethod
     def loss(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> Mapping[str, Tensor]:
         """Return `loss` (scalar with graph) and any number of further named scalars to log."""
+
+    def terms(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> Mapping[str, Tensor]:
+        return self.loss(model, x_BCHW, y_B, context)
 
     def training_step(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> dict[str, Tensor]:
         return backward(self.loss(model, x_BCHW, y_B, context))

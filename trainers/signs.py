@@ -67,7 +67,7 @@ def gradient_ratios(objective: Objective, model: nn.Module, x_BCHW: Tensor, y_B:
     try:
         with mode(model, "train_without_update"), torch.enable_grad():
             few = slice(DIFFERENTIATED_IMAGES)
-            terms = objective.loss(model, x_BCHW[few], y_B[few], context)
+            terms = objective.terms(model, x_BCHW[few], y_B[few], context)
             lengths = _gradient_lengths(terms, parameters)
     finally:
         load_randomness_state(model, state)

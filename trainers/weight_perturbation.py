@@ -73,6 +73,9 @@ class PerturbableObjective(Objective):
         """Return what the weight perturbation ascends on: the training loss, unless overridden."""
         return self.outer_loss(model, x_BCHW, adversarial_BCHW, y_B, context)["loss"]
 
+    def terms(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> Mapping[str, Tensor]:
+        return self.outer_loss(model, x_BCHW, self.attack(model, x_BCHW, y_B, context), y_B, context)
+
     def training_step(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> dict[str, Tensor]:
         """Attack at w, perturb the weights if AWP is on, and add the gradients taken at w + delta.
 

@@ -65,7 +65,7 @@ def test_ratios_are_those_of_the_weighted_terms_of_red(ce_on):
     x, y = ensemble_cases.batch()
     method = ensemble_cases.objective("red", warmup_epochs=0, lambda_a=700, lambda_b=5, example="mean_loss", ce_on=ce_on)
     ratios = gradient_ratios(method, ensemble, x, y, ensemble_cases.context(ensemble))
-    terms = method.loss(ensemble, x, y, ensemble_cases.context(ensemble))
+    terms = method.terms(ensemble, x, y, ensemble_cases.context(ensemble))
     cross_entropy = length(terms["loss"] - terms["regularization"], ensemble)
     assert ratios[f"{GRADIENT_RATIO}lipschitz"] == pytest.approx(
         (length(700 * terms["lipschitz"], ensemble) / cross_entropy).item(), rel=1e-5

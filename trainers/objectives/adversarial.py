@@ -34,6 +34,9 @@ class Adversarial(PerturbableObjective):
     def attack(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> Tensor:
         return context.adversarial_examples(model, x_BCHW, y_B)
 
+    def terms(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> Mapping[str, Tensor]:
+        return {}
+
     def outer_loss(
         self, model: nn.Module, x_BCHW: Tensor, adversarial_BCHW: Tensor, y_B: Tensor, context: StepContext
     ) -> Mapping[str, Tensor]:
