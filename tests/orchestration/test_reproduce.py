@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from analysis.reproduction.outcome import CellOutcome, ItemOutcome, Reading, RunOutcome
 from analysis.reproduction.papers import get_item, list_items
-from analysis.reproduction.scale import SCALES
+from analysis.reproduction.scale import BUDGETS, SCALES
 from orchestration.cli import main
 from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare, run_jobs, test_images
 from orchestration.exporting.targets import Target
@@ -30,10 +30,6 @@ from orchestration.tracking.tracker import FINGERPRINT_TAG, PARENT_TAG
 
 test_images.__test__ = False
 ROOT = Path(__file__).resolve().parents[2]
-TINY = """
-    data.image_size=8 data.limit_train=64 data.validation_size=32 data.limit_test=20 training.epochs=1 training.attack.steps=1
-    training.validation.steps=1 training.validation.num_examples=16 training.precision=fp32
-""".split()
 
 
 def run(capsys, *arguments):
@@ -45,13 +41,26 @@ def run(capsys, *arguments):
 @pytest.fixture
 def tiny(monkeypatch):
     """Trainings of seconds and evaluations of a few images at scale smoke."""
-    from analysis.reproduction.papers import scales
+    from orchestration.reproducing import plan, scaling
 
-    monkeypatch.setattr(scales, "_SMOKE", (*scales._SMOKE, *TINY))
-    monkeypatch.setattr(scales, "EPOCHS", {**scales.EPOCHS, "smoke": 1})
-    smoke = scales.BUDGETS["smoke"]
+    def smaller(experiment, run, scale):
+        experiment = real(experiment, run, scale)
+        data = scaling.changed(experiment.data, image_size=8, limit_train=64, validation_size=32, limit_test=20)
+        training = scaling.changed(
+            experiment.training,
+            epochs=1,
+            precision="fp32",
+            attack=scaling.changed(experiment.training.attack, steps=1),
+            validation=scaling.changed(experiment.training.validation, num_examples=16, steps=1),
+        )
+        return scaling.changed(experiment, data=data, training=training)
+
+    real = scaling.scaled
+    monkeypatch.setattr(plan, "scaled", smaller)
+    monkeypatch.setattr(plan, "_EXPERIMENTS", {})
+    smoke = BUDGETS["smoke"]
     scoring = {**smoke.scoring, "num_evaluation_draws": 2, "num_selection_draws": 1}
-    monkeypatch.setitem(scales.BUDGETS, "smoke", replace(smoke, num_samples=10, max_steps=2, num_draws=1, scoring=scoring))
+    monkeypatch.setitem(BUDGETS, "smoke", replace(smoke, num_samples=10, max_steps=2, num_draws=1, scoring=scoring))
 
 
 def plan_tables(name, rows=None, columns=None, scale="smoke"):
