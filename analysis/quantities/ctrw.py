@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from analysis.quantities.pairs import Pairs, PairsByDistance
-from analysis.quantities.quantity import Finding, Quantity, Requirement, Subject, has_layer
+from analysis.quantities.quantity import Finding, Quantity, Requirement, Subject, has_layer, rounded
 from analysis.theory.ctrw_bounds import (
     conditional_probability,
     cosine_statistic,
@@ -105,10 +106,10 @@ def _probability(subject: Subject) -> Finding:
     return Finding(rows, notes, {"probability": rows[0]["P unconditional"]})
 
 
-def _cosines(subject: Subject) -> Finding:
+def _cosines(subject: Subject, num_pairs: int = TABLE_6_PAIRS) -> Finding:
     rows: list[dict[str, Any]] = []
     for name, site in _sites(subject):
-        found = cosine_statistic(site.mu, site.sigma, num_pairs=max(TABLE_6_PAIRS, subject.draws(0)), seed=subject.seed)
+        found = cosine_statistic(site.mu, site.sigma, num_pairs=max(num_pairs, subject.draws(0)), seed=subject.seed)
         rows.append(
             {
                 "site": name,
@@ -122,7 +123,8 @@ def _cosines(subject: Subject) -> Finding:
             }
         )
     notes = ("Positive pairs have cos(W1, W2) <= 0. The paper's text says 1e5 pairs, its table fits 1e4, the default here.",)
-    return Finding(rows, notes, {"ratio": rows[0]["ratio"], "minimum": rows[0]["smallest cosine"]})
+    metrics = {"positive": rows[0]["positive"], "ratio": rows[0]["ratio"], "minimum": rows[0]["smallest cosine"]}
+    return Finding(rows, notes, metrics, num_draws=rows[0]["pairs"])
 
 
 def _upper_bound(subject: Subject) -> Finding:
@@ -160,7 +162,8 @@ def _diagnostics(subject: Subject) -> Finding:
         )
     notes = ("Lemma 1 presumes sum mu >> 0, while weight decay drives mu to 0; sum mu^2 / R is the mean cosine of two draws.",)
     metrics = {"mean_absolute_mu": rows[0]["mean |mu|"], "sum_mu": rows[0]["sum mu"], "mean_cosine": rows[0]["sum mu^2 / R"]}
-    return Finding(rows, notes, metrics)
+    sigma = torch.cat([site.sigma.detach().flatten() for _, site in _sites(subject)])
+    return Finding(rows, notes, metrics, {"values": rounded(sigma)})
 
 
 def _is_one_trained_weight(model: object) -> bool:

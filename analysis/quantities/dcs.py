@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from analysis.quantities.pairs import Pairs, PairsByDistance
-from analysis.quantities.quantity import Finding, NotComputable, Quantity, Requirement, Subject
+from analysis.quantities.pairs import Pairs, PairsByDistance, cosines_of_pairs, how_cosines
+from analysis.quantities.quantity import Finding, NotComputable, Quantity, Requirement, Subject, rounded
 from analysis.theory.dcs_bounds import (
+    PairKind,
     feasibility,
     paper_gap_bounds,
     paper_unhit_lower_bound,
@@ -30,6 +31,7 @@ PAPER = "Ma et al., DCS, ICML 2025"
 MOST_MASKS = 4096
 EPSILONS_C = (0.5, 0.9, 1.0)
 SHARES_OF_EPSILON_L = (0.0, 0.5, 0.95)
+KINDS: dict[PairKind, str] = {"same": "same (C_s)", "gap": "gap (C_g): disjoint, same classes", "unhit": "unhit (C_u): other classes"}
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, StochasticConv2d]]:
@@ -155,6 +157,28 @@ def _layer_cosines(subject: Subject) -> Finding:
     return Finding(rows, notes, {"cosine": rows[0]["E cos, exact"], "predicted": rows[0]["E cos, Eq. 7"]})
 
 
+def _kind_cosines(subject: Subject, kind: PairKind | None = None, num_pairs: int = 10, num_images: int = 128) -> Finding:
+    kinds = [kind] if kind is not None else list(KINDS)
+    rows: list[dict[str, Any]] = []
+    last = None
+    for each in kinds:
+        try:
+            pairs = designed_pairs(subject.model, each, subject.draws(num_pairs), subject.seed)
+        except ValueError as error:  # a stride of 1 leaves no point unhit
+            if kind is not None:
+                raise NotComputable(f"there are no such pairs: {error}") from None
+            continue
+        last = cosines_of_pairs(subject, pairs, num_images)
+        rows.append({"masks": KINDS[each], "pairs": len(pairs), "mean cosine": last.mean, "std": last.std})
+    if last is None:
+        raise NotComputable("there are no such pairs of masks")
+    pairs_of_kind, count = last.cosine_PB.shape
+    series = {"values": rounded(last.cosine_PB.flatten())} if kind is not None else {}
+    metrics = {f"cosine_{row['masks'].split()[0]}": row["mean cosine"] for row in rows}
+    notes = (f"Gradients at the image, {count} images. Layers are all of the kind named.",)
+    return Finding(rows, notes, metrics, series, how_cosines(last), count, pairs_of_kind)
+
+
 def _mask_pairs(subject: Subject) -> Finding:
     x_BCHW, y_B = subject.images(128)
     count, attack = subject.draws(10), subject.attack()
@@ -182,9 +206,9 @@ def _mask_pairs(subject: Subject) -> Finding:
 def _designed(subject: Subject, count: int) -> Iterator[tuple[str, list[DrawPair]]]:
     """Yield the kinds of pairs that exist for these kernels, then those by overlap."""
     layers = [layer for _, layer in _layers(subject.model)]
-    for kind, label in (("same", "same (C_s)"), ("gap", "gap (C_g): disjoint, same classes"), ("unhit", "unhit (C_u): other classes")):
+    for kind, label in KINDS.items():
         try:
-            pairs = designed_pairs(subject.model, kind, count, subject.seed)  # type: ignore[arg-type]
+            pairs = designed_pairs(subject.model, kind, count, subject.seed)
         except ValueError as error:  # a stride of 1 leaves no point unhit
             subject.progress(str(error))
             continue
@@ -227,6 +251,15 @@ QUANTITIES = (
         f"{PAPER}, Eq. 6, 7, Fig. 4b",
         FEW_MASKS,
         _layer_cosines,
+    ),
+    Quantity(
+        "dcs_kind_cosines",
+        "Designed pairs of masks: gradient cosine at the image",
+        "C_g and C_u of the paper, measured at the image instead of at the layer",
+        f"{PAPER}, Fig. 4b",
+        BOUNDED,
+        _kind_cosines,
+        cheap=False,
     ),
     Quantity(
         "dcs_mask_pairs",

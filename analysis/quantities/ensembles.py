@@ -8,8 +8,18 @@ from __future__ import annotations
 
 from torch import nn
 
-from analysis.quantities.quantity import ATTACK_STEPS, MOST_IMAGES, Finding, NotComputable, Quantity, Requirement, Subject, has_layer
-from analysis.theory.ensemble_gradients import gradient_similarity, lipschitz_estimates
+from analysis.quantities.quantity import (
+    ATTACK_STEPS,
+    MOST_IMAGES,
+    Finding,
+    NotComputable,
+    Quantity,
+    Requirement,
+    Subject,
+    has_layer,
+    rounded,
+)
+from analysis.theory.ensemble_gradients import gradient_similarity, lipschitz_estimates, member_landscapes
 from analysis.theory.ensembles import (
     MemberAttack,
     accuracy_matrix,
@@ -138,6 +148,30 @@ def _lipschitz(subject: Subject) -> Finding:
     return Finding(rows, notes, metrics)
 
 
+def _member_landscapes(subject: Subject, half_width: float = 16 / 255, num_points: int = 41, num_images: int = 64) -> Finding:
+    x_BCHW, y_B = subject.images(num_images)
+    with subject.one_draw():
+        found = member_landscapes(subject.model, x_BCHW, y_B, half_width=half_width, num_points=num_points, seed=subject.seed)
+    middle = num_points // 2
+    rows = [
+        {"member": member, "loss": loss_GG[middle, middle].item(), "largest loss": loss_GG.max().item()}
+        for member, loss_GG in enumerate(found.loss_NGG)
+    ]
+    notes = (
+        f"x + a sign(gradient of the members' mean loss) + b r, a and b within {half_width:.4g} of 0, r random signs, "
+        f"{num_points} x {num_points} points, {len(x_BCHW)} images. Figure red.fig2 draws the surfaces.",
+    )
+    offsets = rounded(found.offsets_G)
+    series = {
+        "x": offsets,
+        "y": offsets,
+        "grids": [rounded(loss_GG.T) for loss_GG in found.loss_NGG],
+        "labels": [f"member {index + 1}" for index in range(len(rows))],
+    }
+    rise = sum(row["largest loss"] - row["loss"] for row in rows) / len(rows)
+    return Finding(rows, notes, {"mean_rise": rise}, series, f"{len(x_BCHW)} images", len(x_BCHW))
+
+
 def _rsi_bounds(subject: Subject) -> Finding:
     x_BCHW, y_B = subject.images(256)
     subject.progress("attacks on each member and on their mean loss")
@@ -192,6 +226,15 @@ QUANTITIES = (
         f"{RED}.2; Yang et al., TRS, Theorem 1",
         ENSEMBLE,
         _lipschitz,
+    ),
+    Quantity(
+        "member_landscapes",
+        "Losses of the members around the images, on common axes",
+        "surfaces that rise in different directions: an attack on one member is none on another",
+        f"{RED}, Fig. 1, 2",
+        ENSEMBLE,
+        _member_landscapes,
+        cheap=False,
     ),
     Quantity(
         "rsi_bounds",

@@ -8,15 +8,27 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from analysis.attacked_model.draws import all_configurations, set_draw
-from analysis.theory.transferability import DrawPair, current_draw, draw_distance, random_pairs, undisturbed
+from analysis.quantities.quantity import Subject
+from analysis.theory.transferability import (
+    DrawPair,
+    GradientCosines,
+    current_draw,
+    draw_distance,
+    gradient_cosines,
+    random_pairs,
+    undisturbed,
+)
 from models.files import scan
 from models.randomness import RandomModule, random_sites
 
 FEW_CONFIGURATIONS = 8
 MOST_DISTANCES = 6
+CHUNK = 250
+"""Images whose gradients are taken at once."""
 
 Pairs = Iterator[tuple[float, list[DrawPair]]]
 """Distances, ascending, with pairs of draws that far apart."""
@@ -86,3 +98,18 @@ def _grouped(pairs: list[DrawPair]) -> Pairs:
         groups = [ordered[start : start + size] for start in range(0, len(ordered), size)]
     for group in groups:
         yield sum(pair.distance for pair in group) / len(group), group
+
+
+def cosines_of_pairs(subject: Subject, pairs: Sequence[DrawPair], num_images: int) -> GradientCosines:
+    """Return the cosines of the input gradients under the two draws of each pair, images in chunks."""
+    x_BCHW, y_B = subject.images(num_images)
+    parts = [gradient_cosines(subject.model, x, y, pairs) for x, y in zip(x_BCHW.split(CHUNK), y_B.split(CHUNK), strict=True)]
+    zeros = sum(part.num_zero_gradients for part in parts)
+    return GradientCosines(torch.cat([part.cosine_PB for part in parts], dim=1), parts[0].distance_P, zeros)
+
+
+def how_cosines(found: GradientCosines) -> str:
+    """Return in a few words what cosines were measured on."""
+    pairs, images = found.cosine_PB.shape
+    how = f"{pairs} pairs of draws, {images} images"
+    return how + (f", {found.num_zero_gradients} gradients vanish and count as 0" if found.num_zero_gradients else "")

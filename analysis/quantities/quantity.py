@@ -44,11 +44,18 @@ class Finding:
         rows: a tidy frame. A list of whole numbers in a cell is a histogram.
         notes: sentences without which the table would mislead, or that say what follows from it.
         metrics: the numbers worth following from run to run, by short name.
+        series: what a figure draws, as nested lists of numbers: `values` of a distribution; `grid` with `x` and `y` of a surface (several:
+            `grids` with `labels`).
+        how: in a few words, what it was measured on. num_samples, num_draws: images, and draws or pairs of draws.
     """
 
     rows: Sequence[Row]
     notes: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
+    series: Mapping[str, Any] = field(default_factory=dict)
+    how: str = ""
+    num_samples: int | None = None
+    num_draws: int | None = None
 
 
 @dataclass
@@ -58,7 +65,8 @@ class Subject:
     Attributes:
         model: without `ResampleOnForward`. load_images: returns test images in [0,1] and labels; called when first needed.
         threat_model: what attacks may do. num_samples, num_draws: what the user asked for; None: what each quantity takes by itself.
-        seed: root of all seeds. progress: is told what is being done.
+        at_most: images, whatever a quantity takes; None: no limit. seed: root of all seeds. progress: is told what is being done.
+        other: a second model, for quantities of two.
     """
 
     model: nn.Module
@@ -66,8 +74,10 @@ class Subject:
     threat_model: ThreatModel = field(default_factory=ThreatModel)
     num_samples: int | None = None
     num_draws: int | None = None
+    at_most: int | None = None
     seed: int = 0
     progress: Callable[[str], None] = lambda text: None
+    other: nn.Module | None = None
 
     @cached_property
     def _loaded(self) -> tuple[Tensor, Tensor, list[int]]:
@@ -78,7 +88,7 @@ class Subject:
     def images(self, count: int) -> tuple[Tensor, Tensor]:
         """Return test images and labels, as many of each class: `count` of them, or as many as the user asked for."""
         x_NCHW, y_N, order = self._loaded
-        rows = order[: self.num_samples or count]
+        rows = order[: min(self.num_samples or count, self.at_most or len(order))]
         return x_NCHW[rows], y_N[rows]
 
     def draws(self, count: int) -> int:
@@ -159,8 +169,9 @@ class Quantity:
 
     Attributes:
         name: what users type. title: head of its table. meaning: how to read it, one line. reference: paper and equation.
-        requirement: what a model must have. compute: measures it.
+        requirement: what a model must have. compute: measures it; it may take parameters, which tables of papers set.
         cheap: it takes seconds on a small model and belongs to what is computed when nothing is named.
+        of_two: it compares with a second model, which only tables of papers have. trained: False if training changes nothing of it.
     """
 
     name: str
@@ -168,12 +179,14 @@ class Quantity:
     meaning: str
     reference: str
     requirement: Requirement
-    compute: Callable[[Subject], Finding]
+    compute: Callable[..., Finding]
     cheap: bool = True
+    of_two: bool = False
+    trained: bool = True
 
     def applies(self, model: nn.Module) -> bool:
         """Return whether `model` has what it needs."""
-        return self.requirement.fits(model)
+        return not self.of_two and self.requirement.fits(model)
 
 
 @functools.cache
@@ -187,3 +200,12 @@ def quantity(name: str) -> Quantity:
     if name not in quantities():
         raise unknown_name("quantity", name, quantities())
     return quantities()[name]
+
+
+def rounded(values: Tensor) -> Any:
+    """Return values as nested lists of numbers with six digits, for `Finding.series`."""
+
+    def short(value: Any) -> Any:
+        return [short(each) for each in value] if isinstance(value, list) else float(f"{value:.6g}")
+
+    return short(values.detach().double().cpu().tolist())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis.quantities.pairs import Pairs, PairsByDistance, evenly_spread
-from analysis.quantities.quantity import Finding, Quantity, Requirement, Subject, has_layer
+from analysis.quantities.quantity import Finding, NotComputable, Quantity, Requirement, Subject, has_layer
 from analysis.theory.rna_paths import (
     cosines_between_types,
     pairs_at_difference,
@@ -63,32 +63,39 @@ def _paths(subject: Subject) -> Finding:
     return Finding([row], notes, {"num_paths_log2": math.log2(found.num_paths), "mean_difference": found.mean})
 
 
-def _path_transfer(subject: Subject) -> Finding:
-    x_BCHW, y_B = subject.images(256)
+def _path_transfer(subject: Subject, difference: int | None = None, num_pairs: int = 10, num_images: int = 256) -> Finding:
+    x_BCHW, y_B = subject.images(num_images)
     probabilities = path_statistics(subject.model).probability_D
     attack, rows = subject.attack(), []
     movable = sum(site.num_configurations > 1 for site in random_normalizations(subject.model))
-    for difference in range(movable + 1):
-        subject.progress(f"paths that differ in {difference} of {movable} layers")
-        pairs = pairs_at_difference(subject.model, difference, subject.draws(10), subject.seed)
+    if difference is not None and difference > movable:
+        raise NotComputable(f"{movable} layers can differ, not {difference}")
+    for moved in range(movable + 1) if difference is None else (difference,):
+        subject.progress(f"paths that differ in {moved} of {movable} layers")
+        pairs = pairs_at_difference(subject.model, moved, subject.draws(num_pairs), subject.seed)
         (point,) = transfer_by_distance(transfer(subject.model, x_BCHW, y_B, attack, pairs))
         rows.append(
             {
-                "difference": difference,
-                "P(difference)": probabilities[difference],
+                "difference": moved,
+                "P(difference)": probabilities[moved],
                 "pairs": point.num_pairs,
                 "mean accuracy": point.mean,
                 "lowest": point.minimum,
                 "highest": point.maximum,
             }
         )
+    how, drawn = f"{subject.attack_name} on one path, {len(x_BCHW)} images", int(rows[0]["pairs"])
+    if difference is not None:
+        (row,) = rows
+        numbers = {"mean": row["mean accuracy"], "minimum": row["lowest"], "maximum": row["highest"]}
+        return Finding(rows, (), numbers, how=how, num_samples=len(x_BCHW), num_draws=drawn)
     expected = sum(row["P(difference)"] * row["mean accuracy"] for row in rows)
     notes = (
         f"{subject.attack_name} on one path, accuracy on the other, {len(x_BCHW)} images. Weighted with P(difference), how often two draws "
         f"differ so much, the mean is {100 * expected:.1f} %; the attacker who guesses the path gets difference 0.",
     )
     metrics = {"accuracy_same_path": rows[0]["mean accuracy"], "accuracy_two_draws": expected}
-    return Finding(rows, notes, metrics)
+    return Finding(rows, notes, metrics, how=how, num_samples=len(x_BCHW), num_draws=drawn)
 
 
 def _type_cosines(subject: Subject) -> Finding:

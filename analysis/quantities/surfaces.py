@@ -5,9 +5,11 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from analysis.quantities.quantity import ANY_MODEL, Finding, NotComputable, Quantity, Requirement, Subject, has_layer
+import torch
+
+from analysis.quantities.quantity import ANY_MODEL, Finding, NotComputable, Quantity, Requirement, Subject, has_layer, rounded
 from analysis.theory.flatness import expansion_errors, weight_landscape
-from analysis.theory.landscape import input_landscape
+from analysis.theory.landscape import InputLandscape, input_landscape
 from models.ensemble import Ensemble
 from models.errors import UserError
 from trainers.weight_noise import sample_weight_noise
@@ -58,13 +60,17 @@ def _weight_landscape(subject: Subject) -> Finding:
     return Finding(rows, notes, {f"rise_{images}": rise for images, rise in rises.items()})
 
 
-def _input_landscape(subject: Subject) -> Finding:
-    x_BCHW, y_B = (images[:MOST_LANDSCAPES] for images in subject.images(NUM_LANDSCAPES))
-    radius = subject.threat_model.epsilon if subject.threat_model.norm == "linf" else 8 / 255
+def _input_landscape(subject: Subject, radius: float | None = None, num_positions: int = 25, num_images: int = NUM_LANDSCAPES) -> Finding:
+    x_BCHW, y_B = (images[:MOST_LANDSCAPES] for images in subject.images(num_images))
+    if radius is None:
+        radius = subject.threat_model.epsilon if subject.threat_model.norm == "linf" else 8 / 255
     rows: list[dict[str, Any]] = []
+    surfaces: list[InputLandscape] = []
     with subject.one_draw():
         for index, (image, label) in enumerate(zip(x_BCHW, y_B.tolist(), strict=True)):
-            found = input_landscape(subject.model, image, label, radius=radius, generator=subject.generator("input landscape", index))
+            generator = subject.generator("input landscape", index)
+            found = input_landscape(subject.model, image, label, radius=radius, num_positions=num_positions, generator=generator)
+            surfaces.append(found)
             middle = len(found.gradient_positions_A) // 2
             rows.append(
                 {
@@ -79,12 +85,19 @@ def _input_landscape(subject: Subject) -> Finding:
                 }
             )
     notes = (
-        f"x + a sign(gradient) + b r, a and b within {radius:.4g} of 0, r random signs, 25 x 25 points, cross-entropy in nats, one draw.",
+        f"x + a sign(gradient) + b r, a and b within {radius:.4g} of 0, r random signs, "
+        f"{num_positions} x {num_positions} points, cross-entropy in nats, one draw.",
         "Roughness is the mean absolute second difference over the squared grid distance: 0 for a plane.",
         f"At most {MOST_LANDSCAPES} images. Figure rat.fig2 draws the surfaces.",
     )
     means = {name: statistics.fmean(row[name] for row in rows) for name in ("rise", "roughness")}
-    return Finding(rows, notes, means)
+    # `grid` has a row for each y, `loss_AA` for each gradient position.
+    series = {
+        "x": rounded(surfaces[0].gradient_positions_A),
+        "y": rounded(surfaces[0].random_positions_A),
+        "grid": rounded(torch.stack([surface.loss_AA for surface in surfaces]).mean(dim=0).T),
+    }
+    return Finding(rows, notes, means, series, f"mean over {len(surfaces)} images, one draw", len(surfaces))
 
 
 def _expansion(subject: Subject) -> Finding:

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from analysis.quantities.quantity import ANY_MODEL, Finding, Quantity, Subject
-from analysis.theory.cost import measure_costs
+from analysis.theory.cost import count_parameters, measure_costs, saved_share
 from analysis.theory.flatness import loss_under_weight_noise, sharpness, top_hessian_eigenvalue
 from analysis.theory.smoothness import effective_smoothness
+from models.ensemble import Ensemble
 
 NOISES = (("absolute", 0.01), ("relative", 0.01), ("relative", 0.05))
 RADII = (0.01, 0.05, 0.1)
@@ -122,10 +123,19 @@ def _cost(subject: Subject) -> Finding:
         if cost.generation_macs:
             row["MACs of generation"] = cost.generation_macs
         rows.append(row | {f"ms, batch {size}": 1000 * seconds for size, seconds in cost.latency.items()})
+    used = [module.inference for module in subject.model.modules() if isinstance(module, Ensemble)]
+    own = next((cost for cost in costs if cost.inference in used), costs[0])
     device = next(subject.model.parameters()).device.type
     notes = (f"Latency is the median of 3 calls on this machine ({device}) in eval mode; it is not comparable between machines.",)
-    metrics = {"parameters": costs[0].num_parameters, "bytes": costs[0].num_bytes, "macs_per_image": costs[0].macs_per_image}
-    return Finding(rows, notes, metrics)
+    metrics = {"parameters": own.num_parameters, "bytes": own.num_bytes, "macs_per_image": own.macs_per_image, "latency": own.latency[1]}
+    return Finding(rows, notes, metrics, how="latency: one image, median of 3")
+
+
+def _parameters(subject: Subject) -> Finding:
+    row: dict[str, Any] = {"parameters": count_parameters(subject.model)}
+    if subject.other is not None:
+        row["saved"] = saved_share(subject.model, subject.other)
+    return Finding([row], ("Shared ones are counted once.",), dict(row))
 
 
 QUANTITIES = (
@@ -161,6 +171,16 @@ QUANTITIES = (
         "Dong et al., RNA, NeurIPS 2022, Eq. 6",
         ANY_MODEL,
         _smoothness,
+    ),
+    Quantity(
+        "parameters",
+        "Number of parameters",
+        "beside a second network, in a table: the share of that network's parameters which this one saves",
+        "RED, section 4",
+        ANY_MODEL,
+        _parameters,
+        cheap=False,
+        trained=False,
     ),
     Quantity(
         "cost",

@@ -18,13 +18,13 @@ from analysis.statistics import Estimate
 from models.threat_model import parse_pixel_fraction
 
 _SMOKE_FACTOR = SMOKE_EPSILON / (8 / 255)
-_SMOKE_PATH_LENGTH = 9
 _AUTOATTACK = "torchattacks_autoattack"
 _SMOKE_THEORY = {
-    "rna_paths.path_difference_transfer": {"num_pairs": 3},
-    "landscape.input_landscape": {"num_positions": 11},
-    "ensemble_gradients.member_landscapes": {"num_points": 11},
+    "rna_path_transfer": {"num_pairs": 3, "difference": 9},
+    "input_landscape": {"num_positions": 11},
+    "member_landscapes": {"num_points": 11},
 }
+"""The most that parameters of quantities may be; the small network has 9 normalizations."""
 
 
 def evaluation_suites(item: Item, row: Row, run: Run, scale: Scale, *, honest: bool = True) -> dict[str, Suite]:
@@ -70,12 +70,10 @@ def measure_at(measure: Measure, run: Run, scale: Scale) -> Measure:
         return measure
     factor = _SMOKE_FACTOR if run.norm == "linf" else 1.0
     changed: dict[str, Any] = {}
-    limits = _SMOKE_THEORY.get(measure.function, {})
+    limits = _SMOKE_THEORY.get(measure.name, {})
     for name, value in measure.parameters.items():
         if name in limits:
             changed[name] = min(value, limits[name])
-        if name == "differences":
-            changed[name] = tuple(min(difference, _SMOKE_PATH_LENGTH) for difference in value)
         elif name in ("radius", "epsilon", "half_width") and isinstance(value, str):
             changed[name] = parse_pixel_fraction(value) * factor
     return replace(measure, parameters={**measure.parameters, **changed})

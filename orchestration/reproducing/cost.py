@@ -10,6 +10,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from analysis.evaluation.suites import Suite
 from analysis.evaluation.tasks import BlockTask, estimated_cost
 from analysis.theory.cost import count_macs
@@ -102,12 +104,30 @@ def total(costs: Sequence[Cost]) -> Cost:
     return sum(costs, Cost())
 
 
-def _timed(passes: float, experiment: ExperimentConfig, gpu_flops: float) -> Cost:
+def image_shape(experiment: ExperimentConfig) -> tuple[int, int, int]:
+    """Return (C, H, W) of an experiment's images, as far as it stands fast before they are read."""
     info = DATASETS[experiment.data.name]
     channels, *_ = info.image_shape or (3,)
     side = experiment.data.image_size or (_STREAMED_SIDE if experiment.data.streams else (info.image_shape or (3, _STREAMED_SIDE))[1])
+    return channels, side, side
+
+
+def untrained_network(experiment: ExperimentConfig) -> nn.Module:
+    """Return the experiment's network with fresh weights, without reading its images."""
+    return build_model(
+        experiment.defence.name,
+        backbone=experiment.backbone.name,
+        num_classes=DATASETS[experiment.data.name].num_classes or 10,
+        image_shape=image_shape(experiment),
+        backbone_options=experiment.backbone.options,
+        **experiment.defence.parameters.model_dump(),
+    )
+
+
+def _timed(passes: float, experiment: ExperimentConfig, gpu_flops: float) -> Cost:
     options = json.dumps(experiment.backbone.options, sort_keys=True)
-    operations = passes * 2 * _macs(experiment.backbone.name, options, (channels, side, side), info.num_classes or 10)
+    num_classes = DATASETS[experiment.data.name].num_classes or 10
+    operations = passes * 2 * _macs(experiment.backbone.name, options, image_shape(experiment), num_classes)
     if experiment.resources.gpus_per_worker:
         return Cost(passes, gpu_hours=operations / gpu_flops / 3600)
     return Cost(passes, core_hours=operations / CORE_FLOPS / 3600)

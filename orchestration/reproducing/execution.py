@@ -49,7 +49,7 @@ def check_before_start(plans: Sequence[ItemPlan], workplace: Workplace) -> None:
     Raises:
         UserError: they are not; says what to do.
     """
-    experiments = {each.fingerprint: each.experiment for planned in plans for each in planned.trainings.values()}
+    experiments = {each.fingerprint: each.experiment for planned in plans for each in planned.unique}
     for data in {json_hash(each.data.model_dump(mode="json")): each.data for each in experiments.values()}.values():
         load_data(data, workplace.data_root)
     if not any(
@@ -109,6 +109,8 @@ def _train(planned: ItemPlan, ledger: Ledger, workplace: Workplace, parent: Pare
     def ended(experiment: ExperimentConfig) -> None:
         ledger.write()
 
+    if not planned.unique:
+        return
     listed = [Listed(f"{planned.item.name} {each.key}", each.experiment) for each in planned.unique]
     failures = train_all(KIND, listed, workplace, parent, on_end=ended)
     children = {run.data.tags[FINGERPRINT_TAG]: run.info.run_id for run in tracker.children(parent.run_id, KIND)}

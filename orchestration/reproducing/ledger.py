@@ -27,6 +27,7 @@ from orchestration.reproducing.plan import (
     Place,
     ReadingJob,
     Training,
+    is_untrained,
     model_folder,
     plan_item,
     reading_of,
@@ -161,8 +162,8 @@ class Ledger:
         training = self.planned.training(cell.row, cell.column)
         empty = CellOutcome(cell.row.key, cell.column.key, run=training.key)
         measure = cell.column.measure
-        for needed in (training, self.planned.other(cell, measure)):
-            if needed is not None and (state := self._state(needed)) != "finished":
+        for needed in () if is_untrained(measure) else self.planned.networks(cell):
+            if (state := self._state(needed)) != "finished":
                 return replace(empty, reason=state if needed is training else f"its second network, {needed.key}: {state}")
         if isinstance(measure, Theory | Timing):
             found = self._measured(cell, training)
@@ -272,7 +273,8 @@ class Ledger:
         if self._trained(training) is not None:
             return "finished"
         reason = self.failures.get(training.fingerprint)
-        return f"failed: {reason}" if reason else "not run"
+        needed = training.key not in self.planned.trainings or any(each.fingerprint == training.fingerprint for each in self.planned.unique)
+        return f"failed: {reason}" if reason else "not run" if needed else "not trained: what is measured does not need it"
 
     def _environment(self, training: Training) -> Mapping[str, Any]:
         if training.fingerprint not in self._environments:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from analysis.evaluation.suites import AttackItem, Suite
+from analysis.quantities.quantity import quantity
 from analysis.reproduction.papers import Cell, Item, get_item, list_items, list_papers
 from analysis.reproduction.papers.measures import Clean, Measure, Theory, Timing, TransferAccuracy
 from analysis.reproduction.papers.model import Column, Row, Run
@@ -159,10 +160,25 @@ class ItemPlan:
         assert isinstance(measure, TransferAccuracy) and other is not None
         return (own, other) if measure.made_on == "other" else (other, own)
 
-    @property
+    @functools.cached_property
     def unique(self) -> list[Training]:
-        """One training per fingerprint."""
-        return list({each.fingerprint: each for each in reversed(self.trainings.values())}.values())[::-1]
+        """One training per fingerprint, of those whose trained network some cell needs."""
+        needed = {each.key for cell in self.cells() if not is_untrained(cell.column.measure) for each in self.networks(cell)}
+        found: dict[str, Training] = {}
+        for training in self.trainings.values():
+            if training.key in needed:
+                found.setdefault(training.fingerprint, training)
+        return list(found.values())
+
+    def networks(self, cell: Cell) -> list[Training]:
+        """Return the training of a cell's network, and that of its second one."""
+        other = self.other(cell, cell.column.measure)
+        return [each for each in (self.training(cell.row, cell.column), other) if each is not None]
+
+
+def is_untrained(measure: Measure) -> bool:
+    """Return whether training changes nothing of what is measured."""
+    return isinstance(measure, Theory) and not quantity(measure.name).trained
 
 
 def training_key(row: Row, column: Column) -> str:
@@ -335,7 +351,9 @@ def readings(planned: ItemPlan, trained: Collection[str] | None = None) -> list[
     found: dict[Any, ReadingJob] = {}
     for cell in planned.cells():
         job = reading_of(planned, cell)
-        if job is not None and (trained is None or all(each.fingerprint in trained for each in job.trainings)):
+        if job is None:
+            continue
+        if trained is None or is_untrained(job.measure) or all(each.fingerprint in trained for each in job.trainings):
             found.setdefault(job.place, job)
     return list(found.values())
 
@@ -353,7 +371,7 @@ def reading_of(planned: ItemPlan, cell: Cell) -> ReadingJob | None:
 
 def dataset_names(plans: Sequence[ItemPlan]) -> list[str]:
     """Return the data sets of all trainings."""
-    return list(dict.fromkeys(each.experiment.data.name for planned in plans for each in planned.trainings.values()))
+    return list(dict.fromkeys(each.experiment.data.name for planned in plans for each in planned.unique))
 
 
 def check_something_to_do(plans: Sequence[ItemPlan]) -> None:

@@ -13,14 +13,15 @@ import torch
 from analysis.fingerprints import weights_hash
 from analysis.quantities.quantity import MOST_IMAGES, Subject
 from analysis.reproduction.papers.measures import Theory
-from analysis.reproduction.readings import Found, identity, num_images, read_test_set_seconds, read_theory
+from analysis.reproduction.readings import Found, identity, read_test_set_seconds, read_theory
 from models.errors import UserError
 from models.files import write_text
 from models.weights import load_pretrained
 from orchestration import console
 from orchestration.evaluating.evaluation_run import test_images
 from orchestration.home import Home, Workplace
-from orchestration.reproducing.plan import ReadingJob, Training, model_folder
+from orchestration.reproducing.cost import untrained_network
+from orchestration.reproducing.plan import ReadingJob, Training, is_untrained, model_folder
 
 SEED = 0
 
@@ -34,7 +35,8 @@ class KeptReadings:
 
     def path(self, job: ReadingJob) -> Path:
         """Return where a reading is kept; its networks must be trained."""
-        weights = [self._weights_hash(each) for each in job.trainings]
+        untrained = is_untrained(job.measure)
+        weights = [each.fingerprint if untrained else self._weights_hash(each) for each in job.trainings]
         experiment = job.training.experiment
         data = experiment.data.model_dump(mode="json", include={"name", "folder", "image_size", "limit_test"})
         images = f"{json.dumps(data, sort_keys=True)} {experiment.threat_model}"
@@ -83,6 +85,8 @@ def run_readings(
     kept = KeptReadings(workplace.home)
     pending: dict[Path, list[ReadingJob]] = {}
     for job in jobs:
+        if is_untrained(job.measure) and kept.get(job) is None:
+            kept.keep(job, count(job))
         found = kept.get(job)
         if found is None:
             # Rows that rest on equal networks share the file of a reading.
@@ -119,6 +123,17 @@ def run_readings(
             on_done(job, found)
 
 
+def count(job: ReadingJob) -> dict[str, Any]:
+    """Return what a job finds on networks that nothing has trained, as JSON types."""
+    assert isinstance(job.measure, Theory)
+    first, *others = [untrained_network(each.experiment) for each in job.trainings]
+    return asdict(read_theory(job.measure, Subject(first, _no_images, seed=SEED, other=others[0] if others else None)))
+
+
+def _no_images() -> tuple[torch.Tensor, torch.Tensor]:
+    raise UserError("what no training changes is not measured on images")
+
+
 def take_reading(job: ReadingJob, folders: Sequence[Path], data_root: Path | None) -> dict[str, Any]:
     """Return what a job finds, as JSON types; on the GPU if the training asked for one. `folders`: of its exported networks."""
     torch.set_num_threads(1)
@@ -134,9 +149,10 @@ def take_reading(job: ReadingJob, folders: Sequence[Path], data_root: Path | Non
         return asdict(read_test_set_seconds(load(folders[0]), x_NCHW))
     subject = Subject(
         load(folders[0]),
-        lambda: test_images(experiment.data, data_root, min(MOST_IMAGES, num_images(measure, job.limit))),
+        lambda: test_images(experiment.data, data_root, min(MOST_IMAGES, job.limit or MOST_IMAGES)),
         experiment.threat_model,
-        job.limit,
+        at_most=job.limit,
         seed=SEED,
+        other=load(folders[1]) if len(folders) > 1 else None,
     )
-    return asdict(read_theory(measure, subject, load(folders[1]) if len(folders) > 1 else None))
+    return asdict(read_theory(measure, subject))

@@ -35,11 +35,11 @@ DEFENCES = ("ctrw", "rna", "dcs", "red")
 OWN = {
     "ctrw": {"ctrw_lemma1", "ctrw_probability", "ctrw_cosines", "ctrw_upper_bound", "ctrw_diagnostics"},
     "rna": {"rna_paths", "rna_path_transfer", "rna_type_cosines", "rna_norm_gradients", "rna_smoothness", "rna_theorem"},
-    "dcs": {"dcs_points", "dcs_bounds", "dcs_layer_cosines", "dcs_mask_pairs"},
-    "red": {"accuracy_matrix", "transfer_matrix", "member_cosines", "lipschitz", "rsi_bounds", "feature_diversity"},
+    "dcs": {"dcs_points", "dcs_bounds", "dcs_layer_cosines", "dcs_kind_cosines", "dcs_mask_pairs"},
+    "red": {"accuracy_matrix", "transfer_matrix", "member_cosines", "lipschitz", "rsi_bounds", "feature_diversity", "member_landscapes"},
 }
 ALL_RANDOMIZED = {"draw_cosines", "draw_transfer"}
-ALL_MODELS = {"weight_noise", "sharpness", "hessian", "smoothness", "cost", "weight_landscape", "input_landscape"}
+ALL_MODELS = {"weight_noise", "sharpness", "hessian", "smoothness", "cost", "parameters", "weight_landscape", "input_landscape"}
 SINGLE_NETWORKS = ALL_MODELS | {"expansion"}
 
 

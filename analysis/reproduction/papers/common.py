@@ -122,7 +122,7 @@ FASHION = _Setting("fashion_mnist", 12, red_warmup=3.0, awp_warmup=2.0, without_
 
 
 def _cost(field: str) -> Theory:
-    return Theory("cost.measure_costs", field=field)
+    return Theory("cost", field=field)
 
 
 def _pgd(protocol: ProtocolName) -> Accuracy:
@@ -141,11 +141,11 @@ COLUMNS = (
     Column(
         "cosine",
         "gradient cosine between draws",
-        Theory("transferability.gradient_cosines", field="mean", pairs=("transferability.random_pairs", {"num_pairs": 10})),
+        Theory("draw_cosines", {"num_pairs": 10, "num_images": 1000}, field="mean_cosine"),
         "randomness",
         unit="",
     ),
-    Column("parameters", "parameters", _cost("num_parameters"), "cost", unit=""),
+    Column("parameters", "parameters", _cost("parameters"), "cost", unit=""),
     Column("macs", "MACs per image", _cost("macs_per_image"), "cost", unit=""),
     Column("latency", "latency", _cost("latency"), "cost", unit="s"),
     Column("epoch", "training, an epoch", Timing("epoch_seconds"), "cost", unit="s"),

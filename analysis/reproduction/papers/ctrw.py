@@ -201,11 +201,11 @@ TABLE_5 = Item(
 
 
 def _cosines(name: str) -> Theory:
-    return Theory("ctrw_bounds.cosine_statistic", {"num_pairs": 10_000}, field=name)
+    return Theory("ctrw_cosines", {"num_pairs": 10_000}, field=name)
 
 
 TABLE_6_COLUMNS = (
-    Column("positive", "Number of PS", _cosines("num_positive"), unit="", judged=False),
+    Column("positive", "Number of PS", _cosines("positive"), unit="", judged=False),
     Column("ratio", "Ratio of PS", _cosines("ratio"), unit="", judged=False),
     Column("minimum", "min cos(W1, W2)", _cosines("minimum"), unit="", judged=False),
     Column("accuracy", "Acc", PGD_20),
@@ -277,7 +277,7 @@ FIGURE_3A = Item(
             start=1,
         )
     ),
-    (Column("sigma", "sigma", Theory("ctrw_bounds.random_weights", field="sigma"), unit="", judged=False),),
+    (Column("sigma", "sigma", Theory("ctrw_diagnostics"), unit="", judged=False),),
     figure=Figure(
         "distribution", x_label="number of the model", y_label="sigma", caption="with the bounds sigma is larger and closer together"
     ),

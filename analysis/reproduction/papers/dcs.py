@@ -366,7 +366,7 @@ FIGURE_3C = Item(
     notes=(Note("D12"),),
 )
 
-RANDOM_PAIRS = ("transferability.random_pairs", {"num_pairs": 10})
+RANDOM_PAIRS = {"num_pairs": 10, "num_images": 1000}
 
 FIGURE_4A = Item(
     "dcs.fig4a",
@@ -377,7 +377,7 @@ FIGURE_4A = Item(
         Row("gsat", "GSAT", run=DCS),
     ),
     (
-        Column("cosine", "cosine", Theory("transferability.gradient_cosines", field="mean", pairs=RANDOM_PAIRS), unit=""),
+        Column("cosine", "cosine", Theory("draw_cosines", RANDOM_PAIRS, field="mean_cosine"), unit=""),
         Column("natural", "natural accuracy", Clean()),
         Column("pgd20", "PGD20 accuracy", PGD_20),
     ),
@@ -392,7 +392,7 @@ FIGURE_4B = Item(
         Column(
             key,
             label,
-            Theory("transferability.gradient_cosines", pairs=("dcs_gradients.designed_pairs", {"kind": kind, "num_pairs": 10})),
+            Theory("dcs_kind_cosines", {"kind": kind, **RANDOM_PAIRS}),
             unit="",
             judged=False,
         )

@@ -184,34 +184,32 @@ class TransferAccuracy(_Described):
 
 @dataclass(frozen=True)
 class Theory(_Described):
-    """A quantity that `analysis.theory` computes from a trained network.
+    """A quantity of `analysis.quantities`, as `rayndom analyse` measures it on a trained network.
 
     Attributes:
-        function: `module.function` below `analysis.theory`. parameters: its arguments beside network, images, labels and generators.
-        field: attribute of what it returns, or empty for the whole. pairs: function and arguments that make its pairs of draws.
-        other: key of the row with the second network, for functions of two.
+        name: of the quantity. parameters: that the item sets; its own elsewhere; sizes may be written as `8/255`.
+        field: the number among its metrics, or empty for its series. other: key of the row with the second network, for quantities of two.
     """
 
-    function: str
+    name: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     field: str = ""
-    pairs: tuple[str, Mapping[str, Any]] | None = None
     other: str = ""
 
     @property
     def words(self) -> str:
         """What is measured."""
-        return self.function.replace("_", " ").replace(".", ": ")
+        return self.name.replace("_", " ")
 
     @property
     def title(self) -> str:
         """What is measured, with its parameters."""
         details = ", ".join(f"{name} {value}" for name, value in self.parameters.items())
-        return f"{self.function} ({details})" if details else self.function
+        return f"{self.name} ({details})" if details else self.name
 
     @property
     def whole(self) -> Theory:
-        """The measurement that its field is read from: cells of one function share it."""
+        """The measurement that its field is read from: cells of one quantity share it."""
         return replace(self, field="", other="")
 
     @property

@@ -352,7 +352,7 @@ FIGURE_2 = Item(
         Row("second", "TRADES+1st+2nd", run=_taylor(PREACT)),
         Row("surrogate", "TRADES + public code (1st+2nd)", run=_surrogate(PREACT), extra=True),
     ),
-    (Column("loss", "loss", Theory("landscape.input_landscape", {"radius": "8/255", "num_positions": 25}), unit="", judged=False),),
+    (Column("loss", "loss", Theory("input_landscape", {"radius": "8/255", "num_positions": 25, "num_images": 8}), unit="", judged=False),),
     figure=Figure(
         "landscape",
         x_label="along the sign of the gradient",

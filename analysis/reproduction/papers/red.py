@@ -155,9 +155,7 @@ TABLE_3 = Item(
 )
 
 TWO_MEMBERS = _ensemble("red", "cifar10").tuned("defence.num_members=2")
-SURFACES = Column(
-    "loss", "loss", Theory("ensemble_gradients.member_landscapes", {"half_width": "16/255", "num_points": 41}), unit="", judged=False
-)
+SURFACES = Column("loss", "loss", Theory("member_landscapes", {"half_width": "16/255", "num_points": 41}), unit="", judged=False)
 
 
 def _landscapes(name: str, title: str, varied: str, other: str, caption: str) -> Item:
@@ -190,8 +188,8 @@ FIGURE_2 = _landscapes(
 )
 
 PARAMETERS_COLUMNS = (
-    Column("parameters", "parameters", Theory("cost.count_parameters"), unit="", judged=False),
-    Column("saved", "saved against RED", Theory("cost.saved_share", other="red")),
+    Column("parameters", "parameters", Theory("parameters", field="parameters"), unit="", judged=False),
+    Column("saved", "saved against RED", Theory("parameters", field="saved", other="red")),
 )
 
 PARAMETERS = Item(

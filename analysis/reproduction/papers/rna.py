@@ -294,7 +294,7 @@ FIGURE_1D = Item(
 
 
 def _landscape(panel: str, title: str, *keys: str) -> Item:
-    measure = Theory("landscape.input_landscape", {"radius": "8/255", "num_positions": 25})
+    measure = Theory("input_landscape", {"radius": "8/255", "num_positions": 25, "num_images": 8})
     return Item(
         f"rna.fig2{panel}",
         title,
@@ -309,10 +309,7 @@ FIGURE_3 = Item(
     "rna.fig3",
     "Histograms of the cosine of input gradients between networks with different normalizations",
     tuple(Row(key, label, run=_normalized(key)) for key, label in SHORT_LABELS.items()),
-    tuple(
-        Column(key, f"with {label}", Theory("transferability.gradient_cosines_between_models", other=key), unit="", judged=False)
-        for key, label in SHORT_LABELS.items()
-    ),
+    tuple(Column(key, f"with {label}", Theory("network_cosines", other=key), unit="", judged=False) for key, label in SHORT_LABELS.items()),
     figure=Figure("histogram", x_label="cosine", y_label="images", caption="BN and BGN are far more alike than BN and IN"),
     notes=(Note("networks"),),
 )
@@ -351,7 +348,7 @@ FIGURE_5B = Item(
 
 
 def _at_difference(field: str, difference: int) -> Theory:
-    return Theory("rna_paths.path_difference_transfer", {"differences": (difference,), "num_pairs": 10}, field=field)
+    return Theory("rna_path_transfer", {"difference": difference, "num_pairs": 10}, field=field)
 
 
 DIFFERENCES = tuple(
