@@ -31,9 +31,8 @@ def format_estimate(estimate: Estimate, *, marked: bool = False) -> str:
 
     One of an evaluation with a failed check is marked whoever shows it.
     """
-    text = format_percent(estimate.value, estimate.low, estimate.high)
-    parts = [text, *([estimate.lacking] if estimate.lacking else []), *([MARK] if marked or estimate.marked else [])]
-    return " ".join(parts)
+    text = format_percent(estimate.value, estimate.low, estimate.high, marked=marked or estimate.marked)
+    return f"{text} {estimate.lacking}" if estimate.lacking else text
 
 
 def columns_of(frame: Frame, columns: Sequence[str] | None = None) -> list[str]:

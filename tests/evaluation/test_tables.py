@@ -53,7 +53,7 @@ def test_an_estimate_of_too_few_draws_or_images_says_so_wherever_it_stands():
         assert estimate.lacking == lacking
         for text in (to_markdown([{"accuracy": estimate}]), to_latex([{"accuracy": estimate}]), format_estimate(estimate)):
             assert lacking in text
-    assert format_estimate(estimate.with_mark(True)).endswith("too few images (!)")
+    assert format_estimate(estimate.with_mark(True)).endswith("] (!) too few images")
 
 
 def test_unknown_column():
