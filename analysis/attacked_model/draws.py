@@ -39,7 +39,7 @@ def seeded_draws(count: int, *parts: int | str) -> tuple[Draw, ...]:
 
 
 def all_configurations(model: nn.Module, at_most: int) -> tuple[Draw, ...] | None:
-    """Return every draw of a model with a finite space of at most `at_most` equally likely draws, else None.
+    """Return every draw of a model with a finite space of at most `at_most` draws that are known to be equally likely, else None.
 
     A deterministic model has one.
     """
@@ -52,14 +52,15 @@ def all_configurations(model: nn.Module, at_most: int) -> tuple[Draw, ...] | Non
 
 
 def _equally_likely(model: nn.Module) -> bool:
-    """Return whether an unweighted mean over all configurations is the expectation."""
+    """Return whether it is known that an unweighted mean over all configurations is the expectation."""
     for _, site in random_sites(model):
-        probability = getattr(site, "configuration_probability", None)
-        if probability is None:
-            continue
         size = int(site.num_configurations)
-        if any(not math.isclose(probability(index), 1 / size) for index in range(size)):
-            return False
+        if size == 1:
+            continue
+        for index in range(size):
+            probability = site.configuration_probability(index)
+            if probability is None or not math.isclose(probability, 1 / size):
+                return False
     return True
 
 

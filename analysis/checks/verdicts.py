@@ -15,6 +15,7 @@ from analysis.attacks.registry import attack_entry
 from analysis.checks.evidence import Check, Evidence, Finding, Status, Verdict, difference, skipped
 from analysis.checks.study_verdicts import STUDY_CHECKS
 from analysis.evaluation.measurements import Measurement, common_rows
+from analysis.evaluation.protocols import SAMPLED
 from analysis.statistics import paired_difference
 
 __all__ = ["CHECKS", "Finding", "Status", "Verdict", "run_checks"]
@@ -192,12 +193,26 @@ def _independence(evidence: Evidence) -> Finding:
         moved = float(first.mean() - second.mean())
         if abs(moved) > limit + 1e-12:
             problems.append(f"{each.name}: a second set of draws moves accuracy by {100 * moved:+.2f} points, {100 * limit:.2f} allowed")
+    shown = [*evidence.attacks] if evidence.clean is None else [evidence.clean, *evidence.attacks]
+    enumerated = [each for each in shown if each.protocol == "T1" and each.has(SAMPLED)]
+    for each in enumerated:
+        columns, sampled = each.matrix().mean(0), each.matrix(SAMPLED).mean(0)
+        # All configurations are known, so the spread of a mean over sampled ones is too.
+        limit = float(stats.norm.isf(stats.norm.sf(3) / len(enumerated)) * columns.std() / np.sqrt(sampled.size))
+        moved = float(sampled.mean() - columns.mean())
+        if abs(moved) > limit + 1e-12:
+            problems.append(
+                f"{each.name}: {sampled.size} draws as inference takes them give {moved * 100:+.2f} points compared with the mean over all "
+                f"{columns.size} configurations, {100 * limit:.2f} allowed: they are not equally likely, or not all there are"
+            )
     if problems:
         return Finding(Status.FAIL, "; ".join(problems))
     if not evidence.randomized:
         return skipped("the model is deterministic")
-    if not compared:
-        return skipped("no attack was scored on two sets of sampled draws")
+    if not compared and not enumerated:
+        return skipped("nothing was scored on two sets of draws")
+    if enumerated:
+        return Finding(Status.PASS, "draws as inference takes them give the same accuracies as the mean over all configurations")
     return Finding(Status.PASS, "a second, disjoint set of draws gives the same accuracies")
 
 

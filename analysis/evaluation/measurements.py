@@ -100,8 +100,8 @@ class Measurement:
         return np.concatenate([correct_matrix(record, draw_set) for record in self.records])
 
     def has(self, draw_set: str) -> bool:
-        """Return whether the draw set was scored."""
-        return draw_set in self.records[0]["block"]["num_draws"]
+        """Return whether the draw set was scored in all blocks."""
+        return all(draw_set in record["block"]["num_draws"] for record in self.records)
 
     def total(self, name: str) -> float:
         """Return the sum of a block fact."""

@@ -42,6 +42,9 @@ PROTOCOL_TITLES: dict[str, str] = {
 RunAttack = Callable[[AttackedModel, int], AttackOutput]
 """`(model, seed) -> AttackOutput`: an attack with its parameters, images and labels bound."""
 
+SAMPLED = "sampled"
+"""Draw set of T1 where the space of draws is enumerated: draws as inference takes them, which must agree with the enumeration (C17)."""
+
 _UNCHANGED = 1e-5  # far below 1/255, above what clamping for CW moves
 
 
@@ -69,7 +72,7 @@ class BlockOutcome:
     """What one attack under one protocol did to one block.
 
     Attributes:
-        correct: by draw set (`selection`, `evaluation`), a boolean matrix (S, R).
+        correct: by draw set (`selection`, `evaluation`, and `sampled` beside an enumeration), a boolean matrix (S, R).
         exact: the draws are the whole space of draws.
         margin_S: mean over evaluation draws of true logit minus largest other logit.
         linf_S, l2_S: largest distance of the sample's perturbed points from the image.
@@ -201,6 +204,8 @@ def _unknown_draw(setting: BlockSetting, attack: RunAttack) -> BlockOutcome:
     if exact:
         tally.score("evaluation", predictor, x_adv, draws["evaluation"])
         tally.correct["selection"] = tally.correct["evaluation"]
+        if setting.randomized:
+            tally.score(SAMPLED, predictor, x_adv, seeded_draws(setting.scoring.num_selection_draws, setting.seed, "selection"))
     else:
         tally.score("selection", predictor, x_adv, draws["selection"])
         tally.score("evaluation", predictor, x_adv, draws["evaluation"])

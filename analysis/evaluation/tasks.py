@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from analysis.attacked_model.draws import all_configurations
 from analysis.attacks.registry import attack_entry, check_attack, parse_attack_parameters
 from analysis.evaluation.protocols import Scoring
 from analysis.evaluation.studies import StudyPoint, StudySettings, applies, epsilon_levels, study_passes
@@ -143,7 +144,7 @@ def plan_blocks(
     total = num_configurations(model)
     configurations = None if total == math.inf else int(total)
     randomized = configurations != 1
-    finite = randomized and configurations is not None and configurations <= scoring.enumerate_up_to
+    finite = randomized and all_configurations(model, scoring.enumerate_up_to) is not None
     items = [item for item in chosen.attacks if item.is_for(randomized, finite=finite)]
     if chosen.attacks and not items:
         raise UserError(f"no attack of suite {chosen.name!r} is for {'randomized' if randomized else 'deterministic'} models")
@@ -200,7 +201,7 @@ def estimated_cost(task: BlockTask) -> float:
     if task.randomized:
         draws = scoring.num_evaluation_draws + scoring.num_selection_draws
         if task.num_configurations is not None and task.num_configurations <= scoring.enumerate_up_to:
-            draws = task.num_configurations
+            draws = task.num_configurations + scoring.num_selection_draws
     if task.item is None:
         return len(task.ids) * draws
     entry = attack_entry(task.item.attack)

@@ -1,0 +1,106 @@
+"""Spaces of draws whose probabilities are not those of an enumeration: they are sampled, or the enumeration is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from analysis.attacked_model.draws import all_configurations
+from analysis.evaluate import evaluate
+from analysis.evaluation.suites import AttackItem, Suite
+from models.randomness import RandomModule
+from models.threat_model import ThreatModel
+
+NUM_IMAGES = 60
+SUITE = Suite(name="one attack", attacks=(AttackItem(attack="pgd", parameters={"steps": 2}),))
+
+
+class Members(RandomModule):
+    """One of several fixed answers per draw: the true class, or the next one.
+
+    Args:
+        probabilities: of the members in truth. right: which members answer with the true class.
+        claimed: what the layer says of its probabilities; None: nothing.
+    """
+
+    def __init__(self, probabilities, right, claimed=None):
+        super().__init__()
+        self.probabilities, self.right, self.claimed = torch.tensor(probabilities), right, claimed
+        self.gain = nn.Parameter(torch.ones(()))
+        self.register_draw("member", torch.zeros((), dtype=torch.int64))
+        self.take_first_draw()
+
+    @property
+    def num_configurations(self):
+        return len(self.right)
+
+    def configuration_probability(self, index):
+        return None if self.claimed is None else self.claimed[index]
+
+    def draw(self, generator):
+        self.set_draw("member", torch.multinomial(self.probabilities, 1, generator=generator)[0])
+
+    def set_configuration(self, index):
+        self.set_draw("member", torch.tensor(index))
+
+    def forward(self, x):
+        classes = (x.flatten(1).mean(1) * 3).round().long() % 3
+        shift = 0 if self.right[int(self.member)] else 1
+        logits = torch.nn.functional.one_hot((classes + shift) % 3, 3).to(x)
+        return self.gain * (5 * logits + 0.01 * x.flatten(1)[:, :3] * (1 + self.member))
+
+
+def data():
+    y = torch.arange(NUM_IMAGES) % 3
+    return (y.float() / 3).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous(), y
+
+
+def evaluated(model, seed=0):
+    return evaluate(model.eval(), *data(), SUITE, threat_model=ThreatModel(epsilon=0.01), seed=seed)
+
+
+def verdict(result, number):
+    return next(each for each in result.verdicts if each.id == number)
+
+
+def cases():
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(6):
+        count = int(torch.randint(2, 5, (), generator=generator))
+        likely = 0.75 + 0.2 * torch.rand((), generator=generator).item()
+        right = torch.zeros(count, dtype=torch.bool)
+        right[0] = True  # the likely member alone is right
+        rest = torch.rand(count - 1, generator=generator) + 0.1
+        yield [likely, *((1 - likely) * rest / rest.sum()).tolist()], right.tolist()
+
+
+@pytest.mark.parametrize(("probabilities", "right"), cases())
+def test_unknown_probabilities_are_sampled(probabilities, right):
+    model = Members(probabilities, right)
+    assert all_configurations(model, 512) is None
+    result = evaluated(model)
+    assert not result.clean.exact
+    truth = sum(p for p, good in zip(probabilities, right, strict=True) if good)
+    assert abs(result.clean.value - truth) < 4 * (truth * (1 - truth) / result.clean.num_draws) ** 0.5
+    assert verdict(result, "C17").status == "PASS"
+
+
+@pytest.mark.parametrize(("probabilities", "right"), cases())
+def test_an_enumeration_of_a_space_that_is_not_uniform_is_found(probabilities, right):
+    size = len(right)
+    result = evaluated(Members(probabilities, right, claimed=[1 / size] * size))
+    assert result.clean.exact
+    finding = verdict(result, "C17")
+    assert finding.status == "FAIL"
+    assert "not equally likely" in finding.explanation
+    assert result.marked
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_an_enumeration_that_is_right_is_not_suspected(size, seed):
+    result = evaluated(Members([1 / size] * size, [True] + [False] * (size - 1), claimed=[1 / size] * size), seed)
+    assert result.clean.exact
+    assert result.clean.value == pytest.approx(1 / size)
+    assert verdict(result, "C17").status == "PASS"
