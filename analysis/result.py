@@ -193,7 +193,7 @@ def collect(records: Iterable[Record], plan: Sequence[BlockTask] | None = None) 
 
 
 def _in_plan(record: Record, task: BlockTask) -> Record:
-    places = {name: value for name, value in task.model_dump(mode="json").items() if name in PLAN_FIELDS - {"cost"}}
+    places = {name: value for name, value in task.model_dump(mode="json").items() if name in PLAN_FIELDS - {"cost", "succeeds"}}
     return {**record, "header": {**record["header"], **places}}
 
 

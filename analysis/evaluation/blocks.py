@@ -173,7 +173,7 @@ def _examine(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> dict[st
 
 
 def _header(task: BlockTask) -> dict[str, Any]:
-    return task.model_dump(mode="json", exclude={"ids", "cost"})
+    return task.model_dump(mode="json", exclude={"ids", "cost", "succeeds"})
 
 
 def _device_name(device: torch.device) -> str:

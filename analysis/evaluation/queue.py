@@ -6,6 +6,7 @@ how far everything is, and tells.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from analysis.evaluation.records import Record, append_record, read_records
 from analysis.evaluation.tasks import BlockTask
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -38,11 +41,27 @@ class Evaluation:
         known = read_records(self.records_path) if self.records_path is not None else {}
         self.keys = [task.key for task in self.plan]
         self.done = {key: known[key] for key in self.keys if key in known}
+        taken_over = 0
+        for task, key in zip(self.plan, self.keys, strict=True):
+            if key not in self.done and task.succeeds in known:
+                self.done[key] = _renewed(known[task.succeeds], task)
+                taken_over += 1
+                if self.records_path is not None:
+                    append_record(self.records_path, self.done[key])
+        if taken_over:
+            _logger.warning(
+                "%d blocks were measured by an earlier version, for a model of the same record and weights: taken over", taken_over
+            )
 
     @property
     def pending(self) -> list[BlockTask]:
         """Blocks that have no record yet."""
         return [task for task, key in zip(self.plan, self.keys, strict=True) if key not in self.done]
+
+
+def _renewed(record: Record, task: BlockTask) -> Record:
+    """Return the record of an earlier version under the key of the task."""
+    return {**record, "key": task.key, "header": {**record["header"], "model": task.model}}
 
 
 @dataclass(frozen=True)

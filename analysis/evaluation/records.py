@@ -112,7 +112,7 @@ def check_same_evaluation(records: Iterable[Record]) -> None:
     headers = [record["header"] for record in records]
     if not headers:
         raise ValueError("there are no records to collect")
-    for name in ("checkpoint", "seed", "threat_model", "scoring", "format_version"):
-        values = {json.dumps(header[name], sort_keys=True) for header in headers}
+    for name in ("checkpoint", "model", "seed", "threat_model", "scoring", "format_version"):
+        values = {json.dumps(header.get(name), sort_keys=True) for header in headers}
         if len(values) > 1:
             raise ValueError(f"records of different evaluations cannot be collected: {name} is {' and '.join(sorted(values))}")

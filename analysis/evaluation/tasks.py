@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from analysis.attacked_model.draws import all_configurations
+from analysis.attacked_model.identity import identity_hash
 from analysis.attacks.registry import attack_entry, check_attack, parse_attack_parameters
 from analysis.evaluation.protocols import Scoring
 from analysis.evaluation.studies import StudyPoint, StudySettings, applies, epsilon_levels, study_passes
@@ -33,7 +34,7 @@ _EPSILON_ZERO_SAMPLES = 64
 _BACKWARD_COST = 2.0  # a backward pass to the pixels costs about two forward passes
 
 # What a task knows of its plan: a record may serve another plan in which these differ.
-PLAN_FIELDS = {"suite", "num_blocks", "cost", "stands_for", "position"}
+PLAN_FIELDS = {"suite", "num_blocks", "cost", "stands_for", "position", "succeeds"}
 
 BlockKind = Literal["clean", "attack", "epsilon_zero", "study"]
 RowProtocol = Literal["T0", "T1", "T2", "T4"]
@@ -56,17 +57,24 @@ class BlockTask(Config):
     block: int = Field(ge=0, description="Number of the block.")
     ids: tuple[int, ...] = Field(description="Rows of the images in this block.")
     checkpoint: str = Field(description="Hash of the weights.")
+    model: str = Field("", description="Hash of what the model computes with them: see `analysis.attacked_model.identity`.")
     data: str = Field(description="Hash of the block's images and labels.")
     defence: str | None = Field(None, description="Name of the defence.")
     suite: str = Field("", description="Name of the suite.")
     num_blocks: int = Field(1, description="Blocks of this attack and protocol.")
     position: int = Field(0, description="Place in the plan.")
+    succeeds: str = Field("", description="Key under which an earlier version kept this block; empty: such a record is not to be trusted.")
     cost: float = Field(0.0, description="Estimated work: forward passes of one image; a backward pass counts as two.")
 
     @property
     def key(self) -> str:
         """Name of the record: equal for equal work."""
         return json_hash(self.model_dump(mode="json", exclude=PLAN_FIELDS))
+
+    @property
+    def key_without_model(self) -> str:
+        """Name of the record in versions for which a model was its weights."""
+        return json_hash(self.model_dump(mode="json", exclude=PLAN_FIELDS | {"model"}))
 
     @property
     def randomized(self) -> bool:
@@ -163,6 +171,7 @@ def plan_blocks(
         "num_classes": num_classes,
         "num_configurations": configurations,
         "checkpoint": weights_hash(model),
+        "model": identity_hash(model, tuple(x.shape[1:])),
         "defence": defence,
         "suite": chosen.name,
     }
@@ -173,7 +182,9 @@ def plan_blocks(
             if ids not in hashes:
                 hashes[ids] = data_hash(x[list(ids)], y[list(ids)])
             task = BlockTask(block=block, ids=ids, data=hashes[ids], num_blocks=len(ids_of_blocks), **facts, **shared)
-            made.append(task.model_copy(update={"cost": estimated_cost(task)}))
+            # What the registry built is known by its record and its weights; of any other model those said too little.
+            succeeds = task.key_without_model if spec is not None else ""
+            made.append(task.model_copy(update={"cost": estimated_cost(task), "succeeds": succeeds}))
         return made
 
     plan = tasks_for(blocks, kind="clean")

@@ -60,6 +60,9 @@ class Choice(RandomModule):
     def num_configurations(self) -> int:
         return len(self.members)
 
+    def configuration_probability(self, index: int) -> float:
+        return 1 / self.num_configurations
+
     def draw(self, generator: torch.Generator) -> None:
         self.set_draw("index", torch.randint(0, len(self.members), (), generator=generator))
 
