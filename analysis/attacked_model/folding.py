@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from analysis.attacked_model.draws import Draw, all_configurations
+from analysis.attacked_model.draws import Draw, all_configurations, set_draw
 from models.layers.explicit_batch_norm import ExplicitBatchNorm2d
 from models.layers.random_weight import RandomFilterConv2d
 from models.layers.stochastic_convolution import StochasticConv2d
@@ -81,10 +81,27 @@ def _pairs_under(model: nn.Module, x: Tensor, draws: Sequence[Draw | None]) -> l
     return sorted(pair for pair in found if uses[pair[0]] == uses[pair[1]] == 1)
 
 
-@torch.no_grad()
+def computes_the_same(model: nn.Module, folded: nn.Module, points: Sequence[Tensor], draws: Sequence[Draw]) -> bool:
+    """Return whether a folded copy answers like the model on batches of images (B, C, H, W) under each of the draws.
+
+    Two images say little: a network may take another way on images that are attacked. Draws in place are not restored.
+    """
+    for draw in draws:
+        for each in (model, folded):
+            set_draw(each, draw)
+        if not all(_close(model, folded, x) for x in points):
+            return False
+    return True
+
+
 def _agree(model: nn.Module, folded: nn.Module, x: Tensor, draw: Draw | None) -> bool:
     for each in (model, folded):
         _configure(each, draw)
+    return _close(model, folded, x)
+
+
+@torch.no_grad()
+def _close(model: nn.Module, folded: nn.Module, x: Tensor) -> bool:
     expected_BK, found_BK = model(x), folded(x)
     scale = expected_BK.abs().max().clamp_min(1e-12)
     return bool(((found_BK - expected_BK).abs().max() <= _TOLERANCE * scale).item())

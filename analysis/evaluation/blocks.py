@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from analysis.attacked_model.folding import folded_for_evaluation
+from analysis.attacked_model.draws import ONLY_DRAW, seeded_draws
+from analysis.attacked_model.folding import computes_the_same, folded_for_evaluation
 from analysis.attacked_model.model import AttackedModel
-from analysis.attacked_model.state_guard import restored_state
+from analysis.attacked_model.state_guard import StateReport, restored_state
 from analysis.attacks.registry import AttackOutput, AttackProblem, attack_entry, parse_attack_parameters
 from analysis.evaluation.examination import gradient_calls_in_forward, liveness, missing_gradients, output_facts, shares_draw_in_batch
 from analysis.evaluation.images import encode_png
@@ -30,6 +33,9 @@ _NUM_EXAMINED = 200
 _NUM_LIVE = 16
 _NUM_EXAMPLES = 4
 _NUM_TRACED = 2
+_NUM_COMPARED_DRAWS = 2
+
+_logger = logging.getLogger(__name__)
 
 
 def measure_block(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask, run_study: Callable[[Study], StudyOutcome]) -> Record:
@@ -56,31 +62,58 @@ def measure_block(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask, run_s
     started = time.perf_counter()
     with mode(model, "eval"), restored_state(model) as outer:
         network, num_folded = folded_for_evaluation(model, x_block[:_NUM_TRACED])
-        with restored_state(network) as report:
-            live_seed = derive_seed(task.seed, "examination", task.block)
-            before = liveness(network, x_block[:_NUM_LIVE], live_seed)
-            outcome, study = _run(network, x_block, y_block, task, run_study)
-            training_modules = sum(module.training for module in network.modules())
-            after = liveness(network, x_block[:_NUM_LIVE], live_seed)
-            examined = _examine(network, x_block, y_block, task) if task.kind == "clean" and task.block == 0 else {}
+        measured, report = _measured(network, x_block, y_block, task, run_study)
+        if num_folded and not _folding_holds(model, network, x_block, measured.outcome, task):
+            _logger.warning("block %d is run again: with batch normalization folded, the model computes something else", task.block)
+            num_folded = 0
+            measured, report = _measured(model, x_block, y_block, task, run_study)
     seconds = time.perf_counter() - started
 
     threat_model = _threat_model(task)
     return {
         "key": task.key,
         "header": {**_header(task), "radius": threat_model.epsilon, "bounded": _bounded(task)},
-        "samples": _columns(outcome, task, y_block),
+        "samples": _columns(measured.outcome, task, y_block),
         "block": {
-            **_block_facts(outcome),
-            "liveness": {"before": before, "after": after},
-            "hygiene": _hygiene([*report.changed, *outer.changed], training_modules, weights_hash(model) == hash_before),
-            "examination": examined,
-            "study": study,
+            **_block_facts(measured.outcome),
+            "liveness": measured.liveness,
+            "hygiene": _hygiene([*report.changed, *outer.changed], measured.training_modules, weights_hash(model) == hash_before),
+            "examination": measured.examined,
+            "study": measured.study,
             "num_folded": num_folded,
-            "examples": _examples(outcome, task, x_block),
+            "examples": _examples(measured.outcome, task, x_block),
         },
         "measured": {"seconds": seconds, "device": _device_name(like.device), "versions": _versions()},
     }
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What was seen of a network in one block."""
+
+    outcome: BlockOutcome
+    study: dict[str, Any]
+    liveness: dict[str, dict[str, float]]
+    training_modules: int
+    examined: dict[str, Any]
+
+
+def _measured(
+    network: nn.Module, x: Tensor, y: Tensor, task: BlockTask, run_study: Callable[[Study], StudyOutcome]
+) -> tuple[_Measured, StateReport]:
+    with restored_state(network) as report:
+        live_seed = derive_seed(task.seed, "examination", task.block)
+        before = liveness(network, x[:_NUM_LIVE], live_seed)
+        outcome, study = _run(network, x, y, task, run_study)
+        training_modules = sum(module.training for module in network.modules())
+        after = liveness(network, x[:_NUM_LIVE], live_seed)
+        examined = _examine(network, x, y, task) if task.kind == "clean" and task.block == 0 else {}
+    return _Measured(outcome, study, {"before": before, "after": after}, training_modules, examined), report
+
+
+def _folding_holds(model: nn.Module, folded: nn.Module, x: Tensor, outcome: BlockOutcome, task: BlockTask) -> bool:
+    draws = seeded_draws(_NUM_COMPARED_DRAWS, task.seed, "evaluation") if task.randomized else (ONLY_DRAW,)
+    return computes_the_same(model, folded, [x, *outcome.points], draws)
 
 
 def _run(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask, run_study: Callable[[Study], StudyOutcome]) -> StudyOutcome:

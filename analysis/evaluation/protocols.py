@@ -80,7 +80,7 @@ class BlockOutcome:
             draw errs on the image are not counted. num_points: perturbed points per sample.
         lowest, highest: extreme pixels. num_not_finite, num_out_of_range: images that had to be mended.
         num_forward, num_backward: passes per sample. draws_disjoint: no scoring draw was seen by the attack (None: not applicable).
-        x: the perturbed images of the last attack.
+        x: the perturbed images of the last attack. points: those of all attacks.
     """
 
     correct: dict[str, Tensor]
@@ -98,6 +98,7 @@ class BlockOutcome:
     num_backward: float = 0.0
     draws_disjoint: bool | None = None
     x: Tensor | None = None
+    points: tuple[Tensor, ...] = ()
 
 
 @dataclass
@@ -260,7 +261,7 @@ class _Tally:
         self.num_not_finite = self.num_out_of_range = 0
         self.num_forward = self.num_backward = 0.0
         self.used: set[Draw] = set()
-        self.last_x: Tensor | None = None
+        self.points: list[Tensor] = []
 
     def attack(self, predictor: Predictor, source: DrawSource, attack: RunAttack, seed: int) -> Tensor:
         """Run the attack, measure its points, return them."""
@@ -284,7 +285,7 @@ class _Tally:
         self.num_forward += attacked.num_forward / len(x)
         self.num_backward += attacked.num_backward / len(x)
         self.used |= attacked.used
-        self.last_x = x_adv
+        self.points.append(x_adv)
         return x_adv
 
     def allow_unchanged(self, legitimate_S: Tensor) -> None:
@@ -315,5 +316,6 @@ class _Tally:
             num_forward=self.num_forward,
             num_backward=self.num_backward,
             draws_disjoint=disjoint,
-            x=self.last_x,
+            x=self.points[-1] if self.points else None,
+            points=tuple(self.points),
         )

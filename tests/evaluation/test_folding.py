@@ -10,6 +10,7 @@ from analysis.evaluate import evaluate
 from analysis.evaluation.suites import AttackItem, Suite
 from analysis.reporting.conclusion import to_markdown
 from models import build_model
+from models.threat_model import ThreatModel
 
 
 def trained_like(model, seed=0):
@@ -115,3 +116,57 @@ def test_an_evaluation_with_folding_finds_what_one_without_finds(monkeypatch):
     plain = evaluate(model, x, y, suite)
     assert [row.estimate.value for row in folded.rows] == pytest.approx([row.estimate.value for row in plain.rows], abs=0.03)
     assert not folded.marked, to_markdown(folded)
+
+
+class TwoBranches(nn.Module):
+    """A network that normalizes images it takes for attacked ones by other statistics, as AdvProp does with its two batch normalizations.
+
+    Args:
+        seed: of weights and statistics. limit: roughness of an image from which it is taken for attacked; above that of clean images.
+    """
+
+    def __init__(self, seed, limit):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.limit = limit
+        self.convolution = nn.Conv2d(1, 8, 3, padding=1)
+        self.clean, self.attacked = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8 * 36, 3)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+            for normalization in (self.clean, self.attacked):
+                normalization.running_mean.copy_(torch.randn(8, generator=generator))
+                normalization.running_var.copy_(0.2 + torch.rand(8, generator=generator))
+
+    def forward(self, x):
+        features = self.convolution(x)
+        rough = (x[..., 1:] - x[..., :-1]).abs().mean((1, 2, 3)) > self.limit
+        if not rough.any():
+            return self.head(self.clean(features).relu().flatten(1))
+        both = torch.where(rough.view(-1, 1, 1, 1), self.attacked(features), self.clean(features))
+        return self.head(both.relu().flatten(1))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_branch_that_clean_images_never_take_is_evaluated_as_it_is(seed):
+    x = (0.5 + 0.01 * torch.rand(24, 1, 6, 6, generator=torch.Generator().manual_seed(seed))).double()
+    model = TwoBranches(seed, limit=0.02).double().eval()
+    assert folded_for_evaluation(model, x[:2])[1] == 1, "on clean images alone the copy looks right"
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    attacks = (AttackItem(attack="pgd", parameters={"steps": 3}), AttackItem(attack="fgsm"))
+    settings = {"threat_model": ThreatModel(epsilon=0.1)}
+    result = evaluate(model, x, y, Suite(name="two", attacks=attacks), **settings)
+    for module in (model.clean, model.attacked):
+        module.register_forward_hook(lambda _module, _inputs, output: output)  # hooks forbid folding
+    expected = evaluate(model, x, y, Suite(name="two", attacks=attacks), **settings)
+    assert [row.estimate.value for row in result.rows] == [row.estimate.value for row in expected.rows]
+    assert all(record["block"]["num_folded"] == 0 for record in result.records if record["header"]["kind"] == "attack")
+
+
+def test_folding_stays_where_it_is_right():
+    model = small("at")
+    suite = Suite(name="one", attacks=(AttackItem(attack="pgd", parameters={"steps": 3}),))
+    result = evaluate(model, images(8), torch.arange(8) % 5, suite)
+    assert all(record["block"]["num_folded"] >= 7 for record in result.records)
