@@ -49,6 +49,12 @@ def _randomness_alive(evidence: Evidence) -> Finding:
             Status.FAIL,
             f"two forwards under the same draw differ in {share:.0%} of samples: the model has randomness outside its random sites",
         )
+    company = evidence.examination.get("company", {})  # records of earlier versions do not know it
+    depends = [f"{text} ({company[name]:.0%} of samples)" for name, text in _COMPANY.items() if company.get(name, 0) > 0]
+    if depends:
+        return Finding(
+            Status.FAIL, f"an image's logits depend on {', on '.join(depends)}: the number belongs to these batches, not to the model"
+        )
     if evidence.randomized and min(differing) < 0.99:
         return Finding(
             Status.FAIL,
@@ -57,6 +63,15 @@ def _randomness_alive(evidence: Evidence) -> Finding:
     if not evidence.randomized:
         return Finding(Status.PASS, "the model is deterministic, before and after every attack: T0 = T1 = T2, one pass")
     return Finding(Status.PASS, f"new draws change the logits of {min(differing):.0%} of samples, before and after every attack")
+
+
+_COMPANY = {
+    "calls": "how often the model was called before",
+    "batch_size": "the size of its batch",
+    "companions": "the other images of its batch",
+    "order": "its place in the batch",
+}
+"""What an image's logits must not depend on, by the fact that tells."""
 
 
 def _draw_scope(evidence: Evidence) -> Finding:

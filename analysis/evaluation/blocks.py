@@ -18,7 +18,14 @@ from analysis.attacked_model.folding import computes_the_same, folded_for_evalua
 from analysis.attacked_model.model import AttackedModel
 from analysis.attacked_model.state_guard import StateReport, restored_state
 from analysis.attacks.registry import AttackOutput, AttackProblem, attack_entry, parse_attack_parameters
-from analysis.evaluation.examination import gradient_calls_in_forward, liveness, missing_gradients, output_facts, shares_draw_in_batch
+from analysis.evaluation.examination import (
+    company_facts,
+    gradient_calls_in_forward,
+    liveness,
+    missing_gradients,
+    output_facts,
+    shares_draw_in_batch,
+)
 from analysis.evaluation.images import encode_png
 from analysis.evaluation.protocols import BlockOutcome, BlockSetting, run_protocol, score_clean
 from analysis.evaluation.records import Record, pack_rows
@@ -202,6 +209,7 @@ def _examine(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> dict[st
         "shares_draw_in_batch": shares_draw_in_batch(model, x, seed),
         "missing_gradients": missing_gradients(model, x, y, task.threat_model, seed),
         "outputs": output_facts(model, x, y, seed),
+        "company": company_facts(model, x, seed),
     }
 
 

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from analysis.attacked_model.draws import ONLY_DRAW, FixedDraws, seeded_draws, set_draw
 from analysis.attacked_model.model import AttackedModel, Predictor
-from models.randomness import is_randomized
+from models.randomness import is_randomized, random_sites
 from models.threat_model import ThreatModel
 from trainers.attacks import AttackLoss, ball_around, cross_entropy, margin
 
 _DIFFERENT = 1e-4  # relative to the largest logit
 _NUM_OTHER_DRAWS = 8  # so that a model with few configurations is not called dead by coincidence
 _NUM_GRADIENT_DRAWS = 10
+_NUM_IN_COMPANY = 32
+_NUM_CALLS = 120
 
 
 @torch.no_grad()
@@ -49,6 +51,47 @@ def shares_draw_in_batch(model: nn.Module, x: Tensor, seed: int) -> bool:
     set_draw(model, draw)
     logits_2K = model(torch.cat([x[:1], x[:1]]))
     return not bool(_differ(logits_2K[:1], logits_2K[1:]).any())
+
+
+@torch.no_grad()
+def company_facts(model: nn.Module, x: Tensor, seed: int) -> dict[str, float]:
+    """Return the shares of images whose logits, under one draw, depend on what they should not depend on.
+
+    Returns:
+        `batch_size`: how many images follow in the batch. `companions`: which images stand beside it. `order`: its place (0 where each
+        place has a draw of its own). `calls`: how often the model was called before, up to 120 times, of two images.
+    """
+    (draw,) = seeded_draws(1, seed, "company")
+    x = x[: _NUM_IN_COMPANY - _NUM_IN_COMPANY % 2]
+    others = torch.rand(x.shape, generator=torch.Generator().manual_seed(draw.value)).to(x)
+    mixed = torch.where(torch.arange(len(x), device=x.device).view(-1, 1, 1, 1) % 2 == 0, x, others)
+
+    def answers(images: Tensor) -> Tensor:
+        set_draw(model, draw)
+        return model(images)
+
+    together = answers(x)
+    rough = _roughness(model)
+    alone = torch.cat([_differ(answers(x[:count]), together[:count], rough) for count in (1, max(1, len(x) // 2))])
+    facts = {
+        "batch_size": alone.float().mean().item(),
+        "companions": _differ(answers(mixed)[::2], together[::2], rough).float().mean().item(),
+        "order": 0.0,
+    }
+    if all(site.draw_scope != "per_example" for _, site in random_sites(model)):
+        facts["order"] = _differ(answers(x.flip(0)).flip(0), together, rough).float().mean().item()
+    first = answers(x[:2])
+    changed = torch.zeros(len(first), dtype=torch.bool, device=x.device)
+    for _ in range(_NUM_CALLS):
+        changed |= _differ(answers(x[:2]), first)
+    facts["calls"] = changed.float().mean().item()
+    return facts
+
+
+def _roughness(model: nn.Module) -> float:
+    """Return the relative difference that another order of summation may make in the model's precision."""
+    kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    return max([1e-3, *(50 * torch.finfo(kind).eps for kind in kinds)])
 
 
 def missing_gradients(model: nn.Module, x: Tensor, y: Tensor, threat_model: ThreatModel, seed: int) -> dict[str, float]:
@@ -104,7 +147,7 @@ def gradient_calls_in_forward(model: nn.Module, x: Tensor) -> int:
     return calls
 
 
-def _differ(logits_BK: Tensor, reference_BK: Tensor) -> Tensor:
+def _differ(logits_BK: Tensor, reference_BK: Tensor, limit: float = _DIFFERENT) -> Tensor:
     """Return, per sample, whether logits differ by more than rounding, in units of the reference's largest logit."""
     scale_B = reference_BK.double().abs().amax(1).clamp_min(1e-300)
-    return (logits_BK.double() - reference_BK.double()).abs().amax(1) > _DIFFERENT * scale_B
+    return (logits_BK.double() - reference_BK.double()).abs().amax(1) > limit * scale_B
