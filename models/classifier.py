@@ -34,6 +34,9 @@ class InputNormalization(nn.Module):
         std: C channel standard deviations, all positive.
     """
 
+    mean: Tensor
+    inverse_std: Tensor
+
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         if len(mean) != len(std) or min(std) <= 0:

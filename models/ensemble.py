@@ -54,6 +54,8 @@ class Ensemble(RandomModule):
         UserError: there is no member, or the inference mode does not exist.
     """
 
+    choice: Tensor
+
     def __init__(self, members: Iterable[nn.Module], inference: str = "rsi_sample") -> None:
         super().__init__()
         self.members = nn.ModuleList(members)

@@ -22,9 +22,7 @@ def mode(model: nn.Module, name: AttackMode) -> Iterator[None]:
             A module takes part if it has the attribute `track_running_stats`, as PyTorch's normalizations do.
     """
     training = [(module, module.training) for module in model.modules()]
-    tracking: list[tuple[Any, bool]] = [
-        (module, module.track_running_stats) for module in model.modules() if isinstance(getattr(module, "track_running_stats", None), bool)
-    ]
+    tracking = tracking_modules(model)
     try:
         model.train(name != "eval")
         if name == "train_without_update":
@@ -36,6 +34,11 @@ def mode(model: nn.Module, name: AttackMode) -> Iterator[None]:
             module.training = was_training
         for module, was_tracking in tracking:
             module.track_running_stats = was_tracking
+
+
+def tracking_modules(model: nn.Module) -> list[tuple[Any, bool]]:
+    """Return the modules that may record batch statistics, each with whether it does now."""
+    return [(module, module.track_running_stats) for module in model.modules() if hasattr(module, "track_running_stats")]  # type: ignore[misc] # by name
 
 
 @contextlib.contextmanager

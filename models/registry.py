@@ -165,7 +165,7 @@ def build_model(
     request = BuildRequest(
         backbone=backbone,
         num_classes=num_classes,
-        image_shape=tuple(image_shape),
+        image_shape=(channels, image_shape[1], image_shape[2]),
         mean=tuple(mean) if mean is not None else (0.5,) * channels,
         std=tuple(std) if std is not None else (0.25,) * channels,
         seed=seed,
@@ -176,7 +176,7 @@ def build_model(
         model = entry.network(config, request)
     apply_constraints(model)
     seed_streams(model, seed)
-    model.spec = ModelSpec(
+    spec = ModelSpec(
         defence=defence,
         defence_parameters=config.model_dump(mode="json"),
         backbone=backbone,
@@ -186,6 +186,7 @@ def build_model(
         mean=request.mean,
         std=request.std,
     )
+    model.spec = spec  # type: ignore[assignment] # any module may carry the record of how it was built
     return model
 
 

@@ -70,7 +70,7 @@ def load_pretrained(folder: str | Path, *, resample_on_forward: bool = True, see
         UserError: the folder, its config or its weights are missing or unreadable.
     """
     folder = Path(folder)
-    spec = ModelSpec(**_model_section(folder))
+    spec = _model_section(folder)
     model = build_from_spec(spec, seed=seed)
     path = folder / WEIGHTS_FILE
     try:
@@ -103,10 +103,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def _model_section(folder: Path) -> dict[str, Any]:
-    section = read_config(folder).get("model")
+def _model_section(folder: Path) -> ModelSpec:
     try:
-        ModelSpec(**section)
+        return ModelSpec(**read_config(folder).get("model"))  # type: ignore[arg-type] # whatever it is, the next line says so
     except (ValidationError, TypeError) as error:
         raise UserError(f"{folder / CONFIG_FILE} does not describe a model: {error}") from error
-    return section

@@ -97,7 +97,7 @@ def exclude_draws_from_ddp(model: nn.Module) -> None:
     DDP broadcasts rank 0's buffers before each forward, which would give every rank one draw whatever its scope.
     """
     ignored = list(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
-    model._ddp_params_and_buffers_to_ignore = [*ignored, *draw_buffer_names(model)]
+    model._ddp_params_and_buffers_to_ignore = [*ignored, *draw_buffer_names(model)]  # type: ignore[assignment] # a hook of PyTorch
 
 
 def _reduction_device(device: torch.device) -> torch.device:

@@ -25,7 +25,7 @@ from trainers.distributed import (
     to_cpu,
     world,
 )
-from trainers.hardware import PeakMemory, choose_precision
+from trainers.hardware import PeakMemory, choose_precision, to_channels_last_
 from trainers.objective import build_objective
 from trainers.optimizer import build_optimizer
 from trainers.reporting import EpochReport, Reporter, SilentReporter, StopTraining
@@ -124,7 +124,7 @@ class _Fit:
             raise UserError(f"batch_size {config.batch_size} cannot be divided among {self.world_size} workers")
         if len(splits.train) < config.batch_size:
             raise UserError(f"batch_size {config.batch_size} is larger than the training set ({len(splits.train)} images)")
-        self.model = model.to(device, memory_format=torch.channels_last)
+        self.model = to_channels_last_(model.to(device))
         if config.batch_norm == "synchronized" and self.world_size > 1:
             self.model = synchronize_batch_norm(self.model)
         self.splits, self.config, self.seed, self.device = splits, config, seed, device

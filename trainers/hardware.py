@@ -46,7 +46,7 @@ def choose_precision(setting: Literal["auto", "fp32", "bf16"], device: torch.dev
         return Precision(setting, device.type)
     if device.type == "cuda":
         return Precision("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32", "cuda")
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     fast = any(capabilities.get(name) for name in ("amx_bf16", "amx_tile", "avx512_bf16"))
     return Precision("bf16" if fast else "fp32", device.type)
 

@@ -55,6 +55,8 @@ class PerturbableObjective(Objective):
     perturbation does not ascend on the training loss itself.
     """
 
+    config: PerturbableConfig
+
     def __init__(self, config: PerturbableConfig) -> None:
         super().__init__(config)
         self.perturbation: dict[str, Tensor] = {}

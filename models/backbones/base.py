@@ -13,7 +13,7 @@ import abc
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 from torch import Tensor, nn
 
@@ -28,6 +28,14 @@ LARGEST_CIFAR_STEM_IMAGE = 64
 
 # Parts of a dotted name that mark a branch beside the main path: shortcuts (timm: downsample), squeeze-and-excitation.
 SIDE_BRANCHES = frozenset({"shortcut", "downsample", "se"})
+
+
+class GivesFeatures(Protocol):
+    """A network that can show what it gives to its last linear layer."""
+
+    def forward_features(self, x_BCHW: Tensor, /) -> Tensor:
+        """Return the pooled features (B, D) of images (B, C, H, W)."""
+        ...
 
 
 class Backbone(nn.Module, abc.ABC):

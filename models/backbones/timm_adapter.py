@@ -46,7 +46,7 @@ class TimmBackbone(Backbone):
         classifier = _take_classifier(model)
         _make_differentiable(model, fused_attention)
         self.taps = identity_taps(2)
-        self.model = model
+        self.model: Any = model  # timm's models share no base class of their own
         self.classifier = classifier
         self.maps_are_channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
         if not self._ends_in_feature_map(image_shape):
@@ -173,7 +173,7 @@ def default_num_strides(image_shape: ImageShape) -> int:
     return min(len(STEM_CHANNELS), int(math.log2(smallest_side / SMALLEST_TOKEN_GRID)))
 
 
-def _take_classifier(model: nn.Module) -> nn.Linear:
+def _take_classifier(model: Any) -> nn.Linear:
     """Remove the last linear layer from a timm model and return it."""
     classifier = model.get_classifier()
     if not isinstance(classifier, nn.Linear):
@@ -199,6 +199,7 @@ def _make_differentiable(model: nn.Module, fused_attention: bool) -> None:
         replace_modules(model, of_type(BatchNormAct2d), _separate_activation)
     if nn.Hardsigmoid in kinds:
         replace_modules(model, of_type(nn.Hardsigmoid), lambda name, module: ComposedHardsigmoid())
+    module: Any
     for module in model.modules():
         if getattr(module, "inplace", False):
             module.inplace = False
@@ -206,7 +207,7 @@ def _make_differentiable(model: nn.Module, fused_attention: bool) -> None:
             module.fused_attn = fused_attention
 
 
-def _separate_activation(name: str, fused: nn.Module) -> nn.Sequential:
+def _separate_activation(name: str, fused: Any) -> nn.Sequential:
     normalization = nn.BatchNorm2d(fused.num_features, fused.eps, fused.momentum, fused.affine, fused.track_running_stats)
     state = fused.state_dict()  # that of a parametric activation included
     normalization.load_state_dict({key: state[key] for key in normalization.state_dict()})

@@ -100,6 +100,7 @@ def add_random_weights(backbone: Backbone, config: CtrwConfig, image_shape: Imag
         set_module(backbone, name, nn.Sequential(conv, weight))
     if config.variant == "filter":
         # A filter's elements are far smaller than 1, so bounds and start are relative to its root mean square.
+        assert isinstance(conv, nn.Conv2d)
         scale = conv.weight.detach().square().mean().sqrt().item()
         size = conv.weight.numel()
         bounds = config.bounds(size, scale)

@@ -103,7 +103,7 @@ def add_stochastic_convolutions(backbone: Backbone, config: DcsConfig, image_sha
             conv.out_channels,
             config.kernel_size,
             config.num_taps,
-            stride=conv.stride,
+            stride=(conv.stride[0], conv.stride[1]),
             groups=conv.groups,
             bias=conv.bias is not None,
             sampling=config.sampling,

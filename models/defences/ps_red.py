@@ -31,7 +31,7 @@ from models.layers.hypernetwork import (
 from models.randomness import derive_seed
 from models.registry import BuildRequest, DefenceModel
 
-_STRUCTURES = {"ha": HaHypernetwork, "flat": FlatHypernetwork}
+_STRUCTURES: dict[str, type[HaHypernetwork] | type[FlatHypernetwork]] = {"ha": HaHypernetwork, "flat": FlatHypernetwork}
 
 
 class PsRedConfig(EnsembleConfig):

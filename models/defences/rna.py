@@ -16,6 +16,7 @@ from models.backbones.base import Backbone, ImageShape
 from models.configuration import Config
 from models.errors import UserError
 from models.layer_replacement import get_module, replace_named
+from models.layers.channel_statistics import Normalization2d
 from models.layers.random_normalization import RandomNormalization2d, check_pool
 from models.randomness import DrawScope
 from models.registry import DefenceModel
@@ -86,6 +87,7 @@ def add_random_normalizations(backbone: Backbone, config: RnaConfig, image_shape
         except UserError as error:
             raise UserError(f"layer {name}: {error}") from None
         for branch in new.branches.values():
+            assert isinstance(branch, Normalization2d)
             branch.copy_from(old)
         return new
 

@@ -160,6 +160,12 @@ class Normalization2d(nn.Module):
     BGN of group size 1 is BatchNorm2d.
     """
 
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
     def __init__(
         self,
         num_channels: int,
@@ -197,15 +203,16 @@ class Normalization2d(nn.Module):
         record = self.training and self.track_running_stats
         if record:
             self.num_batches_tracked.add_(1)
-        running = (self.running_mean, self.running_var) if record or not self.training else (None, None)
+        known = record or not self.training
+        mean, variance = (self.running_mean, self.running_var) if known else (None, None)
         if self.num_groups == self.num_channels:
-            return functional.batch_norm(x_BCHW, *running, self.weight, self.bias, self.training, self.momentum, self.eps)
+            return functional.batch_norm(x_BCHW, mean, variance, self.weight, self.bias, self.training, self.momentum, self.eps)
         # A group of channels is one channel of a taller image.
         batch, _, height, width = x_BCHW.shape
         tall = x_BCHW.reshape(batch, self.num_groups, -1, width)
-        out = functional.batch_norm(tall, *running, None, None, self.training, self.momentum, self.eps)
+        out = functional.batch_norm(tall, mean, variance, None, None, self.training, self.momentum, self.eps)
         out_BCHW = out.view(batch, self.num_channels, height, width)
-        if self.weight is None:
+        if self.weight is None or self.bias is None:
             return out_BCHW
         out_BCHW = torch.addcmul(self.bias[:, None, None], out_BCHW, self.weight[:, None, None])
         return out_BCHW.to(x_BCHW.dtype)
@@ -246,10 +253,11 @@ class Normalization2d(nn.Module):
     def copy_from(self, norm: nn.BatchNorm2d) -> None:
         """Take over affine parameters and, for one channel per group over the batch, running statistics."""
         with torch.no_grad():
-            if norm.affine and self.weight is not None:
+            if norm.affine and self.weight is not None and self.bias is not None:
                 self.weight.copy_(norm.weight)
                 self.bias.copy_(norm.bias)
             if self.kind.over_batch and self.num_groups == self.num_channels and norm.running_mean is not None:
+                assert norm.running_var is not None and norm.num_batches_tracked is not None
                 self.running_mean.copy_(norm.running_mean)
                 self.running_var.copy_(norm.running_var)
                 self.num_batches_tracked.copy_(norm.num_batches_tracked)

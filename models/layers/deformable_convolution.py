@@ -6,6 +6,8 @@ Reference: Dai et al., "Deformable Convolutional Networks", ICCV 2017, section 2
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -25,9 +27,11 @@ class DeformableConv2d(nn.Module):
         height, width = conv.kernel_size
         self.weight, self.bias = conv.weight, conv.bias
         self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
-        self.offset = nn.Conv2d(conv.in_channels, 2 * height * width, conv.kernel_size, conv.stride, conv.padding, conv.dilation, bias=True)
-        nn.init.zeros_(self.offset.weight)
-        nn.init.zeros_(self.offset.bias)
+        # The two-dimensional layer's settings are pairs of numbers; its annotations say tuples of any length.
+        geometry: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+        self.offset = nn.Conv2d(conv.in_channels, 2 * height * width, (height, width), **geometry)
+        for parameter in self.offset.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         offset = self.offset(x_BCHW)

@@ -14,7 +14,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from models.backbones.base import GivesFeatures
 from models.errors import UserError
 from models.layer_replacement import replace_named
 
@@ -320,11 +321,11 @@ class GeneratedNetwork(nn.Module):
     def forward_features(self, x_BCHW: Tensor) -> Tensor:
         """Return the pooled features (B, D) in front of the last linear layer."""
         with self._weights_in_place():
-            return self.network.forward_features(x_BCHW)
+            return cast(GivesFeatures, self.network).forward_features(x_BCHW)
 
     @contextlib.contextmanager
     def _weights_in_place(self) -> Iterator[None]:
-        convolutions = [self.network.get_submodule(grid.name) for grid in self.generator.grids]
+        convolutions: list[Any] = [self.network.get_submodule(grid.name) for grid in self.generator.grids]
         weights = self.generator()
         try:
             for conv, weight in zip(convolutions, weights, strict=True):
@@ -343,7 +344,7 @@ class GeneratedNetwork(nn.Module):
 
 def replace_by_generated(network: nn.Module, grids: tuple[UnitGrid, ...]) -> None:
     """Replace the convolutions that `grids` name by `GeneratedConv2d`, in place."""
-    replace_named(network, [grid.name for grid in grids], lambda _name, conv: GeneratedConv2d(conv))
+    replace_named(network, [grid.name for grid in grids], lambda _name, conv: GeneratedConv2d(cast(nn.Conv2d, conv)))
 
 
 @contextlib.contextmanager

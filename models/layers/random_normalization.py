@@ -51,6 +51,9 @@ class RandomNormalization2d(RandomModule):
         UserError: an unknown or repeated name, or groups that do not divide C.
     """
 
+    choice: Tensor
+    choice_rows: Tensor
+
     def __init__(
         self,
         num_channels: int,
@@ -122,18 +125,21 @@ class RandomNormalization2d(RandomModule):
     def _one_formula(self, x_BCHW: Tensor) -> Tensor:
         mean_BC, variance_BC = channel_moments(x_BCHW)
         choice = self._example_choices(x_BCHW.shape[0]) if self.draw_scope == "per_example" else self.choice
-        picked: list[Tensor] | None = None
+        picked: list[Tensor] = []
         for index, branch in enumerate(self.branches.values()):
             chosen = choice == index
             share = chosen.to(mean_BC.dtype).mean()
+            assert isinstance(branch, Normalization2d)
             mean, variance = branch.moments(x_BCHW, mean_BC, variance_BC, share)
+            assert branch.weight is not None and branch.bias is not None  # all are built with them
             values = [mean, variance, branch.weight, branch.bias]
-            if picked is None:
+            if not picked:
                 picked = [value.to(mean_BC.dtype).expand_as(mean_BC) for value in values]
             else:
                 where = chosen[:, None] if chosen.dim() else chosen
                 picked = [torch.where(where, value, other) for value, other in zip(values, picked, strict=True)]
-        return normalize(x_BCHW, *picked, self.eps)
+        mean, variance, weight, bias = picked
+        return normalize(x_BCHW, mean, variance, weight, bias, self.eps)
 
     def _set_choice(self, choice: Tensor) -> None:
         value = int(choice)

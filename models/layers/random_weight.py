@@ -60,6 +60,8 @@ class SigmaBounds:
 class _RandomWeight(RandomModule):
     """mu, sigma and the draw delta, of one shape, with the constraint on sigma."""
 
+    delta: Tensor
+
     def __init__(self, mu: Tensor, initial_sigma: float, bounds: SigmaBounds, draw_scope: DrawScope = "global") -> None:
         super().__init__(draw_scope)
         self.bounds = bounds
@@ -100,6 +102,8 @@ class RandomFeatureWeight(_RandomWeight):
         bounds: constraint on sigma.
         draw_scope: `global` and `per_rank`: one W for the whole batch (the paper's code); `per_example`: one per example.
     """
+
+    delta_rows: Tensor
 
     def __init__(
         self,

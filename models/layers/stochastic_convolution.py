@@ -49,6 +49,12 @@ class StochasticConv2d(RandomModule):
         UserError: k even, n out of range, no disjoint masks for GSAT, or `chain` with a mask per example.
     """
 
+    taps: Tensor
+    mask: Tensor
+    previous: Tensor
+    tap_rows: Tensor
+    excluded_key: Tensor
+
     def __init__(
         self,
         in_channels: int,

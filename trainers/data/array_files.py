@@ -48,6 +48,7 @@ def read_digits(root: Path) -> RawImages:
     images_NCHW = (levels_NHW * 255 / DIGITS_LEVELS).round().to(torch.uint8).unsqueeze(1)
     labels_N = torch.from_numpy(bunch.target).long()
     info = DATASETS["digits"]
+    assert info.num_test is not None and info.class_names is not None
     train_N, test_N = stratified_holdout(labels_N, info.num_test, DIGITS_SPLIT_SEED)
     return RawImages(images_NCHW[train_N], labels_N[train_N], images_NCHW[test_N], labels_N[test_N], info.class_names)
 
@@ -56,14 +57,16 @@ def read_fashion_mnist(root: Path) -> RawImages:
     """Read the four idx files of Fashion-MNIST, plain or gzipped."""
     info = DATASETS["fashion_mnist"]
     folder = locate(info, root)
-    parts = []
-    for prefix in ("train", "t10k"):
+
+    def part(prefix: str) -> tuple[Tensor, Tensor]:
         images_path, labels_path = (
             existing_file(folder, f"{prefix}-{kind}-ubyte", info.compressed_suffix) for kind in ("images-idx3", "labels-idx1")
         )
-        images_NHW, labels_N = read_idx(images_path, num_axes=3), read_idx(labels_path, num_axes=1)
-        parts += _checked(images_NHW[:, None], labels_N, info, images_path)
-    return RawImages(*parts, info.class_names)
+        assert images_path is not None and labels_path is not None  # `locate` found them
+        return _checked(read_idx(images_path, num_axes=3)[:, None], read_idx(labels_path, num_axes=1), info, images_path)
+
+    assert info.class_names is not None
+    return RawImages(*part("train"), *part("t10k"), info.class_names)
 
 
 def read_idx(path: Path, num_axes: int) -> np.ndarray:
@@ -102,8 +105,8 @@ def read_svhn(root: Path) -> RawImages:
 
     info = DATASETS["svhn"]
     folder = locate(info, root)
-    parts = []
-    for name in info.files:
+
+    def part(name: str) -> tuple[Tensor, Tensor]:
         path = folder / name
         try:
             content = scipy.io.loadmat(path)
@@ -111,8 +114,11 @@ def read_svhn(root: Path) -> RawImages:
             labels_N = content["y"].reshape(-1).astype(np.int64) % 10
         except Exception as error:  # scipy raises many kinds on broken files.
             raise _unreadable(path, error) from error
-        parts += _checked(images_NCHW, labels_N, info, path)
-    return RawImages(*parts, info.class_names)
+        return _checked(images_NCHW, labels_N, info, path)
+
+    train_name, test_name = info.files
+    assert info.class_names is not None
+    return RawImages(*part(train_name), *part(test_name), info.class_names)
 
 
 ARRAY_READERS = {
@@ -154,6 +160,7 @@ def _unpickle(path: Path, *keys: str) -> list[Any]:
 
 
 def _read_cifar(paths: list[Path], label_key: str, info: DatasetInfo) -> tuple[Tensor, Tensor]:
+    assert info.image_shape is not None
     images, labels = [], []
     for path in paths:
         data, batch_labels = _unpickle(path, "data", label_key)
@@ -162,9 +169,9 @@ def _read_cifar(paths: list[Path], label_key: str, info: DatasetInfo) -> tuple[T
             labels_N = np.asarray(batch_labels, dtype=np.int64)
         except (ValueError, TypeError) as error:
             raise _unreadable(path, error) from error
-        images_NCHW, labels_N = _checked(images_NCHW, labels_N, info, path)
-        images.append(images_NCHW)
-        labels.append(labels_N)
+        checked_NCHW, checked_N = _checked(images_NCHW, labels_N, info, path)
+        images.append(checked_NCHW)
+        labels.append(checked_N)
     return torch.cat(images), torch.cat(labels)
 
 

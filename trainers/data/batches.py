@@ -26,8 +26,8 @@ def training_batches(
     The generators must be seeded alike on every rank; see `DeviceBatches`. Raises UserError if there is not one full
     global batch.
     """
-    kind = DeviceBatches if isinstance(split, ArraySplit) else StreamedBatches
-    return kind(split, batch_size, augmentation, order_generator, augmentation_generator, rank, world_size, drop_last)
+    settings = (batch_size, augmentation, order_generator, augmentation_generator, rank, world_size, drop_last)
+    return DeviceBatches(split, *settings) if isinstance(split, ArraySplit) else StreamedBatches(split, *settings)
 
 
 def evaluation_batches(
@@ -40,5 +40,6 @@ def evaluation_batches(
     """
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, not {batch_size}")
-    kind = DeviceEvaluationBatches if isinstance(split, ArraySplit) else StreamedEvaluationBatches
-    return kind(split, batch_size, rank, world_size)
+    if isinstance(split, ArraySplit):
+        return DeviceEvaluationBatches(split, batch_size, rank, world_size)
+    return StreamedEvaluationBatches(split, batch_size, rank, world_size)

@@ -70,14 +70,14 @@ class _MemberByMember(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BCHW: Tensor, y_B: Tensor, members: tuple[nn.Module, ...]) -> Tensor:
         leaf = x_BCHW.detach().requires_grad_()
-        loss_sum_B = gradient_sum = None
+        loss_sum_B, gradient_sum = x_BCHW.new_zeros(len(x_BCHW)), torch.zeros_like(x_BCHW)
         for member in members:
             with torch.enable_grad():
                 logits_BK = member(leaf)
                 loss_B = functional.cross_entropy(logits_BK.to(x_BCHW.dtype), y_B, reduction="none")
                 (gradient,) = torch.autograd.grad(loss_B.sum(), leaf)
-            loss_sum_B = loss_B.detach() if loss_sum_B is None else loss_sum_B + loss_B.detach()
-            gradient_sum = gradient if gradient_sum is None else gradient_sum + gradient
+            loss_sum_B = loss_sum_B + loss_B.detach()
+            gradient_sum = gradient_sum + gradient
         ctx.save_for_backward(gradient_sum / len(members))
         return loss_sum_B / len(members)
 
@@ -97,7 +97,7 @@ class _MeanLossSurface(nn.Module):
         self.y_B = y_B
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return mean_member_loss(ensemble_in(self.model).members, x_BCHW, self.y_B).unsqueeze(1)
+        return mean_member_loss(list(ensemble_in(self.model).members), x_BCHW, self.y_B).unsqueeze(1)
 
 
 def _given_loss(loss_B1: Tensor, _: Tensor) -> Tensor:

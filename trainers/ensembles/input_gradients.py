@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from models.modes import tracking_modules
 from trainers.ensembles.placement import MemberPlacement
 
 Computation = Literal["cached", "joint"]
@@ -172,11 +173,10 @@ def regularized_backward(
             objective = placement.gradient_factor * inputs.cross_entropy_weight * loss_B.mean()
             loss = loss + objective.detach()
             if gradient_BD is not None:
-                inner = (gradient_BD * _direction(bank[name], slope_of[name][:, index])).sum()
-                objective = objective + placement.gradient_factor * inner
+                objective = objective + placement.gradient_factor * (gradient_BD * _direction(bank[name], slope_of[name][:, index])).sum()
             objective.backward()
             reported.add(inputs, loss_B)
-            inner = loss_B = gradient_BD = objective = None  # the graph of this pass ends before the next one begins
+            del loss_B, gradient_BD, objective  # the graph of this pass ends before the next one begins
     placement.share_buffers(members)
     scalars = {"loss": loss, "cross_entropy": reported.mean(loss)}
     return scalars | {name: value.detach() for name, value in terms.items()}
@@ -204,7 +204,7 @@ def _direction(gradients_BD: Sequence[Tensor], coefficients_BN: Tensor) -> Tenso
 @contextlib.contextmanager
 def _statistics_held(module: nn.Module) -> Iterator[None]:
     """Within, normalizations in training mode use batch statistics and leave running ones alone; no mode changes."""
-    tracking = [(part, part.track_running_stats) for part in module.modules() if part.training and hasattr(part, "track_running_stats")]
+    tracking = [(part, tracks) for part, tracks in tracking_modules(module) if part.training]
     try:
         for part, _ in tracking:
             part.track_running_stats = False

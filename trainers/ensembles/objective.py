@@ -63,10 +63,10 @@ class RegularizedEnsembleObjective(EnsembleObjective):
     def training_step(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> dict[str, Tensor]:
         with generated_weights(model):
             problem = self.problem(model, x_BCHW, y_B, context)
-            members = ensemble_in(model).members
+            members = list(ensemble_in(model).members)
             if self.config.computation == "joint":
                 return backward(regularized_loss(members, problem.sets, problem.y_B, problem.regularizer))
-            placement = problem.placement or LocalMembers(len(members))
+            placement: MemberPlacement = problem.placement or LocalMembers(len(members))
             return regularized_backward(members, problem.sets, problem.y_B, problem.regularizer, placement)
 
 

@@ -37,7 +37,7 @@ class LocalMembers:
     """All members in this process."""
 
     def __init__(self, num_members: int) -> None:
-        self.own = range(num_members)
+        self.own: Sequence[int] = range(num_members)
         self.gradient_factor = 1.0
 
     def exchange(self, own_gradients_BD: list[Tensor], like: Tensor) -> list[Tensor]:
@@ -53,7 +53,7 @@ class SpreadMembers:
     def __init__(self, num_members: int) -> None:
         self.rank, self.size = world()
         self.num_members = num_members
-        self.own = range(self.rank, num_members, self.size)
+        self.own: Sequence[int] = range(self.rank, num_members, self.size)
         self.gradient_factor = float(self.size)
 
     def exchange(self, own_gradients_BD: list[Tensor], like: Tensor) -> list[Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from models.modes import mode
+from models.modes import AttackMode, mode
 from trainers.hardware import at_least_fp32
 from trainers.objective import ObjectiveEntry
 from trainers.step import StepContext
@@ -62,7 +62,7 @@ class Direct(TradesFamily):
 
         def logits(images: Tensor, u: dict[str, Tensor] | None, update: bool) -> Tensor:
             moved = {} if u is None else {name: parameters[name] + value for name, value in u.items()}
-            quiet = "train_without_update" if model.training else "eval"
+            quiet: AttackMode = "train_without_update" if model.training else "eval"
             with context.precision.autocast():
                 if update:
                     return at_least_fp32(functional_call(model, moved, (images,)))

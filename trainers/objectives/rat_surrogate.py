@@ -15,11 +15,12 @@ type of layer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, cast
 
 from pydantic import Field
 from torch import Tensor, nn
 
+from models.backbones.base import GivesFeatures
 from models.errors import UserError
 from trainers.hardware import at_least_fp32
 from trainers.objective import ObjectiveEntry
@@ -72,7 +73,9 @@ class Surrogate(TradesFamily):
     ) -> Mapping[str, Tensor]:
         config, classifier = self.config, _last_layer(model)
         with context.precision.autocast():
-            features_BD, adversarial_features_BD = model.forward_features(x_BCHW), model.forward_features(adversarial_BCHW)
+            features_BD, adversarial_features_BD = (
+                cast(GivesFeatures, model).forward_features(images) for images in (x_BCHW, adversarial_BCHW)
+            )
             clean_BK, adversarial_BK = classifier(features_BD), classifier(adversarial_features_BD)
         clean_BK, adversarial_BK = at_least_fp32(clean_BK), at_least_fp32(adversarial_BK)
         terms = self.zeroth_order(clean_BK, adversarial_BK, y_B)

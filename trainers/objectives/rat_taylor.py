@@ -76,7 +76,7 @@ class Taylor(TradesFamily):
         self, model: nn.Module, x_BCHW: Tensor, adversarial_BCHW: Tensor, y_B: Tensor, context: StepContext
     ) -> Mapping[str, Tensor]:
         config = self.config
-        if not self.uses_derivatives:
+        if not self.uses_derivatives or config.order == 0:
             return self.zeroth_order(*logits_of_both(model, x_BCHW, adversarial_BCHW, context), y_B)
         first_terms, second_terms = [], []
         for sample in range(config.num_noise_samples):
@@ -95,7 +95,7 @@ class Taylor(TradesFamily):
             if sample == 0:
                 terms = self.zeroth_order(clean.value_BK, adversarial.value_BK, y_B)
             first_terms.append(divergence(config.divergence, clean.first_BK, adversarial.first_BK).mean())
-            if clean.second_BK is not None:
+            if clean.second_BK is not None and adversarial.second_BK is not None:
                 second_terms.append(divergence(config.divergence, clean.second_BK, adversarial.second_BK).mean())
         terms["taylor_first"] = torch.stack(first_terms).mean()
         terms["loss"] = terms["loss"] + config.eta * terms["taylor_first"]

@@ -20,7 +20,7 @@ from trainers.distributed import world
 from trainers.ensembles.examples import EnsembleExample, ensemble_examples
 from trainers.ensembles.input_gradients import InputSet, gradient_lengths, of_batch_mean, pair_cosines
 from trainers.ensembles.objective import RegularizedEnsembleObjective, RegularizedObjectiveConfig, RegularizedProblem
-from trainers.ensembles.placement import LocalMembers, SpreadMembers, gather_batch
+from trainers.ensembles.placement import LocalMembers, MemberPlacement, SpreadMembers, gather_batch
 from trainers.objective import ObjectiveEntry
 from trainers.step import StepContext
 
@@ -105,7 +105,7 @@ class Red(RegularizedEnsembleObjective):
             adversarial_BCHW = ensemble_examples(model, x_BCHW, y_B, context, self.config.example)
         else:
             resample(model)
-        placement: LocalMembers | SpreadMembers = LocalMembers(num_members)
+        placement: MemberPlacement = LocalMembers(num_members)
         if self.config.members == "spread" and world()[1] > 1:
             placement = SpreadMembers(num_members)
             x_BCHW, y_B, adversarial_BCHW = gather_batch(x_BCHW, y_B, adversarial_BCHW)
@@ -120,7 +120,7 @@ class Red(RegularizedEnsembleObjective):
     def is_settled(self, context: StepContext) -> bool:
         return self._warmup(context) == 1.0
 
-    def _needs(self, where: Literal["clean", "adv"]) -> bool:
+    def _needs(self, where: str) -> bool:
         config = self.config
         return any(option in (where, "both") for option in (config.ce_on, config.sim_on, config.lip_on))
 

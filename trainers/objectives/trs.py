@@ -133,7 +133,7 @@ class Trs(RegularizedEnsembleObjective):
         half = len(whole_BCHW) // 2
         with mode(model, context.attack.mode), generated_weights(model, detach=True):
             searched_BCHW = steepest_images(
-                ensemble_in(model).members,
+                list(ensemble_in(model).members),
                 whole_BCHW[half:],
                 labels_B[half:],
                 epsilon=search_epsilon(initial, final, context.epoch, context.num_epochs),

@@ -62,17 +62,19 @@ class _Convolution(torch.autograd.Function):
             return _convolution_backward(grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [*wanted, False])[:2]
 
         needs_weight, needs_bias = ctx.needs_input_grad[:2]
-        grad_weight = None
+        grad_weight: Tensor | None = None
         grad_xs: list[Tensor | None] = []
         for k, x in enumerate(xs):
             needs_x = ctx.needs_input_grad[6 + k]
-            grad_x = None
+            grad_x: Tensor | None = None
             if needs_x or needs_weight:
                 grad_x, part = adjoint(grads[k], x, weight, needs_x, needs_weight)
-                if needs_weight:
+                if part is not None:
                     grad_weight = part if grad_weight is None else grad_weight.add_(part)
-            if needs_x and direction is not None and k + 1 < len(grads):
-                grad_x.add_(adjoint(grads[k + 1], x, direction, True, False)[0])
+            if grad_x is not None and direction is not None and k + 1 < len(grads):
+                second, _ = adjoint(grads[k + 1], x, direction, True, False)
+                assert second is not None
+                grad_x.add_(second)
             grad_xs.append(grad_x)
         grad_bias = grads[0].sum((0, 2, 3)) if needs_bias else None
         return grad_weight, grad_bias, None, None, None, None, *grad_xs

@@ -93,9 +93,9 @@ def _nested_jvp(model: nn.Module, x: Tensor, noise: Noise, order: int, update: b
     value = model(x) if update else None
     with _without_update(model), _NoFusedNormalization():
         if order == 1:
-            primal, first = jvp(logits, (zero,), (one,))
+            primal, first, *_ = jvp(logits, (zero,), (one,))
             return TaylorTerms(primal if value is None else value, first, None)
-        (primal, first), (_, second) = jvp(lambda t: jvp(logits, (t,), (one,)), (zero,), (one,))
+        (primal, first), (_, second), *_ = jvp(lambda t: jvp(logits, (t,), (one,)), (zero,), (one,))
         return TaylorTerms(primal if value is None else value, first, second)
 
 
