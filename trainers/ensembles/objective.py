@@ -58,7 +58,7 @@ class RegularizedEnsembleObjective(EnsembleObjective):
 
     def terms(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> Mapping[str, Tensor]:
         problem = self.problem(model, x_BCHW, y_B, context)
-        return regularized_loss(ensemble_in(model).members, problem.sets, problem.y_B, problem.regularizer)
+        return regularized_loss(list(ensemble_in(model).members), problem.sets, problem.y_B, problem.regularizer)
 
     def training_step(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> dict[str, Tensor]:
         with generated_weights(model):
