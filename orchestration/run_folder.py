@@ -24,7 +24,7 @@ from orchestration.experiment import ExperimentConfig
 from trainers.checkpoint import STATE_FILE, read_state
 
 RESULT_FILE = "result.json"
-CONFIG_FILE = "config.yaml"
+EXPERIMENT_FILE = "config.yaml"
 MODEL_FOLDER = "model"
 
 
@@ -71,13 +71,13 @@ class RunFolder:
 
     def write_config(self, experiment: ExperimentConfig) -> None:
         """Keep the whole configuration beside the state."""
-        write_text(self.path / CONFIG_FILE, yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False))
+        write_text(self.path / EXPERIMENT_FILE, yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False))
 
     def read_config(self) -> ExperimentConfig:
         """Return the run's configuration."""
-        path = self.path / CONFIG_FILE
+        path = self.path / EXPERIMENT_FILE
         if not path.is_file():
-            raise UserError(f"{self.path} is not a run folder: it has no {CONFIG_FILE}")
+            raise UserError(f"{self.path} is not a run folder: it has no {EXPERIMENT_FILE}")
         return ExperimentConfig(**read_yaml(path))
 
     def clear(self) -> None:

@@ -40,6 +40,9 @@ from orchestration.sweeping.theory_prior import PriorConfig, inform
 from orchestration.training.final_measures import MARKED_METRIC
 from orchestration.training.job import MeasureConfig
 
+SWEEP_FILE = "sweep.json"
+"""Name of a sweep's definition in its folder and in its MLflow run."""
+
 BUDGET_FIELDS = {
     "name",
     "description",

@@ -24,7 +24,7 @@ from orchestration.environment import environment_tags
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Workplace
 from orchestration.search_space import suggest
-from orchestration.sweeping.config import SweepConfig, describe_values, dimension_cells, dimension_titles, sweep_key
+from orchestration.sweeping.config import SWEEP_FILE, SweepConfig, describe_values, dimension_cells, dimension_titles, sweep_key
 from orchestration.sweeping.listener import OnFullDisk, TrialListener, TrialRow
 from orchestration.sweeping.study import (
     METRICS,
@@ -240,8 +240,8 @@ def run_search(config: SweepConfig, workplace: Workplace, tracker: Tracker) -> S
     study = open_study(config, folder)
     run_id = tracker.run("sweep", {SWEEP_TAG: key}, name=config.name)
     tracker.set_tags(run_id, {"rayndom.recipe": ", ".join(config.all_recipes)} | environment_tags())
-    tracker.log_json(run_id, config.model_dump(mode="json"), "sweep.json")
-    write_text(folder / "sweep.json", json.dumps(config.model_dump(mode="json"), indent=2))
+    tracker.log_json(run_id, config.model_dump(mode="json"), SWEEP_FILE)
+    write_text(folder / SWEEP_FILE, json.dumps(config.model_dump(mode="json"), indent=2))
     search = Search(config, study, ParentRun(tracker, run_id), folder)
     done, wanted = spent(study), num_wanted(config)
     over = f", {done} already over" if done else ""

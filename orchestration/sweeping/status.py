@@ -16,12 +16,11 @@ from optuna.trial import FrozenTrial, TrialState
 from models.errors import UserError, unknown_name
 from orchestration.home import Home
 from orchestration.run_folder import RunFolder
-from orchestration.sweeping.config import SweepConfig, dimension_cells, dimension_titles
+from orchestration.sweeping.config import SWEEP_FILE, SweepConfig, dimension_cells, dimension_titles
 from orchestration.sweeping.goals import format_goal
 from orchestration.sweeping.study import METRICS, best_trials, is_feasible, num_wanted, spent, storage_url, superseded
 from orchestration.tracking.tracker import FINGERPRINT_TAG, PARENT_TAG, SWEEP_TAG, Tracker
 
-CONFIG_FILE = "sweep.json"
 CLEAN, ROBUST = "validation/clean_accuracy", "validation/robust_accuracy"
 
 
@@ -97,7 +96,7 @@ class SweepStatus:
 
 def list_sweep_keys(home: Home) -> list[str]:
     """Return the sweeps of a home folder, the one that changed last at the end."""
-    studies = [path for path in home.root.glob("sweeps/*/study.db") if (path.parent / CONFIG_FILE).is_file()]
+    studies = [path for path in home.root.glob("sweeps/*/study.db") if (path.parent / SWEEP_FILE).is_file()]
     return [path.parent.name for path in sorted(studies, key=lambda path: path.stat().st_mtime)]
 
 
@@ -125,7 +124,7 @@ def sweep_status(home: Home, key: str) -> SweepStatus:
         UserError: the study cannot be read.
     """
     folder = home.sweep(key)
-    config = SweepConfig(**json.loads((folder / CONFIG_FILE).read_text()))
+    config = SweepConfig(**json.loads((folder / SWEEP_FILE).read_text()))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         study = optuna.load_study(study_name=config.name, storage=storage_url(folder))

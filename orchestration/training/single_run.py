@@ -17,7 +17,7 @@ from trainers.reporting import EpochReport
 from trainers.signs import complaints
 
 
-class _Progress:
+class _TrainingProgress:
     """A line per epoch, and on a terminal a line that moves with the steps."""
 
     def __init__(self, experiment: ExperimentConfig) -> None:
@@ -92,7 +92,7 @@ def run_single(experiment: ExperimentConfig, workplace: Workplace, *, restart: b
     known = len(job.folder.history())
     if known:
         console.say(f"going on after epoch {known}")
-    progress = _Progress(experiment)
+    progress = _TrainingProgress(experiment)
     writer = BackgroundWriter(tracker.uri)
 
     def on_epoch(report: EpochReport) -> None:

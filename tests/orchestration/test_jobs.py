@@ -104,6 +104,23 @@ def test_no_cluster_is_one_clear_message():
         SweepJobs("http://127.0.0.1:9")
 
 
+def test_a_token_is_shown_where_ray_would_find_it(monkeypatch, tmp_path):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert jobs.token_headers() == {}
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("of-the-home\n")
+    assert jobs.token_headers() == {"Authorization": "Bearer of-the-home"}
+    (tmp_path / "named").write_text("of-the-file\n")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "named"))
+    assert jobs.token_headers() == {"Authorization": "Bearer of-the-file"}
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of-the-variable")
+    assert jobs.token_headers() == {"Authorization": "Bearer of-the-variable"}
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert jobs.token_headers() == {}
+
+
 def free_ports(count):
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]

@@ -11,7 +11,7 @@ from torch import nn
 from models.registry import build_model
 from models.threat_model import ThreatModel
 from orchestration.recipes import load_recipe
-from orchestration.training.single_run import _Progress
+from orchestration.training.single_run import _TrainingProgress
 from tests.numerics import ensemble_cases, taylor_cases
 from trainers.config import TrainingConfig
 from trainers.data import DataConfig, load_data
@@ -137,7 +137,7 @@ def test_a_training_that_learns_says_nothing(objective, splits):
 
 
 def test_the_console_says_each_sign_once(capsys):
-    progress = _Progress(load_recipe("at_digits").experiment)
+    progress = _TrainingProgress(load_recipe("at_digits").experiment)
     metrics = {"train/loss": 1.0, "time/examples_per_second": 1.0, MOST_COMMON_ANSWER: 1.0}
     progress.epoch(EpochReport(1, metrics, is_best=True), replayed=False)
     progress.epoch(EpochReport(2, metrics | {CLIPPED_STEPS: 1.0}, is_best=True), replayed=False)
