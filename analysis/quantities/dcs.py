@@ -68,7 +68,8 @@ def _points(subject: Subject) -> Finding:
             if not disjoint:
                 row["p_u exact range"] = _range(unhit_extremes(k, n, s))
                 row["p_u Eq. 16, 24"] = _range((paper_unhit_lower_bound(k, n, s), paper_unhit_upper_bound(k, n, s)))
-                row["p_g Eq. 28"] = _range(paper_gap_bounds(k, n, s))
+                # With at least as many taps as classes the upper bound leaves [0, 1]: the equation counts classes that are not hit.
+                row["p_g Eq. 28"] = _range(paper_gap_bounds(k, n, s)) if n < s**2 else "only for n < S^2"
             rows.append(row)
     notes = [
         "p_s = n / k^2, as in the paper's appendix. Eq. 24 presumes that a mask fills the largest classes first: masks can lie above it."

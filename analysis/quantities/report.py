@@ -97,8 +97,10 @@ def record_to_markdown(record: Record) -> str:
 
 
 def sentence(text: str) -> str:
-    """Return a line as a sentence: a capital first, a full stop last."""
-    return f"{text[0].upper()}{text[1:]}."
+    """Return a line as a sentence: a capital first, a full stop last. A symbol keeps its letter: `n` is not `N`."""
+    first = text.split(maxsplit=1)[0]
+    is_symbol = (len(first.rstrip(":,")) == 1 and first[0] != "a") or "_" in first
+    return f"{text}." if is_symbol else f"{text[0].upper()}{text[1:]}."
 
 
 def list_rows(model: nn.Module | None = None) -> list[dict[str, Any]]:

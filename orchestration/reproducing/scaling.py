@@ -66,7 +66,7 @@ def _small(experiment: ExperimentConfig) -> ExperimentConfig:
 
 def _within_reach(parameters: Config) -> Config:
     """Return a defence's parameters with its places moved to the last ones that the small network has."""
-    moved = {}
+    moved: dict[str, Any] = {}
     for name, last in SMOKE_PLACES.items():
         place = getattr(parameters, name, None)
         if isinstance(place, int):

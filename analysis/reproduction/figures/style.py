@@ -30,7 +30,7 @@ SCALE_COLORS: dict[Scale, str] = {"smoke": "#B00020", "short": "#8A5A00", "paper
 
 _IN_FRONT = 10_000  # surfaces get their order from their distance to the eye
 
-_SETTINGS: dict[str, Any] = {
+_SETTINGS: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "axes.titlesize": 8,
