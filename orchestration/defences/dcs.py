@@ -25,6 +25,8 @@ DEFENCES = (
         },
         deviations=(
             "p_s = n / k^2: the n / k of sections 4.2 and A.3 holds only if k means the area",
+            "the attack sees batch statistics and leaves the running ones alone (`attack.mode: train_without_update`); the official code "
+            "attacks in training mode, so that each attack step moves them",
             "evaluation draws are independent of the attack's, never forced to be disjoint",
             "the training mask is drawn from the complement of the attack's mask; `gsat: chain` is the official code's chain of exclusions",
         ),

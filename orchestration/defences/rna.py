@@ -30,6 +30,8 @@ DEFENCES = (
             "BGN is batch normalization over groups with the usual momentum; the official code inverts its momentum",
             "parameters of normalizations that a step did not use are left alone; `optimizer.gradients_when_unused: zero` gives the "
             "official behaviour, in which weight decay still moves them",
+            "the attack sees batch statistics and leaves the running ones alone (`attack.mode: train_without_update`); the official code "
+            "attacks in training mode, so that each attack step moves them",
             "gradients of the attack are taken at the perturbed image, as in the official code; Algorithm 1 takes them at the image",
         ),
     ),

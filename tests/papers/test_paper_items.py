@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 
 import pytest
 
@@ -138,3 +139,20 @@ def test_notes_are_used_and_say_something():
     for name, count in keys.items():
         prefix = {"ctrw": "C", "rna": "R", "dcs": "D", "red": "A", "rat": "B"}[name]
         assert {f"{prefix}{number}" for number in range(1, count + 1)} <= set(get_paper(name).ambiguities)
+
+
+def test_differences_from_the_official_codes_are_said_where_they_act():
+    from orchestration.catalogue import defence
+
+    for name in ("rna", "dcs"):
+        assert any("train_without_update" in deviation for deviation in defence(name).deviations)
+    assert "vit" in {note.key for note in get_item("dcs.table7").notes}
+    assert "position" in {note.key for note in get_item("ctrw.fig3d").notes}
+
+
+def test_the_overlaps_that_the_dcs_code_was_seen_to_draw_are_those_of_independent_masks():
+    seen = (0.849, 0.147, 0.003)  # of two evaluation masks of n = 2 taps of 25
+    independent = [math.comb(2, shared) * math.comb(23, 2 - shared) / math.comb(25, 2) for shared in range(3)]
+    assert seen == pytest.approx(independent, abs=0.01)
+    text = get_paper("dcs").ambiguities["D20"]
+    assert all(f"{share:.3f}" in text for share in (*seen, *independent))

@@ -17,6 +17,8 @@ BACKBONES = (("resnet18", "ResNet18", "resnet18"), ("wrn34", "WRN34", "wrn34_10"
 WITHOUT = ("defence.constraint=none",)
 
 AMBIGUITIES = {
+    "position": "The floor A scales with the number of elements of the map, so that each element keeps the same one at every position; the "
+    "official code keeps 2048 wherever the weights stand.",
     "C1": "alpha is 1e-3 in section 4.1 and negative in Lemma 1; taken as -1e-3, the only sign that gives a positive bound.",
     "C2": "A = 1000 in the text, 2048 in the official code, which Fig. 3b calls optimal; rows named CTRW keep the code's floor of 2048.",
     "C3": "The text keeps the sum of sigma in [A, B], the code has a floor per element and no upper bound; `constraint: project` is the "
@@ -334,7 +336,7 @@ FIGURE_3D = Item(
         y_label="accuracy",
         caption="the earlier the better",
     ),
-    notes=(Note("C2"),),
+    notes=(Note("C2"), Note("position")),
 )
 
 PAPERS = (
