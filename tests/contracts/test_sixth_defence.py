@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from models.weights import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from tests.architecture.source import PACKAGES, ROOT, project_files
@@ -89,7 +90,11 @@ def test_it_is_trained_evaluated_analysed_exported_and_used(project: Path, tmp_p
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_it_is_swept_over_its_own_search_space(project: Path) -> None:
-    flags = [*SMALL, "--num_trials", "2", "--no-evaluation"]
-    assert "defence.sigma" in rayndom(project, "sweep", "channel_gain_digits", *flags)
-    results = list((project / "home" / "runs").glob("*/config.yaml"))
-    assert sum("name: channel_gain" in path.read_text() for path in results) >= 2
+    settings = "".join(f"  {flag.removeprefix('--').replace('=', ': ')}\n" for flag in SMALL)
+    (project / "small.yaml").write_text(f"recipe: channel_gain_digits\nnum_trials: 2\nsettings:\n{settings}")
+    rayndom(project, "sweep", "small.yaml", "--no-evaluation")
+    home = project / "home"
+    assert json.loads((home / "exports" / "small" / CONFIG_FILE).read_text())["model"]["defence"] == "channel_gain"
+    swept = [yaml.safe_load(path.read_text()) for path in (home / "runs").glob("*/config.yaml")]
+    sigmas = {run["defence"]["sigma"] for run in swept} - {0.2}
+    assert len(sigmas) >= 2 and all(0.05 <= sigma <= 0.5 for sigma in sigmas)
