@@ -39,7 +39,9 @@ class TrainingConfig(Config):
         "and evaluation always use fp32.",
     )
     batch_norm: Literal["local", "synchronized"] = Field(
-        "local", description="With several workers: batch statistics of each worker's part, or of the global batch."
+        "local",
+        description="With several workers: batch statistics of each worker's part (`local`), or of the global batch (`synchronized`: every "
+        "batch normalization, those of RNA and BGN too, on CPUs and GPUs; several workers then train what one does).",
     )
     validation: ValidationConfig = Field(default_factory=ValidationConfig, description="Held-out measurements.")
 
@@ -62,5 +64,7 @@ class TrainingConfig(Config):
 
     @property
     def revision(self) -> int:
-        """TRADES' attack compared logits of different draws where each attack step had its own."""
-        return int(self.redraw == "each_attack_step" and isinstance(self.objective, TradesFamilyConfig))
+        """1: TRADES' attack compared logits of different draws where each attack step had its own; 2: `synchronized` left the statistics
+        of RNA and BGN to each worker; 3: both."""
+        mixed_draws = self.redraw == "each_attack_step" and isinstance(self.objective, TradesFamilyConfig)
+        return int(mixed_draws) + 2 * int(self.batch_norm == "synchronized")

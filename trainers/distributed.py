@@ -8,12 +8,15 @@ is ever broadcast, and there is exactly one all-reduce per training step.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from models.errors import UserError
+from models.layers.channel_statistics import pool_batch
+from models.layers.explicit_batch_norm import make_batch_norm_explicit
 from models.randomness import draw_buffer_names
 
 
@@ -69,6 +72,50 @@ def average_batch_statistics(model: nn.Module) -> None:
     persistent = model.state_dict().keys()
     buffers = [buffer for name, buffer in model.named_buffers() if name in persistent and name not in draws and buffer.is_floating_point()]
     all_reduce_flat(buffers, "mean")
+
+
+def synchronize_batch_norm(model: nn.Module) -> None:
+    """Let every normalization of `model` that pools over the batch take the statistics of the global batch, in place.
+
+    Works on any backend; every worker must run the same layers in the same order, forward and backward. Batches of the workers may
+    differ in size: each example counts once.
+
+    Raises:
+        UserError: a batch normalization is of another class than ours and PyTorch's BatchNorm2d.
+    """
+    make_batch_norm_explicit(model)
+    for name, module in model.named_modules():
+        if hasattr(module, "batch_reduction"):
+            module.batch_reduction = pool_over_workers
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+            raise UserError(
+                f"layer {name} is a {type(module).__name__}, whose statistics stay each worker's; use training.batch_norm: local"
+            )
+
+
+def pool_over_workers(mean_BG: Tensor, variance_BG: Tensor) -> tuple[Tensor, Tensor, int | Tensor]:
+    """Return mean (G,), variance (G,) and number of examples of the batches of all workers: `pool_batch` over all of them."""
+    if world()[1] == 1:
+        return pool_batch(mean_BG, variance_BG)
+    sums = _SumOverWorkers.apply(torch.cat([mean_BG.sum(dim=0), mean_BG.new_full((1,), mean_BG.shape[0])]))
+    num_examples = sums[-1].detach()
+    mean_G = sums[:-1] / num_examples
+    deviation_G = _SumOverWorkers.apply((variance_BG + (mean_BG - mean_G).square()).sum(dim=0))
+    return mean_G, deviation_G / num_examples, num_examples
+
+
+class _SumOverWorkers(torch.autograd.Function):
+    """The sum of a tensor over the workers, differentiable any number of times: its gradient is the sum of the workers' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _SumOverWorkers.apply(gradient)
 
 
 def broadcast_weights(model: nn.Module) -> None:

@@ -22,6 +22,7 @@ from trainers.distributed import (
     average_gradients,
     broadcast_weights,
     sum_over_workers,
+    synchronize_batch_norm,
     to_cpu,
     world,
 )
@@ -126,7 +127,7 @@ class _Fit:
             raise UserError(f"batch_size {config.batch_size} is larger than the training set ({len(splits.train)} images)")
         self.model = to_channels_last_(model.to(device))
         if config.batch_norm == "synchronized" and self.world_size > 1:
-            self.model = synchronize_batch_norm(self.model)
+            synchronize_batch_norm(self.model)
         self.splits, self.config, self.seed, self.device = splits, config, seed, device
         self.augmentation, self.reporter = augmentation, reporter
         self.objective = build_objective(config.objective)
@@ -293,14 +294,3 @@ class _Fit:
         self.best = state["best"]
         self.validations_since_best = state["validations_since_best"]
         self.ended = state["ended"]
-
-
-def synchronize_batch_norm(model: nn.Module) -> nn.Module:
-    """Return `model` with batch statistics taken over all workers.
-
-    Raises:
-        UserError: PyTorch's synchronized batch normalization needs CUDA.
-    """
-    if next(model.parameters()).device.type != "cuda":
-        raise UserError("training.batch_norm: synchronized needs GPUs; on CPUs use local")
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -17,9 +17,10 @@ Reference: Dong, Chen, Wang, Xu, "Random Normalization Aggregation for Adversari
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ _GROUPED = re.compile(r"^(gn|bgn)_(groups|size)_(\d+)$")
 
 @dataclass(frozen=True)
 class NormalizationType:
-    """One normalization, independent of the number of channels.
+    """One normalization, independent of the number of channels. Two are equal if they compute the same: `in` and `gn_size_1`.
 
     Attributes:
         name: as the user wrote it, e.g. `gn_size_2`.
@@ -44,7 +45,7 @@ class NormalizationType:
         group_size: channels per group; None if `num_groups` says it.
     """
 
-    name: str
+    name: str = field(compare=False)
     over_batch: bool
     num_groups: int | None = None
     group_size: int | None = None
@@ -52,11 +53,10 @@ class NormalizationType:
     def groups(self, num_channels: int) -> int:
         """Return G for a layer of `num_channels` channels.
 
-        More groups than channels become one channel per group, and so does a group larger than the layer (both as in the
-        official code).
+        More groups than channels become one channel per group, as in the official code.
 
         Raises:
-            UserError: the channels cannot be split evenly.
+            UserError: the channels cannot be split evenly, or a group is larger than the layer (the official code fails there, too).
         """
         if self.num_groups is not None:
             count = min(self.num_groups, num_channels)
@@ -67,9 +67,7 @@ class NormalizationType:
                 )
             return count
         assert self.group_size is not None
-        if self.group_size > num_channels:
-            return num_channels
-        if num_channels % self.group_size:
+        if num_channels % self.group_size:  # also where the group is larger than the layer
             raise UserError(
                 f"normalization {self.name!r}: {num_channels} channels cannot be split into groups of {self.group_size}; "
                 f"possible sizes near it: {_near_divisors(num_channels, self.group_size)}"
@@ -130,6 +128,14 @@ def pool_batch(mean_BG: Tensor, variance_BG: Tensor) -> tuple[Tensor, Tensor, in
     """
     mean_G = mean_BG.mean(dim=0)
     return mean_G, variance_BG.mean(dim=0) + (mean_BG - mean_G).square().mean(dim=0), mean_BG.shape[0]
+
+
+def is_synchronized(model: nn.Module) -> bool:
+    """Return whether some normalization of `model` takes its batch statistics over several workers."""
+    return any(
+        isinstance(module, nn.SyncBatchNorm) or getattr(module, "batch_reduction", pool_batch) is not pool_batch
+        for module in model.modules()
+    )
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -236,7 +242,7 @@ class Normalization2d(nn.Module):
             if self.kind.over_batch:
                 mean, variance, num_examples = self.batch_reduction(mean, variance)
                 if self.track_running_stats:
-                    values_per_example = x_BCHW[0].numel() // self.num_groups
+                    values_per_example = math.prod(x_BCHW.shape[1:]) // self.num_groups
                     self._record(mean, variance, num_examples * values_per_example, share)
         return spread(mean, self.num_channels), spread(variance, self.num_channels)
 

@@ -7,10 +7,13 @@ operations here has correct derivatives of all orders.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from models.layer_replacement import OfType, replace_modules
+from models.layers.channel_statistics import BatchReduction, at_least_float32, channel_moments, normalize, pool_batch
 
 
 class ExplicitBatchNorm2d(nn.BatchNorm2d):
@@ -18,7 +21,15 @@ class ExplicitBatchNorm2d(nn.BatchNorm2d):
 
     Same parameters, buffers, state-dict keys, running statistics (unbiased variance, momentum or cumulative average) and
     values up to rounding. In eval mode the map is affine and the fused kernel is used.
+
+    Attributes:
+        batch_reduction: how the moments of single examples become those of the batch; with another function than `pool_batch` the batch
+            is that of several workers.
     """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.batch_reduction: BatchReduction = pool_batch
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         self._check_input_dim(x_BCHW)
@@ -26,14 +37,16 @@ class ExplicitBatchNorm2d(nn.BatchNorm2d):
         if not uses_batch:
             return super().forward(x_BCHW)
         dtype = x_BCHW.dtype
-        if dtype.itemsize < 4:  # statistics of reduced precision are useless; the fused kernel takes them in float32 as well
-            x_BCHW = x_BCHW.float()
+        x_BCHW = at_least_float32(x_BCHW)  # statistics of reduced precision are useless; the fused kernel takes them in float32 as well
+        if self.batch_reduction is not pool_batch:
+            mean_C, variance_C, num_examples = self.batch_reduction(*channel_moments(x_BCHW))
+            self._record(mean_C, variance_C, num_examples * x_BCHW.shape[2] * x_BCHW.shape[3])
+            return normalize(x_BCHW, mean_C, variance_C, self.weight, self.bias, self.eps).to(dtype)
         axes = (0, 2, 3)
         mean_C = x_BCHW.mean(axes)
         centred_BCHW = x_BCHW - mean_C.view(1, -1, 1, 1)
         variance_C = centred_BCHW.square().mean(axes)
-        if self.training and self.track_running_stats and self.running_mean is not None:
-            self._update_running_statistics(mean_C.detach(), variance_C.detach(), x_BCHW.numel() // x_BCHW.shape[1])
+        self._record(mean_C, variance_C, x_BCHW.numel() // x_BCHW.shape[1])
         scale_C = torch.rsqrt(variance_C + self.eps)
         if self.weight is not None:
             scale_C = scale_C * self.weight
@@ -41,8 +54,11 @@ class ExplicitBatchNorm2d(nn.BatchNorm2d):
         return (out_BCHW if self.bias is None else out_BCHW + self.bias.view(1, -1, 1, 1)).to(dtype)
 
     @torch.no_grad()
-    def _update_running_statistics(self, mean_C: Tensor, variance_C: Tensor, count: int) -> None:
-        if count < 2:
+    def _record(self, mean_C: Tensor, variance_C: Tensor, count: int | Tensor) -> None:
+        """Take batch statistics over `count` values per channel into the running ones, where they are tracked."""
+        if not (self.training and self.track_running_stats and self.running_mean is not None):
+            return
+        if isinstance(count, int) and count < 2:
             raise ValueError(f"batch statistics need more than one value per channel, got input with {count}")
         assert self.running_mean is not None
         assert self.running_var is not None
@@ -55,6 +71,8 @@ class ExplicitBatchNorm2d(nn.BatchNorm2d):
 
 def make_batch_norm_explicit(model: nn.Module) -> list[str]:
     """Replace every `nn.BatchNorm2d` below `model` by an `ExplicitBatchNorm2d` with the same parameters and buffers, in place.
+
+    A subclass stays as it is: its derivatives are its own affair, and what it adds would be lost.
 
     Parameters and buffers are the same objects as before; state dicts are interchangeable in both directions.
 
@@ -69,7 +87,7 @@ def make_batch_norm_explicit(model: nn.Module) -> list[str]:
 
 class _FusedBatchNorm(OfType):
     def __call__(self, name: str, module: nn.Module) -> bool:
-        return super().__call__(name, module) and not isinstance(module, ExplicitBatchNorm2d)
+        return type(module) is nn.BatchNorm2d
 
 
 def _explicit(module: nn.Module) -> ExplicitBatchNorm2d:

@@ -6,7 +6,8 @@ Reference: Dong, Chen, Wang, Xu, "Random Normalization Aggregation for Adversari
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import keyword
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from models.errors import UserError
 from models.layers.channel_statistics import (
     Normalization2d,
+    NormalizationType,
     channel_moments,
+    is_synchronized,
     normalize,
     parse_normalization,
 )
@@ -27,6 +30,36 @@ Implementation = Literal["auto", "one_formula", "selected"]
 _FIRST_ROWS = 64
 
 
+class _Branches(nn.ModuleDict):
+    """Modules by the name of their normalization.
+
+    A name that is a word of Python (`in`) is registered with an underscore behind it: exported graphs are Python code. Weights that were
+    saved under the bare word still load.
+    """
+
+    def __init__(self, modules: Mapping[str, Normalization2d]) -> None:
+        super().__init__({_registered(name): module for name, module in modules.items()})
+
+    def __getitem__(self, name: str) -> Normalization2d:
+        module = super().__getitem__(_registered(name))
+        assert isinstance(module, Normalization2d)
+        return module
+
+    def __contains__(self, name: str) -> bool:
+        return super().__contains__(_registered(name))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            name, dot, rest = key.removeprefix(prefix).partition(".")
+            if keyword.iskeyword(name):
+                state_dict[f"{prefix}{_registered(name)}{dot}{rest}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _registered(name: str) -> str:
+    return f"{name}_" if keyword.iskeyword(name) else name
+
+
 class RandomNormalization2d(RandomModule):
     """One of n normalizations with affine parameters of their own, chosen by the draw.
 
@@ -35,7 +68,7 @@ class RandomNormalization2d(RandomModule):
     every normalization's mean and variance from them and picks one by the value of a tensor: the choice is data, so there is one
     compiled graph for all draws, a captured CUDA graph may be replayed with another draw, and examples of a batch may choose
     differently; unchosen parameters get gradients of zero. `auto` takes the second where it is needed: compiled, captured, or
-    per example.
+    per example, or per worker while batch statistics are those of all workers, which then must all compute the same statistics.
 
     Only the chosen normalization's running statistics move. With a choice per example, statistics over the batch are taken over
     all its examples, whatever they chose, and are recorded with momentum times the share of examples that chose them.
@@ -48,7 +81,7 @@ class RandomNormalization2d(RandomModule):
         stream_name: layers of equal name choose alike (the paper's layer-based variant); None: each for itself.
 
     Raises:
-        UserError: an unknown or repeated name, or groups that do not divide C.
+        UserError: an unknown or repeated normalization, or groups that do not divide C.
     """
 
     choice: Tensor
@@ -69,7 +102,7 @@ class RandomNormalization2d(RandomModule):
         self.eps = eps
         self.stream_name = stream_name
         self.implementation: Implementation = "auto"
-        self.branches = nn.ModuleDict({name: Normalization2d(num_channels, parse_normalization(name), eps, momentum) for name in self.pool})
+        self.branches = _Branches({name: Normalization2d(num_channels, parse_normalization(name), eps, momentum) for name in self.pool})
         self._host_choice = HostMirror()
         self.register_draw("choice", torch.zeros((), dtype=torch.int64))
         if draw_scope == "per_example":
@@ -118,6 +151,8 @@ class RandomNormalization2d(RandomModule):
     def _choice_is_data(self, x_BCHW: Tensor) -> bool:
         if self.draw_scope == "per_example" or torch.compiler.is_compiling():
             return True
+        if self.draw_scope == "per_rank" and is_synchronized(self):
+            return True
         if self.implementation != "auto":
             return self.implementation == "one_formula"
         return x_BCHW.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -126,12 +161,11 @@ class RandomNormalization2d(RandomModule):
         mean_BC, variance_BC = channel_moments(x_BCHW)
         choice = self._example_choices(x_BCHW.shape[0]) if self.draw_scope == "per_example" else self.choice
         picked: list[Tensor] = []
-        for index, branch in enumerate(self.branches.values()):
+        for index, branch in enumerate(map(self.branches.__getitem__, self.pool)):
             chosen = choice == index
-            share = chosen.to(mean_BC.dtype).mean()
-            assert isinstance(branch, Normalization2d)
+            share = self._share(chosen.to(mean_BC.dtype), x_BCHW.shape[0], branch)
             mean, variance = branch.moments(x_BCHW, mean_BC, variance_BC, share)
-            assert branch.weight is not None and branch.bias is not None  # all are built with them
+            assert branch.weight is not None and branch.bias is not None
             values = [mean, variance, branch.weight, branch.bias]
             if not picked:
                 picked = [value.to(mean_BC.dtype).expand_as(mean_BC) for value in values]
@@ -140,6 +174,13 @@ class RandomNormalization2d(RandomModule):
                 picked = [torch.where(where, value, other) for value, other in zip(values, picked, strict=True)]
         mean, variance, weight, bias = picked
         return normalize(x_BCHW, mean, variance, weight, bias, self.eps)
+
+    def _share(self, chosen: Tensor, num_examples: int, branch: Normalization2d) -> Tensor:
+        """Return the share of the batch's examples that chose a branch: of all workers' where statistics are taken over them."""
+        if self.draw_scope == "global" or not (self.training and is_synchronized(branch)):
+            return chosen.mean()
+        chosen_B1 = chosen.expand(num_examples)[:, None]
+        return branch.batch_reduction(chosen_B1, torch.zeros_like(chosen_B1))[0][0]
 
     def _set_choice(self, choice: Tensor) -> None:
         value = int(choice)
@@ -166,7 +207,7 @@ class RandomNormalization2d(RandomModule):
 
 
 def check_pool(pool: Sequence[str]) -> tuple[str, ...]:
-    """Return `pool` as a tuple if every name is known and none repeated.
+    """Return `pool` as a tuple if every name is known and no normalization is in it twice, be it under two names.
 
     Raises:
         UserError: otherwise, or the pool is empty.
@@ -174,8 +215,11 @@ def check_pool(pool: Sequence[str]) -> tuple[str, ...]:
     names = tuple(pool)
     if not names:
         raise UserError("the pool of normalizations is empty; the paper's for CIFAR is bn, in")
+    first: dict[NormalizationType, str] = {}
     for name in names:
-        parse_normalization(name)
-        if names.count(name) > 1:
+        other = first.setdefault(parse_normalization(name), name)
+        if other == name and names.count(name) > 1:
             raise UserError(f"normalization {name!r} is in the pool twice")
+        if other != name:
+            raise UserError(f"normalizations {other!r} and {name!r} of the pool are the same one; keep one of them")
     return names

@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.errors import UserError
+from models.layers.channel_statistics import is_synchronized
 from models.layers.explicit_batch_norm import make_batch_norm_explicit
 from trainers.objective import ObjectiveEntry
 from trainers.step import StepContext
@@ -62,7 +63,7 @@ class Taylor(TradesFamily):
         self.config.names(model)
         if not self.uses_derivatives:
             return
-        if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        if is_synchronized(model):
             raise UserError(
                 "rat_taylor: derivatives through synchronized batch statistics are not supported; set training.batch_norm: local"
             )

@@ -15,6 +15,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.ensemble import ensemble_in
+from models.errors import UserError
+from models.layers.channel_statistics import is_synchronized
 from models.randomness import resample
 from trainers.distributed import world
 from trainers.ensembles.examples import EnsembleExample, ensemble_examples
@@ -97,6 +99,15 @@ class Red(RegularizedEnsembleObjective):
     """RED's training step."""
 
     config: RedObjectiveConfig
+
+    def prepare(self, model: nn.Module) -> None:
+        """Raise a `UserError` unless `model` is an ensemble whose batch statistics fit the placement of its members."""
+        super().prepare(model)
+        if self.config.members == "spread" and is_synchronized(model):
+            raise UserError(
+                "members `spread` gives each worker the whole batch, so its statistics are those of all workers already: "
+                "set training.batch_norm: local"
+            )
 
     def problem(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> RegularizedProblem:
         num_members = ensemble_in(model).num_members

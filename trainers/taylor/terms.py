@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 import trainers.taylor.rules  # noqa: F401  (registers the rules)
 from models.errors import UserError
+from models.layers.channel_statistics import is_synchronized
 from models.modes import mode
 from trainers.taylor.jets import Directions, Jet
 
@@ -66,7 +67,7 @@ def taylor_terms(
         UserError: the network holds an operation that this way cannot differentiate correctly.
     """
     compute = _WAYS[derivatives]
-    if derivatives != "antithetic" and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+    if derivatives != "antithetic" and is_synchronized(model):
         raise UserError("derivatives through synchronized batch statistics are not supported; use training.batch_norm: local")
     with torch.autocast(x.device.type, enabled=False):
         if update_statistics or not model.training:
