@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from models.classifier import ModelSpec
 from models.errors import UserError
 from models.files import whole_file, write_text
 from models.randomness import ResampleOnForward, is_randomized
-from models.registry import build_from_spec
+from models.registry import build_from_spec, defence_model
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -71,7 +72,8 @@ def load_pretrained(folder: str | Path, *, resample_on_forward: bool = True, see
     """
     folder = Path(folder)
     spec = _model_section(folder)
-    model = build_from_spec(spec, seed=seed)
+    parameters = defence_model(spec.defence).config.stored_earlier(spec.defence_parameters)
+    model = build_from_spec(spec.model_copy(update={"defence_parameters": parameters}), seed=seed)
     path = folder / WEIGHTS_FILE
     try:
         state = load_file(path)
@@ -87,6 +89,26 @@ def load_pretrained(folder: str | Path, *, resample_on_forward: bool = True, see
         wrapped.eval()
         return wrapped
     return model
+
+
+def with_other_parameters(folder: str | Path, parameters: Mapping[str, Any], destination: str | Path) -> Path:
+    """Write the weights of an exported model as a model whose defence has other parameters, e.g. another law of its draws; return where.
+
+    Args:
+        folder: the model. parameters: of its defence that change. destination: the new folder.
+
+    Raises:
+        UserError: no such parameter or value, or the weights do not fit the network that it gives.
+    """
+    model = load_pretrained(folder, resample_on_forward=False)
+    assert isinstance(model.spec, ModelSpec)
+    changed = build_from_spec(model.spec.model_copy(update={"defence_parameters": {**model.spec.defence_parameters, **parameters}}))
+    try:
+        changed.load_state_dict(model.state_dict(), strict=True)
+    except RuntimeError as error:
+        raise UserError(f"the weights of {folder} do not fit a network with {dict(parameters)}: {error}") from error
+    details = read_config(folder).get("details", {})
+    return save_pretrained(changed, destination, details={**details, "weights_of": str(Path(folder).name), "changed": dict(parameters)})
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from orchestration.exporting.export import record_evaluation
 from orchestration.exporting.targets import Target
 from orchestration.home import Home, Workplace
 from orchestration.reproducing.ledger import Ledger, outcome_folder
-from orchestration.reproducing.plan import Evaluation, ItemPlan, ReadingJob, evaluations, model_folder, readings
+from orchestration.reproducing.plan import Evaluation, ItemPlan, ReadingJob, evaluated_folder, evaluations, model_folder, readings
 from orchestration.reproducing.reading_jobs import run_readings
 from orchestration.run_folder import RunFolder
 from orchestration.sweeping.listed_experiments import Listed, train_all
@@ -148,13 +148,13 @@ def _evaluate(planned: ItemPlan, ledger: Ledger, workplace: Workplace, tracker: 
     for evaluation in evaluations(planned, home, ledger.trained()):
         training = evaluation.training
         content = evaluation.suite.model_dump(mode="json", exclude={"name", "description"})
-        key = json_hash([training.fingerprint, evaluation.name, content])
+        key = json_hash([training.fingerprint, dict(training.run.evaluated_with), evaluation.name, content])
         owners.setdefault(key, []).append(evaluation)
         if len(owners[key]) > 1:
             continue
-        target = Target(model_folder(home, training), training.experiment)
         settings = EvaluationSettings(suite=evaluation.suite)
         try:
+            target = Target(evaluated_folder(home, training), training.experiment)
             jobs[key] = prepare(f"{training.key} {evaluation.name}", target, settings, workplace, images.of(evaluation))
         except UserError as error:
             ledger.evaluation_failed(evaluation, str(error))
@@ -187,7 +187,7 @@ def _evaluate(planned: ItemPlan, ledger: Ledger, workplace: Workplace, tracker: 
 
 def _track(job: Job, result: EvaluationResult, evaluation: Evaluation, run_id: str | None, tracker: Tracker) -> None:
     """Write an evaluation to the model's card and to its MLflow run."""
-    base = evaluation.name
+    base = " ".join(filter(None, (evaluation.name, evaluation.training.run.evaluation_remark)))
     summary = as_kept(job, summarize(result, base))
     if not evaluation.place.is_transfer:
         record_evaluation(job.target.folder, job.target, summary)

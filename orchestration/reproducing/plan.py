@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from analysis.reproduction.papers.model import Column, Row, Run
 from analysis.reproduction.scale import BUDGETS, Scale
 from analysis.reproduction.suites import evaluation_suites, measure_at, suite_for, transfer_item, transfer_suite
 from models.errors import UserError, unknown_name
+from models.weights import with_other_parameters
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
 from orchestration.recipes import load_recipe
@@ -383,3 +385,16 @@ def check_something_to_do(plans: Sequence[ItemPlan]) -> None:
 def model_folder(home: Home, training: Training) -> Path:
     """Return where the exported network of a training is, once it is trained."""
     return RunFolder(home.run(training.fingerprint)).model
+
+
+def evaluated_folder(home: Home, training: Training) -> Path:
+    """Return where the network that a row evaluates is: the training's, or one of its weights with other parameters, which is written.
+
+    Raises:
+        UserError: the weights do not fit a network with these parameters.
+    """
+    folder, changes = model_folder(home, training), training.run.evaluated_with
+    if not changes:
+        return folder
+    name = re.sub(r"[^\w=]+", "-", training.run.evaluation_remark)
+    return with_other_parameters(folder, changes, folder.with_name(f"{folder.name}-{name}"))

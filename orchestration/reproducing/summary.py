@@ -49,10 +49,7 @@ def describe(plans: Sequence[ItemPlan], home: Home) -> dict[str, Any]:
         fresh = [each for each in planned.unique if each.fingerprint not in seen]
         seen |= {each.fingerprint for each in fresh}
         done = [each for each in planned.unique if RunFolder(home.run(each.fingerprint)).result() is not None]
-        attacks = {
-            (each.training.fingerprint, each.suite.model_dump_json(exclude={"name", "description"})): each
-            for each in evaluations(planned, home)
-        }
+        attacks = {_content(each): each for each in evaluations(planned, home)}
         before = read_outcome(home, planned.item.name, planned.scale)
         evaluated = [key for key, each in attacks.items() if _is_evaluated(each, before)]
         lacking = [each for key, each in attacks.items() if key not in evaluated and key not in counted]
@@ -77,6 +74,12 @@ def describe(plans: Sequence[ItemPlan], home: Home) -> dict[str, Any]:
             }
         )
     return {"items": items, "scale": plans[0].scale if plans else None, "estimate": ESTIMATE}
+
+
+def _content(evaluation: Evaluation) -> tuple[str, str]:
+    """Return what makes two evaluations one."""
+    network = f"{evaluation.training.fingerprint} {evaluation.training.run.evaluation_remark}"
+    return network, evaluation.suite.model_dump_json(exclude={"name", "description"})
 
 
 def _is_evaluated(evaluation: Evaluation, before: ItemOutcome | None) -> bool:

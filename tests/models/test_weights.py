@@ -13,7 +13,7 @@ import torch
 from models.errors import UserError
 from models.randomness import ResampleOnForward
 from models.registry import build_model
-from models.weights import load_pretrained, save_pretrained
+from models.weights import load_pretrained, read_config, save_pretrained, with_other_parameters
 
 
 @pytest.fixture
@@ -78,3 +78,16 @@ def test_weights_of_another_model_do_not_fit(folder, tmp_path):
 def test_only_models_that_were_built_by_name_can_be_exported(tmp_path):
     with pytest.raises(ValueError, match="build_model"):
         save_pretrained(torch.nn.Linear(2, 2), tmp_path)
+
+
+def test_trained_weights_answer_under_other_parameters_of_the_defence(tmp_path):
+    model = build_model("dcs", backbone="resnet8", image_shape=(1, 8, 8))
+    folder = save_pretrained(model, tmp_path / "model", details={"metrics": {"a": 1}})
+    other = load_pretrained(with_other_parameters(folder, {"sampling": "stratified2"}, tmp_path / "other"), resample_on_forward=False)
+    assert other.spec.defence_parameters["sampling"] == "stratified2"
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in other.state_dict().items())
+    assert read_config(tmp_path / "other")["details"]["metrics"] == {"a": 1}
+    with pytest.raises(UserError, match="do not fit a network with"):
+        with_other_parameters(folder, {"kernel_size": 3}, tmp_path / "smaller")
+    with pytest.raises(UserError, match="sampling"):
+        with_other_parameters(folder, {"samplings": "uniform"}, tmp_path / "misspelt")

@@ -51,6 +51,7 @@ class Run:
         recipe: its name. overrides: `section.field=value`, as typed behind `--`.
         norm: of the recipe's threat model, which a small stand-in must keep.
         epochs: of the recipe. in_epochs: fields counted in epochs, with the recipe's values; shorter schedules shrink them.
+        evaluated_with: parameters of the defence that differ in evaluation alone: the trained weights answer under them.
     """
 
     recipe: str
@@ -58,6 +59,12 @@ class Run:
     norm: Norm = field(default="linf", kw_only=True)
     epochs: int = field(default=200, kw_only=True)
     in_epochs: Mapping[str, float] = field(default_factory=dict, kw_only=True)
+    evaluated_with: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+
+    @property
+    def evaluation_remark(self) -> str:
+        """The parameters that differ in evaluation, in words; empty if none do."""
+        return ", ".join(f"{name}={value}" for name, value in self.evaluated_with.items())
 
     def tuned(self, *overrides: str) -> Run:
         """Return the run with further overrides."""
@@ -91,7 +98,10 @@ class Row:
         """What stands behind its label where it is not simply a row of the paper."""
         if self.quoted:
             return f"quoted from {self.quoted}"
-        return "not in the paper" if self.extra else ""
+        remarks = ["not in the paper"] if self.extra else []
+        if self.run is not None and self.run.evaluated_with:
+            remarks.append(f"trained without, evaluated with {self.run.evaluation_remark}")
+        return ", ".join(remarks)
 
     def run_for(self, column: Column) -> Run | None:
         """Return the training that fills this row's cell in `column`; None for quoted rows and for cells that do not exist."""
