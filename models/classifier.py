@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models.backbones.base import Backbone
 from models.configuration import Config
+from models.errors import UserError
 
 
 class ModelSpec(Config):
@@ -50,18 +51,31 @@ class InputNormalization(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Input normalization and a backbone. Takes pixels in [0,1] of shape (B, C, H, W), returns logits of shape (B, K)."""
+    """Input normalization and a backbone. Takes pixels in [0,1] of shape (B, C, H, W), returns logits of shape (B, K).
+
+    Args:
+        normalization, backbone: its parts.
+        image_shape: (C, H, W) of the images; others are a `UserError`. None: whatever the backbone takes.
+    """
 
     spec: ModelSpec | None = None
 
-    def __init__(self, normalization: InputNormalization, backbone: Backbone) -> None:
+    def __init__(self, normalization: InputNormalization, backbone: Backbone, image_shape: tuple[int, int, int] | None = None) -> None:
         super().__init__()
+        self.image_shape = None if image_shape is None else torch.Size(image_shape)
         self.normalization = normalization
         self.backbone = backbone
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.backbone(self.normalization(x_BCHW))
+        return self.backbone(self._normalized(x_BCHW))
 
     def forward_features(self, x_BCHW: Tensor) -> Tensor:
         """Return the pooled features (B, D) in front of the last linear layer."""
-        return self.backbone.forward_features(self.normalization(x_BCHW))
+        return self.backbone.forward_features(self._normalized(x_BCHW))
+
+    def _normalized(self, x_BCHW: Tensor) -> Tensor:
+        # Without this, one channel or one pixel would be broadcast to a whole image and answered.
+        if self.image_shape is not None and x_BCHW.shape[1:] != self.image_shape:
+            expected = ", ".join(map(str, self.image_shape))
+            raise UserError(f"images have shape {tuple(x_BCHW.shape)}; this model takes (B, {expected})")
+        return self.normalization(x_BCHW)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -9,6 +11,11 @@ class Config(BaseModel):
     """A frozen record. Unknown keys are errors; instances are hashable by value of their JSON form and safe to pickle."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @classmethod
+    def stored_earlier(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Return parameters as an earlier version stored them, with what has been added since at the value that it stood for."""
+        return parameters
 
     @property
     def revision(self) -> int:

@@ -28,7 +28,7 @@ from models.configuration import Config
 from models.errors import UserError, unknown_name
 from models.layers.host_mirror import HostMirror
 from models.randomness import RandomModule, derive_seed, per_example_rows, random_sites
-from models.registry import BuildRequest, parse_defence_section
+from models.registry import BuildRequest, parse_defence_section, section_stored_earlier
 
 InferenceMode = Literal["rsi_sample", "rsi_call", "mean_prob", "mean_logit", "majority"]
 """`rsi_sample`: each example of a batch is answered by a member of its own; `rsi_call`: one member answers the whole batch;
@@ -276,6 +276,12 @@ class EnsembleConfig(Config):
         "codes of DVERGE and TRS (0.07 for ResNet-8, 0.03 for ResNet-18). At 0.001, where other defences' ResNets begin, input gradients "
         "nearly vanish at first and terms made of their directions outweigh cross-entropy.",
     )
+
+    @classmethod
+    def stored_earlier(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Return the parameters with those of the members' defence treated alike."""
+        member = parameters.get("member")
+        return parameters if member is None else parameters | {"member": section_stored_earlier(member)}
 
     @property
     def revision(self) -> int:

@@ -109,6 +109,37 @@ def replace_named(root: nn.Module, names: Iterable[str], factory: ModuleFactory)
     return chosen
 
 
+def plain_convolution(name: str, module: nn.Module) -> nn.Conv2d:
+    """Return the module called `name` if it is a plain convolution with zero padding, in whose place another layer loses nothing.
+
+    Raises:
+        UserError: it is another class, which adds something of its own (padding by size, standardized weights), or pads otherwise.
+    """
+    if type(module) is not nn.Conv2d:
+        raise UserError(f"layer {name} is a {_kind(module)}, not a plain Conv2d: a layer in its place would lose what it adds")
+    if module.padding_mode != "zeros":
+        raise UserError(f"layer {name} pads by {module.padding_mode!r}; a layer in its place pads with zeros")
+    return module
+
+
+def plain_batch_norm(name: str, module: nn.Module) -> nn.BatchNorm2d:
+    """Return the module called `name` if it is a plain batch normalization, in whose place another layer loses nothing.
+
+    Raises:
+        UserError: it is another class, which adds something of its own, or lacks affine parameters, running statistics or a momentum.
+    """
+    if type(module) is not nn.BatchNorm2d:
+        raise UserError(f"layer {name} is a {_kind(module)}, not a plain BatchNorm2d: a layer in its place would lose what it adds")
+    if not module.affine or not module.track_running_stats or module.momentum is None:
+        raise UserError(f"layer {name} has no affine parameters, running statistics or momentum, and a layer in its place would")
+    return module
+
+
+def _kind(module: nn.Module) -> str:
+    package = type(module).__module__.partition(".")[0]
+    return f"{type(module).__name__} of {package}"
+
+
 def _matches(parent: nn.Module, predicate: ModulePredicate, prefix: str, visited: set[int]) -> Iterator[tuple[str, nn.Module]]:
     for child_name, child in parent._modules.items():
         if child is None:

@@ -65,12 +65,7 @@ def spatial_convolutions(backbone: Backbone) -> list[str]:
     Convolutions of 1x1 see no neighbourhood, so they do not count: number 2 of a ResNet-50 is the 3x3 convolution of its first
     bottleneck, as in the official code of DCS. Shortcuts do not count either.
     """
-    names = []
-    for name in backbone.main_path_convolutions():
-        module = get_module(backbone, name)
-        if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
-            names.append(name)
-    return names
+    return backbone.spatial_convolutions()
 
 
 def convolutions(backbone: Backbone, positions: Sequence[int]) -> list[str]:

@@ -44,7 +44,7 @@ class BuildRequest:
         backbone = build_backbone(self.backbone, self.num_classes, self.image_shape, generator=generator, **self.backbone_options)
         if transform is not None:
             transform(backbone)
-        return Classifier(InputNormalization(self.mean, self.std), backbone)
+        return Classifier(InputNormalization(self.mean, self.std), backbone, self.image_shape)
 
 
 Change = Callable[[Backbone, Any, ImageShape], None]
@@ -126,6 +126,12 @@ def parse_defence_section(section: Mapping[str, Any]) -> tuple[DefenceModel, Con
     """Return the entry and the parameters of a section `{"name": ..., parameters}`; errors are those of the two functions above."""
     parameters = {key: value for key, value in section.items() if key != "name"}
     return defence_model(section["name"]), parse_defence_parameters(section["name"], parameters)
+
+
+def section_stored_earlier(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a section `{"name": ..., parameters}` that a file of an earlier version may hold, in today's terms."""
+    parameters = {key: value for key, value in section.items() if key != "name"}
+    return {"name": section["name"], **defence_model(section["name"]).config.stored_earlier(parameters)}
 
 
 def build_model(
@@ -216,4 +222,5 @@ __all__ = [
     "list_defences",
     "parse_defence_parameters",
     "parse_defence_section",
+    "section_stored_earlier",
 ]

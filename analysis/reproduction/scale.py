@@ -6,8 +6,9 @@
   on 32 images.
   Rows that differ in data set or network alone become one experiment. What the small network does not have is moved to what it has:
   CTRW's position to at most 4 (before the pooling), DCS's to at most the 7th convolution, RNA's path differences to at most its 9 layers;
-  groups and group sizes clamp in the normalizations themselves. Steps and radii of attacks grow with the radius; attacks have at most 10
-  steps or 50 queries, whatever their names say, and AutoAttack, which cannot be cut short, runs its two gradient attacks on 4 images.
+  normalizations over groups of more channels than it has leave RNA's pools, and the cells say so. Steps and radii of attacks grow with
+  the radius; attacks have at most 10 steps or 50 queries, whatever their names say, and AutoAttack, which cannot be cut short, runs its
+  two gradient attacks on 4 images.
   Theory takes at most 3 pairs of draws at a path difference, and landscapes 11 points a side.
 
 Numbers of `smoke` say that everything runs and nothing else.

@@ -49,6 +49,7 @@ class Backbone(nn.Module, abc.ABC):
     taps: nn.ModuleDict
     classifier: nn.Linear
     _convolutions: tuple[str, ...] | None = None
+    _spatial_convolutions: tuple[str, ...] = ()
     _normalizations: tuple[str, ...] | None = None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -68,6 +69,8 @@ class Backbone(nn.Module, abc.ABC):
         self._convolutions = tuple(
             name for name, module in named if isinstance(module, nn.Conv2d) and SIDE_BRANCHES.isdisjoint(name.split("."))
         )
+        # Noted here, because a layer that a defence puts in the place of a convolution is none by its type.
+        self._spatial_convolutions = tuple(name for name, module in named if name in self._convolutions and max(_kernel_size(module)) > 1)
         self._normalizations = tuple(name for name, module in named if isinstance(module, nn.BatchNorm2d))
 
     def main_path_convolutions(self) -> list[str]:
@@ -77,6 +80,10 @@ class Backbone(nn.Module, abc.ABC):
         """
         assert self._convolutions is not None, "the constructor of a backbone ends with record_layers()"
         return list(self._convolutions)
+
+    def spatial_convolutions(self) -> list[str]:
+        """Return the names of the main path's convolutions whose kernel was built larger than 1x1, in forward order."""
+        return list(self._spatial_convolutions)
 
     @property
     def stem_convolution(self) -> str:
@@ -129,6 +136,10 @@ class BackboneEntry:
     description: str
     aliases: tuple[str, ...] = ()
     is_family: bool = False
+
+
+def _kernel_size(module: nn.Module) -> tuple[int, ...]:
+    return module.kernel_size if isinstance(module, nn.Conv2d) else (0,)
 
 
 def identity_taps(count: int) -> nn.ModuleDict:

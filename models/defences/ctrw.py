@@ -14,7 +14,8 @@ from torch import nn
 
 from models.backbones.base import Backbone, ImageShape
 from models.configuration import Config
-from models.layer_replacement import get_module, set_module
+from models.errors import UserError
+from models.layer_replacement import get_module, plain_convolution, set_module
 from models.layers.random_weight import RandomFeatureWeight, RandomFilterConv2d, SigmaBounds
 from models.positions import convolution_after_tap, output_shape, tap
 from models.randomness import DrawScope
@@ -57,6 +58,8 @@ class CtrwConfig(Config):
             raise ValueError(
                 f"lower_bound {self.lower_bound:g} is above upper_bound {self.upper_bound:g}: no sigma satisfies A <= sum <= B"
             )
+        if self.constraint == "fixed" and self.lower_bound == 0:
+            raise ValueError("constraint `fixed` with lower_bound 0 is sigma = 0: nothing would be random; use the defence `at`")
         if self.variant == "filter" and self.draw_scope == "per_example":
             raise ValueError("variant `filter` is shared by the batch; draw_scope `per_example` needs `in`, `out` or `both`")
         return self
@@ -88,20 +91,32 @@ element), and two rows of Table 1."""
 
 
 def add_random_weights(backbone: Backbone, config: CtrwConfig, image_shape: ImageShape) -> None:
-    """Put CTRW's random weights into `backbone`, in place."""
+    """Put CTRW's random weights into `backbone`, in place.
+
+    Raises:
+        UserError: the position does not exist, no convolution follows it though the variant needs one, another layer stands there, or
+            the filter is not that of a plain convolution.
+    """
     key = tap(backbone, config.position)
     if config.variant != "in":
         name = convolution_after_tap(backbone, config.position, image_shape)
         conv = get_module(backbone, name)
     if config.variant in ("in", "both"):
+        if type(backbone.taps[key]) is not nn.Identity:
+            raise UserError(
+                f"position {config.position} holds a {type(backbone.taps[key]).__name__} already; a second one would replace it"
+            )
         backbone.taps[key] = _feature_weight(backbone.feature_shapes(image_shape)[key], config)
     if config.variant in ("out", "both"):
         weight = _feature_weight(output_shape(backbone, name, image_shape), config)
         set_module(backbone, name, nn.Sequential(conv, weight))
     if config.variant == "filter":
+        conv = plain_convolution(name, conv)
         # A filter's elements are far smaller than 1, so bounds and start are relative to its root mean square.
         assert isinstance(conv, nn.Conv2d)
         scale = conv.weight.detach().square().mean().sqrt().item()
+        if scale == 0:
+            raise UserError(f"the filter of {name} starts at zero, so no bound can be relative to it: take another position or variant")
         size = conv.weight.numel()
         bounds = config.bounds(size, scale)
         set_module(backbone, name, RandomFilterConv2d(conv, config.start_sigma(bounds, size, scale), bounds, config.draw_scope))

@@ -11,7 +11,7 @@ from torch import nn
 from models.backbones.base import Backbone, ImageShape
 from models.configuration import Config
 from models.errors import UserError
-from models.layer_replacement import replace_named
+from models.layer_replacement import plain_convolution, replace_named
 from models.layers.deformable_convolution import DeformableConv2d
 from models.positions import convolutions
 from models.registry import DefenceModel
@@ -32,12 +32,12 @@ PRESETS: dict[str, dict] = {"paper": {"positions": (2,)}}
 
 
 def add_deformable_convolutions(backbone: Backbone, config: DcnConfig, image_shape: ImageShape) -> None:
-    """Replace the convolutions at the configured positions, in place; a position that does not exist is a `UserError`."""
+    """Replace the convolutions at the configured positions, in place; an impossible one is a `UserError`."""
 
-    def deformable(name: str, conv: nn.Module) -> nn.Module:
-        assert isinstance(conv, nn.Conv2d)
-        if isinstance(conv.padding, str) or conv.padding_mode != "zeros":
-            raise UserError(f"convolution {name} pads with {conv.padding!r} {conv.padding_mode}; deformable ones pad with zeros")
+    def deformable(name: str, module: nn.Module) -> nn.Module:
+        conv = plain_convolution(name, module)
+        if isinstance(conv.padding, str):
+            raise UserError(f"convolution {name} pads by {conv.padding!r}; deformable ones take a number of pixels")
         return DeformableConv2d(conv)
 
     replace_named(backbone, convolutions(backbone, config.positions), deformable)

@@ -14,7 +14,7 @@ from torch import nn
 from models.backbones.base import Backbone, ImageShape
 from models.configuration import Config
 from models.errors import UserError
-from models.layer_replacement import replace_named
+from models.layer_replacement import plain_convolution, replace_named
 from models.layers.stochastic_convolution import StochasticConv2d
 from models.layers.tap_masks import TapMaskSpace
 from models.positions import convolutions, keeps_size_when_padded
@@ -89,14 +89,15 @@ def add_stochastic_convolutions(backbone: Backbone, config: DcsConfig, image_sha
     """Replace the convolutions at the configured positions, in place.
 
     Raises:
-        UserError: a position does not exist, or its convolution is not padded by half its kernel.
+        UserError: a position does not exist, or its convolution is not a plain one that is padded by half its kernel.
     """
 
-    def stochastic(name: str, conv: nn.Module) -> nn.Module:
-        assert isinstance(conv, nn.Conv2d)
+    def stochastic(name: str, module: nn.Module) -> nn.Module:
+        conv = plain_convolution(name, module)
         if not keeps_size_when_padded(conv):
             raise UserError(
-                f"convolution {name} has kernel {conv.kernel_size} and padding {conv.padding}: no kernel of another size can take its place"
+                f"convolution {name} has kernel {conv.kernel_size}, padding {conv.padding} and dilation {conv.dilation}: "
+                "no kernel of another size can take its place"
             )
         new = StochasticConv2d(
             conv.in_channels,

@@ -17,7 +17,7 @@ from torch import nn
 from models.backbones.base import Backbone
 from models.ensemble import Ensemble, EnsembleConfig, build_members
 from models.errors import UserError
-from models.layer_replacement import get_module
+from models.layer_replacement import get_module, plain_convolution
 from models.layers.hypernetwork import (
     FlatHypernetwork,
     GeneratedNetwork,
@@ -99,7 +99,9 @@ def _units(network: nn.Module, config: PsRedConfig) -> tuple[tuple[UnitGrid, ...
         raise UserError(f"ps_red generates the convolutions of a backbone; {type(network).__name__} has none")
     stem = get_module(backbone, backbone.stem_convolution)
     convolutions = {
-        f"backbone.{name}": module for name, module in backbone.named_modules() if type(module) is nn.Conv2d and module is not stem
+        f"backbone.{name}": plain_convolution(name, module)
+        for name, module in backbone.named_modules()
+        if type(module) is nn.Conv2d and module is not stem  # a subclass keeps its weight and what it adds
     }
     if not convolutions:
         raise UserError(f"{type(backbone).__name__} has no convolution behind its stem that could be generated")

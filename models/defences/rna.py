@@ -10,14 +10,13 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field, field_validator
-from torch import Tensor, nn
+from torch import nn
 
 from models.backbones.base import Backbone, ImageShape
 from models.configuration import Config
-from models.errors import UserError
-from models.layer_replacement import get_module, replace_named
-from models.layers.channel_statistics import Normalization2d
+from models.layer_replacement import replace_named
 from models.layers.random_normalization import RandomNormalization2d, check_pool
+from models.normalization_layers import replaceable_normalizations
 from models.randomness import DrawScope
 from models.registry import DefenceModel
 
@@ -64,62 +63,27 @@ def add_random_normalizations(backbone: Backbone, config: RnaConfig, image_shape
     Every type starts from the affine parameters of the layer that it replaces, `bn` also from its running statistics.
 
     Raises:
-        UserError: the backbone has no BatchNorm, or groups do not divide a layer's channels.
+        UserError: see `replaceable_normalizations`.
     """
-    names = backbone.normalization_layers()
-    if config.last_normalization == "plain":
-        final = final_normalization(backbone, image_shape)
-        names = [name for name in names if name != final]
-    if not names:
-        raise UserError(f"{type(backbone).__name__} has no BatchNorm layer, so there is no normalization to choose at random")
+    last: Literal["plain", "replaced"] = "plain" if config.last_normalization == "plain" else "replaced"
+    names = replaceable_normalizations(backbone, image_shape, config.pool, last)
 
     def random_normalization(name: str, old: nn.Module) -> nn.Module:
         assert isinstance(old, nn.BatchNorm2d)
-        try:
-            new = RandomNormalization2d(
-                old.num_features,
-                config.pool,
-                eps=old.eps,
-                momentum=0.1 if old.momentum is None else old.momentum,
-                draw_scope=config.draw_scope,
-                stream_name="rna" if config.choice == "per_network" else None,
-            )
-        except UserError as error:
-            raise UserError(f"layer {name}: {error}") from None
-        for branch in new.branches.values():
-            assert isinstance(branch, Normalization2d)
-            branch.copy_from(old)
+        assert old.momentum is not None
+        new = RandomNormalization2d(
+            old.num_features,
+            config.pool,
+            eps=old.eps,
+            momentum=old.momentum,
+            draw_scope=config.draw_scope,
+            stream_name="rna" if config.choice == "per_network" else None,
+        )
+        for kind in new.pool:
+            new.branches[kind].copy_from(old)
         return new
 
     replace_named(backbone, names, random_normalization)
-
-
-def final_normalization(backbone: Backbone, image_shape: ImageShape) -> str | None:
-    """Return the name of the last normalization if it stands alone behind the last block, else None.
-
-    It stands alone if what it normalizes does not come straight out of a convolution.
-    """
-    names = backbone.normalization_layers()
-    if not names:
-        return None
-    convolved: list[Tensor] = []
-    follows_convolution: list[bool] = []
-
-    def at_normalization(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        follows_convolution.append(any(inputs[0] is output for output in convolved))
-
-    handles = [
-        module.register_forward_hook(lambda _module, _inputs, output: convolved.append(output))
-        for module in backbone.modules()
-        if isinstance(module, nn.Conv2d)
-    ]
-    handles.append(get_module(backbone, names[-1]).register_forward_pre_hook(at_normalization))
-    try:
-        backbone.feature_shapes(image_shape)  # runs one image of zeros and leaves modes and buffers as they were
-    finally:
-        for handle in handles:
-            handle.remove()
-    return None if follows_convolution[-1] else names[-1]
 
 
 DEFENCE_MODELS = (

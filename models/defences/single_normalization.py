@@ -1,20 +1,20 @@
-"""One normalization in place of every BatchNorm, nothing random: the baselines of the RNA paper (Tables 1 and 2).
+"""One normalization in place of BatchNorm, nothing random: the baselines of the RNA paper (Tables 1 and 2).
 
 Reference: Dong, Chen, Wang, Xu, "Random Normalization Aggregation for Adversarial Defense", NeurIPS 2022.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 from torch import nn
 
 from models.backbones.base import Backbone, ImageShape
 from models.configuration import Config
-from models.errors import UserError
 from models.layer_replacement import replace_named
 from models.layers.channel_statistics import Normalization2d, NormalizationType, parse_normalization
+from models.normalization_layers import replaceable_normalizations
 from models.registry import DefenceModel
 
 
@@ -29,6 +29,12 @@ class SingleNormalizationConfig(Config):
     num_groups: int | None = Field(None, ge=1, description="Number of groups of `gn` and `bgn`; none: 32, unless group_size is given.")
     group_size: int | None = Field(None, ge=1, description="Channels per group of `gn` and `bgn`, instead of num_groups.")
 
+    last_normalization: Literal["plain", "replaced"] = Field(
+        "plain",
+        description="The normalization after the last block of pre-activation networks (WRN, PreActResNet): `plain` keeps BatchNorm "
+        "(official code, for every type).",
+    )
+
     @model_validator(mode="after")
     def _groups_fit_the_normalization(self) -> SingleNormalizationConfig:
         if self.num_groups is not None and self.group_size is not None:
@@ -36,6 +42,16 @@ class SingleNormalizationConfig(Config):
         if self.normalization not in ("gn", "bgn") and (self.num_groups or self.group_size):
             raise ValueError(f"normalization {self.normalization!r} has no choice of groups; `gn` and `bgn` have")
         return self
+
+    @classmethod
+    def stored_earlier(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Return the parameters; networks of before `last_normalization` had all normalizations replaced."""
+        return {"last_normalization": "replaced"} | parameters
+
+    @property
+    def revision(self) -> int:
+        """1 where the last normalization of pre-activation networks used to be replaced with the others."""
+        return int(self.normalization != "bn" and self.last_normalization == "plain")
 
     def kind(self) -> NormalizationType:
         """Return the normalization."""
@@ -57,25 +73,21 @@ PRESETS: dict[str, dict] = {
 
 
 def replace_normalizations(backbone: Backbone, config: SingleNormalizationConfig, image_shape: ImageShape) -> None:
-    """Replace every BatchNorm of `backbone` by the configured normalization, in place.
+    """Replace the BatchNorm layers of `backbone` by the configured normalization, in place.
 
     Raises:
-        UserError: the backbone has no BatchNorm, or groups do not divide a layer's channels.
+        UserError: see `replaceable_normalizations`.
     """
-    names = backbone.normalization_layers()
-    if not names:
-        raise UserError(f"{type(backbone).__name__} has no BatchNorm layer to replace by {config.normalization!r}")
-    if config.normalization == "bn":
-        return
     kind = config.kind()
+    kinds = () if config.normalization == "bn" else (kind.name,)
+    names = replaceable_normalizations(backbone, image_shape, kinds, config.last_normalization)
+    if not kinds:
+        return
 
-    def normalization(name: str, old: nn.Module) -> nn.Module:
+    def normalization(_name: str, old: nn.Module) -> nn.Module:
         assert isinstance(old, nn.BatchNorm2d)
-        momentum = 0.1 if old.momentum is None else old.momentum
-        try:
-            new = Normalization2d(old.num_features, kind, old.eps, momentum, affine=config.normalization != "in")
-        except UserError as error:
-            raise UserError(f"layer {name}: {error}") from None
+        assert old.momentum is not None
+        new = Normalization2d(old.num_features, kind, old.eps, old.momentum, affine=config.normalization != "in")
         new.copy_from(old)
         return new
 
@@ -85,7 +97,7 @@ def replace_normalizations(backbone: Backbone, config: SingleNormalizationConfig
 DEFENCE_MODELS = (
     DefenceModel(
         "single_normalization",
-        "one normalization everywhere (BN, BGN, IN, GN or LN), adversarially trained: baselines of RNA",
+        "one normalization (BN, BGN, IN, GN or LN) in place of BatchNorm, adversarially trained: baselines of RNA",
         SingleNormalizationConfig,
         replace_normalizations,
         presets=PRESETS,

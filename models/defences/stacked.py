@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from models.backbones.base import Backbone, ImageShape
 from models.configuration import Config
 from models.errors import UserError
-from models.registry import DefenceModel, parse_defence_section
+from models.registry import DefenceModel, parse_defence_section, section_stored_earlier
 
 
 class StackedConfig(Config):
@@ -35,6 +35,11 @@ class StackedConfig(Config):
             entry, parameters = parse_defence_section(section)
             checked.append({"name": entry.name, **parameters.model_dump(mode="json")})
         return tuple(checked)
+
+    @classmethod
+    def stored_earlier(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Return the parameters with those of each defence treated alike."""
+        return parameters | {"defences": [section_stored_earlier(section) for section in parameters.get("defences", ())]}
 
     @property
     def revision(self) -> int:

@@ -20,7 +20,7 @@ DEFENCES = (
                     ("gn_groups_32", "bgn_groups_32"),
                     ("gn_groups_32", "ln"),
                     ("ln", "bn"),
-                    ("gn_size_1", "bgn_size_1"),
+                    ("gn_size_2", "bgn_size_2"),
                     ("gn_size_1", "bgn_size_1", "gn_size_2", "bgn_size_2"),
                 ),
             ),
@@ -32,12 +32,14 @@ DEFENCES = (
             "official behaviour, in which weight decay still moves them",
             "the attack sees batch statistics and leaves the running ones alone (`attack.mode: train_without_update`); the official code "
             "attacks in training mode, so that each attack step moves them",
+            "a group size above a layer's channels is refused, as in the official code; a number of groups above them becomes one group "
+            "per channel, also as there",
             "gradients of the attack are taken at the perturbed image, as in the official code; Algorithm 1 takes them at the image",
         ),
     ),
     Defence(
         name="single_normalization",
-        summary="one normalization everywhere, adversarially trained: the baselines of RNA",
+        summary="one normalization in place of batch normalization, adversarially trained: the baselines of RNA",
         paper=PAPER,
         search_space={"defence.normalization": Dimension(type="choice", choices=("bn", "bgn", "in", "gn", "ln"))},
     ),

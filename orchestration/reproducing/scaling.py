@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 from analysis.reproduction.papers.model import Run
 from analysis.reproduction.scale import EPOCHS, SMOKE_EPSILON, Scale
 from models.configuration import Config
+from models.errors import UserError
+from models.layers.channel_statistics import parse_normalization
 from orchestration.experiment import ExperimentConfig
 from trainers.schedule import ScheduleConfig
 
@@ -15,6 +17,9 @@ _Section = TypeVar("_Section", bound=Config)
 
 SMOKE_PLACES = {"position": 4, "positions": 7}
 """The last place for a random layer that the small network has, by the name of a defence's parameter."""
+
+SMOKE_CHANNELS = (16, 32, 64)
+"""Of the layers of the small network: normalizations over groups of more channels do not fit it."""
 
 _MILESTONES = ScheduleConfig().milestones
 """The defaults, so that rows whose schedules differ at paper scale alone become one experiment."""
@@ -65,7 +70,7 @@ def _small(experiment: ExperimentConfig) -> ExperimentConfig:
 
 
 def _within_reach(parameters: Config) -> Config:
-    """Return a defence's parameters with its places moved to the last ones that the small network has."""
+    """Return a defence's parameters with its places moved to the last ones that the small network has, and its pool without misfits."""
     moved: dict[str, Any] = {}
     for name, last in SMOKE_PLACES.items():
         place = getattr(parameters, name, None)
@@ -73,7 +78,17 @@ def _within_reach(parameters: Config) -> Config:
             moved[name] = min(place, last)
         elif isinstance(place, tuple):
             moved[name] = tuple(min(each, last) for each in place)
+    pool = getattr(parameters, "pool", None)
+    if pool is not None:
+        moved["pool"] = tuple(filter(_fits, pool))
     return changed(parameters, **moved) if moved else parameters
+
+
+def _fits(normalization: str) -> bool:
+    try:
+        return all(parse_normalization(normalization).groups(channels) for channels in SMOKE_CHANNELS)
+    except UserError:
+        return False
 
 
 def _with(section: _Section, path: list[str], value: Any) -> _Section:

@@ -321,3 +321,10 @@ def test_one_compiled_graph_serves_all_draws(scope):
         resample(site)
         torch.testing.assert_close(compiled(x), site(x))
     assert graphs.frame_count == 1
+
+
+def test_a_fixed_deviation_of_zero_is_refused():
+    """It would be deterministic and still claim infinitely many configurations."""
+    with pytest.raises(UserError, match="nothing would be random"):
+        build_model("ctrw", constraint="fixed", lower_bound=0.0, backbone="resnet8", image_shape=(3, 8, 8))
+    build_model("ctrw", constraint="fixed", lower_bound=1.0, backbone="resnet8", image_shape=(3, 8, 8))

@@ -316,15 +316,21 @@ def test_unknown_normalizations(text, message):
 
 def test_numbers_of_groups():
     assert parse_normalization("gn_groups_32").groups(16) == 16
-    assert parse_normalization("gn_size_32").groups(16) == 16
     assert parse_normalization("bgn_size_2").groups(16) == 8
     assert parse_normalization("ln").groups(16) == 1
     with pytest.raises(UserError, match=r"48 channels cannot be split into 32 equal groups.*24"):
         parse_normalization("gn_groups_32").groups(48)
+    for name in ("gn_size_32", "bgn_size_32", "gn_size_64"):
+        with pytest.raises(UserError, match=rf"{name}.*16 channels cannot be split into groups of (32|64)"):
+            parse_normalization(name).groups(16)
     with pytest.raises(UserError, match="twice"):
         RandomNormalization2d(C, ("bn", "bn"))
     with pytest.raises(UserError, match="empty"):
         RandomNormalization2d(C, ())
+    for pool in (("in", "gn_size_1"), ("bn", "ln", "bgn_size_1"), ("gn_groups_1", "ln")):
+        with pytest.raises(UserError, match=f"'{pool[0]}' and '{pool[-1]}' of the pool are the same"):
+            RandomNormalization2d(C, pool)
+    assert parse_normalization("in") == parse_normalization("gn_size_1") != parse_normalization("gn_size_2")
 
 
 @pytest.mark.slow

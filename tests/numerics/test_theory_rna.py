@@ -73,7 +73,7 @@ def test_paths():
 
 
 def test_distribution_of_the_path_difference():
-    values = path_statistics(build_model("rna", backbone="resnet18", image_shape=(3, 8, 8)))
+    values = path_statistics(build_model("rna", backbone="resnet18", image_shape=(3, 16, 16)))
     assert values.num_paths == 2**20
     assert (values.mean, values.variance**0.5) == pytest.approx(binomial_path_difference(20, 2))
     assert (values.mean, values.variance) == pytest.approx((10, 5))
@@ -97,12 +97,12 @@ def test_transfer_as_a_function_of_the_path_difference():
 
 
 def test_cosines_between_types():
-    model = trained(("bn", "in", "bgn_size_1"))
+    model = trained(("bn", "in", "bgn_groups_64"))
     for site in (module for module in model.modules() if hasattr(module, "branches")):
-        site.branches["bgn_size_1"].load_state_dict(site.branches["bn"].state_dict())
+        site.branches["bgn_groups_64"].load_state_dict(site.branches["bn"].state_dict())
     cosines = cosines_between_types(model, *images())
-    assert set(cosines) == {("bn", "in"), ("bn", "bgn_size_1"), ("in", "bgn_size_1")}
-    assert cosines["bn", "bgn_size_1"].mean == pytest.approx(1, abs=1e-9)
+    assert set(cosines) == {("bn", "in"), ("bn", "bgn_groups_64"), ("in", "bgn_groups_64")}
+    assert cosines["bn", "bgn_groups_64"].mean == pytest.approx(1, abs=1e-9)
     assert cosines["bn", "in"].mean < 0.999
 
 

@@ -87,7 +87,7 @@ def test_an_interrupted_run_goes_on_after_its_last_epoch(earlier, capsys):
     history = json.loads((folder / "result.json").read_text())["history"]
     assert len(history) == 2
     assert history[0] == first
-    assert torch.isfinite(load_pretrained(folder / "model")(torch.rand(2, 1, 8, 8))).all()
+    assert torch.isfinite(load_pretrained(folder / "model")(torch.rand(2, 1, 16, 16))).all()
     (run,) = [run for run in runs_of(earlier, "run") if run.data.tags["rayndom.fingerprint"] == folder.name]
     assert run.info.status == "FINISHED"
 
@@ -108,7 +108,7 @@ def test_its_models_are_exported_and_compared(earlier, tmp_path, capsys):
     fingerprints = [path.parent.name for path in sorted(earlier.root.glob("runs/*/result.json"))]
     for fingerprint in fingerprints:
         rayndom(earlier, "export", fingerprint, "--to", str(tmp_path / fingerprint))
-        assert torch.isfinite(load_pretrained(tmp_path / fingerprint)(torch.rand(2, 1, 8, 8))).all()
+        assert torch.isfinite(load_pretrained(tmp_path / fingerprint)(torch.rand(2, 1, 16, 16))).all()
     capsys.readouterr()
     rayndom(earlier, "compare", *fingerprints, "--json")
     compared = json.loads(capsys.readouterr().out)

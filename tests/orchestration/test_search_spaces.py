@@ -6,9 +6,12 @@ import pytest
 import yaml
 
 from models.errors import UserError
+from models.layers.channel_statistics import parse_normalization
+from orchestration.catalogue import catalogue
 from orchestration.search_space import chosen_fields
 from orchestration.sweeping.config import check_sweep, load_sweep
 from orchestration.sweeping.item_grid import item_tree
+from orchestration.sweeping.named import list_sweeps
 from orchestration.sweeping.search import StudySearch
 from orchestration.sweeping.study import num_wanted, open_study, planned_points
 from orchestration.sweeping.theory_prior import CtrwPrior, ctrw_lower_bound
@@ -149,3 +152,14 @@ def test_a_misspelt_recipe_is_told_the_nearest_name():
 def test_the_own_space_of_ctrw_has_an_upper_bound_only_where_it_is_used():
     space = load_sweep("ctrw_digits").space
     assert space["defence.upper_bound"].when == {"defence.constraint": ("project",)}
+
+
+def test_no_search_space_offers_a_pool_of_normalizations_twice():
+    spaces = {name: entry.search_space for name, entry in catalogue().items()}
+    spaces |= {name: load_sweep(name).space for name in list_sweeps()}
+    searched = [(name, space[field]) for name, space in spaces.items() for field in space if field.endswith("defence.pool")]
+    assert len(searched) > 1
+    for name, dimension in searched:
+        pools = [frozenset(map(parse_normalization, choice)) for choice in dimension.choices]
+        assert len(set(pools)) == len(pools), f"{name}: {dimension.choices}"
+        assert all(len(pool) == len(choice) for pool, choice in zip(pools, dimension.choices, strict=True))

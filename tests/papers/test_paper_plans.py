@@ -7,16 +7,20 @@ import torch
 
 from analysis.evaluation.suites import Suite
 from analysis.evaluation.tasks import BlockTask, estimated_cost
+from analysis.fingerprints import weights_hash
 from analysis.reproduction.papers import get_item, list_items
 from analysis.reproduction.papers.measures import Accuracy, Clean, WorstCase
 from analysis.reproduction.papers.model import Item
 from analysis.reproduction.scale import SCALES, parse_scale
 from analysis.reproduction.suites import attack_item, evaluation_suites, measure_at, read_estimate
 from models.errors import UserError
+from models.randomness import num_configurations
 from models.registry import build_model
 from models.threat_model import ThreatModel
+from models.weights import load_pretrained, save_pretrained
+from orchestration.home import Home
 from orchestration.recipes import load_recipe
-from orchestration.reproducing.plan import Training, planned_trainings, recipe_experiment
+from orchestration.reproducing.plan import Training, evaluated_folder, model_folder, planned_trainings, recipe_experiment
 from orchestration.reproducing.scaling import scaled
 from trainers.data import DATASETS
 
@@ -208,3 +212,39 @@ def test_smoke_asks_for_one_worker_without_a_gpu(name: str):
     for training in planned_trainings(get_item(name), "smoke"):
         resources = training.experiment.resources
         assert (resources.workers, resources.gpus_per_worker) == (1, 0)
+
+
+def test_pools_leave_out_at_smoke_what_does_not_fit_and_the_cells_say_so():
+    item = get_item("rna.table5")
+    whole = {each.key: each.experiment.defence.parameters.pool for each in planned_trainings(item, "paper")}
+    for training in planned_trainings(item, "smoke"):
+        kept, wanted = training.experiment.defence.parameters.pool, whole[training.key]
+        # The network has layers of 16, 32 and 64 channels; a number of groups above them clamps.
+        assert kept == tuple(name for name in wanted if not name.endswith(("size_32", "size_64")))
+        told = any(note.key == "groups" for column in item.columns for note in item.cell(training.row, column).notes)
+        assert told == (kept != wanted), training.key
+    assert {"gn_size_64", "bgn_size_64"} <= {*whole["both64_free"]}
+
+
+@pytest.mark.parametrize(("n", "masks"), [(4, 1296), (3, 324), (2, 54), (1, 9)])
+def test_cancelled_rows_evaluate_the_network_of_uniform_masks_under_stratified_ones(n, masks, tmp_path):
+    """The caption cancels in the test alone; what the code does, training under such masks without GSAT, is a row of its own."""
+    trainings = {each.key: each for each in planned_trainings(get_item("dcs.table5"), "smoke")}
+    plain, cancelled = trainings[f"n{n}"], trainings[f"n{n}/cancelled"]
+    assert plain.fingerprint == cancelled.fingerprint
+    assert plain.experiment.defence.parameters.sampling == "uniform"
+    assert plain.experiment.defence.parameters.gsat != "off"
+    home = Home(tmp_path)
+    model = build_model("dcs", backbone="resnet8", image_shape=(1, 8, 8), num_taps=n).eval()
+    save_pretrained(model, model_folder(home, plain))
+    assert evaluated_folder(home, plain) == model_folder(home, plain)
+    tested = load_pretrained(evaluated_folder(home, cancelled), resample_on_forward=False)
+    assert num_configurations(tested) == masks
+    for name, value in tested.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name])
+    assert weights_hash(tested) != weights_hash(model), "records of the two must not be taken for one another"
+    coded = trainings.get(f"n{n}/as_coded")
+    assert (coded is None) == (n == 2), "the code has no such masks for n = 2"
+    if coded is not None:
+        parameters = coded.experiment.defence.parameters
+        assert (parameters.sampling, parameters.gsat, coded.row.extra) == ("stratified2", "off", True)

@@ -36,7 +36,7 @@ AMBIGUITIES = {
     "R4": "Algorithm 1 takes the gradient at x; at the perturbed image, as in the code.",
     "R5": "The README's training command lacks adversarial training; it is on.",
     "R6": "WideResNet32 is WRN-34-10 in the code; 32 does not fit the depth rule.",
-    "R7": "The last normalization of WRN is not random in the code; nor here.",
+    "R7": "The last normalization of WRN is batch normalization in the code whatever the others are, random or not; here too.",
     "R8": "The baseline IN has no affine parameters, RNA's IN has; kept.",
     "R9": "Table 4 does not give the groups of GN and BGN; 32 groups each, the notation of Table 1.",
     "R10": "SAT is [22] in Table 3 and [44] in the text; [22].",
@@ -46,6 +46,7 @@ AMBIGUITIES = {
     "R14": "Eq. 3 applies gamma twice for GN; once.",
     "R15": "The attack's step on ImageNet is not given; 2/255 in training, 1/255 in evaluation.",
     "R16": "ResNet-18 is cited as the CIFAR report; He et al.",
+    "groups": "At smoke scale the network has layers of 16 channels: groups of 32 and 64 channels do not fit and are not in the pool.",
     "diverges": "The first row of Table 5 does not train; only its clean accuracy is printed.",
     "initialization": "On ImageNet the paper starts from a pretrained ResNet-50; training starts from scratch.",
     "networks": "The text does not say which networks, natural or adversarially trained, Figures 2 and 3 show, nor all pairs of Figure 3; "
@@ -90,7 +91,7 @@ WRN_ROWS = tuple(f"wrn/{name}" for name in ("bn", "bgn", "in", "gn", "ln", "rna"
 MAIN_NOTES = (
     Note("R1", rows=("resnet18/rna", "wrn/rna")),
     Note("R6", rows=WRN_ROWS),
-    Note("R7", rows=("wrn/rna",)),
+    Note("R7", rows=("wrn/bgn", "wrn/in", "wrn/gn", "wrn/ln", "wrn/rna")),
     Note("R8", rows=("resnet18/in", "wrn/in")),
 )
 
@@ -254,7 +255,13 @@ TABLE_5 = Item(
         both1_free   84.29 63.10 60.69 84.45 60.70 76.73 65.61
         """,
     ),
-    notes=(Note("R2"), Note("R1", rows=("both1_free",)), Note("R9", rows=("all_white",)), Note("diverges", rows=("all_white",))),
+    notes=(
+        Note("R2"),
+        Note("R1", rows=("both1_free",)),
+        Note("R9", rows=("all_white",)),
+        Note("diverges", rows=("all_white",)),
+        Note("groups", rows=("gn64_white", "gn64_black", "both64_black", "both64_free")),
+    ),
 )
 
 PGD_7 = Accuracy(SUITE, "pgd_20", {"steps": 7})

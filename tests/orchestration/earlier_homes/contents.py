@@ -9,5 +9,5 @@ TINY = {
     "training.attack.steps": "1",
     "training.precision": "fp32",
     "backbone.name": "timm:resnet18",
-    "backbone.options": "{channels: [4, 4, 4, 4]}",
+    "backbone.options": "{channels: [4, 4, 4, 4], output_stride: 8}",
 }
