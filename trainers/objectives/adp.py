@@ -97,4 +97,6 @@ def check_rank(num_members: int, num_classes: int) -> None:
         )
 
 
-OBJECTIVES = (ObjectiveEntry("adp", "cross-entropy with ensemble entropy and log-determinant diversity", AdpObjectiveConfig, Adp),)
+OBJECTIVES = (
+    ObjectiveEntry("adp", "cross-entropy with ensemble entropy and log-determinant diversity", AdpObjectiveConfig, Adp, selection="last"),
+)

@@ -157,4 +157,6 @@ def load_members(ensemble: Ensemble, folders: Sequence[str]) -> None:
             raise UserError(f"the trained network {index} does not fit member {index}: {error}") from None
 
 
-OBJECTIVES = (ObjectiveEntry("dverge", "each member learns the others' distilled features", DvergeObjectiveConfig, Dverge),)
+OBJECTIVES = (
+    ObjectiveEntry("dverge", "each member learns the others' distilled features", DvergeObjectiveConfig, Dverge, selection="last"),
+)

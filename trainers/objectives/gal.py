@@ -73,4 +73,4 @@ class Gal(RegularizedEnsembleObjective):
         return {"regularization": self.config.alignment_weight * alignment, "alignment": alignment}
 
 
-OBJECTIVES = (ObjectiveEntry("gal", "cross-entropy and gradient alignment loss of an ensemble", GalObjectiveConfig, Gal),)
+OBJECTIVES = (ObjectiveEntry("gal", "cross-entropy and gradient alignment loss of an ensemble", GalObjectiveConfig, Gal, selection="last"),)

@@ -159,4 +159,6 @@ class Trs(RegularizedEnsembleObjective):
         }
 
 
-OBJECTIVES = (ObjectiveEntry("trs", "cross-entropy, gradient similarity and smoothness of an ensemble", TrsObjectiveConfig, Trs),)
+OBJECTIVES = (
+    ObjectiveEntry("trs", "cross-entropy, gradient similarity and smoothness of an ensemble", TrsObjectiveConfig, Trs, selection="last"),
+)
