@@ -273,7 +273,8 @@ class Paper:
 
     Attributes:
         name: short name. title, authors, venue: of the paper. items: all its tables and figures, in its order.
-        ambiguities: contradictions and gaps, by the keys that notes use: what they are and how they are resolved.
+        ambiguities: contradictions and gaps, by the keys that notes use: what they are and how they are resolved. One whose text speaks
+            of no measurement gets the words "Not measured.", so that a reader knows what a resolution rests on.
         protocol: what its own scripts evaluate, in words.
         gains: rows and their baselines, whose difference its claim is.
     """
@@ -288,6 +289,7 @@ class Paper:
     gains: tuple[Gain, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "ambiguities", {key: _with_its_ground(text) for key, text in self.ambiguities.items()})
         items = {item.name: item for item in self.items}
         for gain in self.gains:
             rows = [row.key for row in items[gain.item].rows] if gain.item in items else []
@@ -299,6 +301,10 @@ class Paper:
             for note in item.notes:
                 if note.key not in self.ambiguities:
                     raise ValueError(f"{item.name}: {unknown_name('ambiguity', note.key, self.ambiguities)}")
+
+
+def _with_its_ground(text: str) -> str:
+    return text if "measured" in text.lower() else f"{text} Not measured."
 
 
 def grid(columns: tuple[Column, ...], text: str) -> dict[tuple[str, str], Published]:

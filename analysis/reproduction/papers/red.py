@@ -28,7 +28,7 @@ AMBIGUITIES = {
     "A6": "Whether members put out logits or probabilities in Eq. 1 does not matter for random sampling; baselines average probabilities.",
     "A7": "Whether one member answers a batch or each image is not said; each image.",
     "A8": "`+adv. training` is not defined; cross-entropy on adversarial images, regularizers unchanged.",
-    "A9": "Width, structure and sharing of the hypernetwork are not given; the one reading that saves about 90 % (89.34 %).",
+    "A9": "Width, structure and sharing of the hypernetwork are not given; the one reading that saves about 90 %: 89.34 %, measured.",
     "A10": "The 90 % count normalizations, classifier and stem as stored.",
     "A11": "ResNet-18 on Tiny ImageNet has the 3x3 stem that the paper names.",
     "A12": "AutoAttack leaves more than PGD for RED, PS-RED, DVERGE and GAL, which a correct AutoAttack cannot; CW leaves baselines "
