@@ -1,8 +1,8 @@
 """What every objective of the registry promises, found by name: two workers train what one trains.
 
 Loss, further scalars and gradients of one step on the halves of a batch average to those of the step on the whole batch, in float64;
-noise and random starts are those of the images, so they differ by rank. Networks have no batch normalization: examples do not see one
-another. One pair of processes serves all objectives.
+noise and random starts are those of the images, so they differ by rank. Networks have no batch normalization, or a synchronized one. One
+pair of processes serves all objectives.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from models.errors import UserError
 from models.layer_replacement import of_type, replace_modules
 from models.randomness import seed_streams
 from models.threat_model import ThreatModel
-from trainers.distributed import average_gradients, world
+from trainers.distributed import average_gradients, synchronize_batch_norm, world
 from trainers.hardware import FULL
 from trainers.objective import Objective, objective_entry, objectives
 from trainers.step import InnerAttackConfig, StepContext
@@ -55,19 +55,25 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 CASES = [*objectives(), *(name for name in VARIANTS if name.partition("-")[0] in objectives())]
 
+# Taylor terms and members spread over workers refuse synchronized batch statistics.
+REFUSE_SYNCHRONIZED = ("rat_taylor", "red-spread")
+STEPS = [(name, False) for name in CASES] + [(name, True) for name in CASES if not name.startswith(REFUSE_SYNCHRONIZED)]
+
 # Random starts and noise are drawn per image, so both halves of a batch whose halves are equal see different ones.
 NOISY = ("gal", "trs", "adversarial", "trades", "red")
 
 
-def build(name: str) -> tuple[Objective, nn.Module]:
+def build(name: str, *, synchronized: bool = False) -> tuple[Objective, nn.Module]:
     """Return the objective of a case and a float64 model that it can train, in training mode."""
     base = name.partition("-")[0]
     entry = objective_entry(base)
     objective = entry.create(entry.config(**{"name": base} | VARIANTS.get(name, {})))
     if getattr(objective.config, "warmup_epochs", 0):
         objective = entry.create(objective.config.model_copy(update={"warmup_epochs": 0}))
-    for model in (network(0), Ensemble([network(seed) for seed in range(3)])):
+    for model in (network(0, synchronized), Ensemble([network(seed, synchronized) for seed in range(3)])):
         seed_streams(model, 0)
+        if synchronized and world()[1] > 1:
+            synchronize_batch_norm(model)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -78,13 +84,14 @@ def build(name: str) -> tuple[Objective, nn.Module]:
     raise AssertionError(f"no model for {name}")
 
 
-def network(seed: int) -> nn.Module:
-    """Return a residual network of one block without normalizations, whose logits are not nearly equal."""
+def network(seed: int, normalized: bool) -> nn.Module:
+    """Return a residual network of one block, with or without normalizations, whose logits are not nearly equal."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = ResNet(BasicBlock, (1,), (4,), NUM_CLASSES, IMAGE_SHAPE, stem="cifar")
         nn.init.normal_(backbone.classifier.weight)
-    replace_modules(backbone, of_type(nn.BatchNorm2d), lambda _name, _module: nn.Identity())
+    if not normalized:
+        replace_modules(backbone, of_type(nn.BatchNorm2d), lambda _name, _module: nn.Identity())
     return Classifier(InputNormalization((0.5,) * 3, (0.25,) * 3), backbone)
 
 
@@ -114,9 +121,9 @@ def new_context(model: nn.Module) -> StepContext:
     return context
 
 
-def step(name: str) -> tuple[dict[str, float], dict[str, Tensor]]:
+def step(name: str, synchronized: bool) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Take one training step on this worker's rows; return scalars and gradients, averaged over the workers."""
-    objective, model = build(name)
+    objective, model = build(name, synchronized=synchronized)
     scalars = objective.training_step(model, *own_rows(), new_context(model))
     average_gradients(model.parameters())
     means = torch.stack([scalars[key].double() for key in sorted(scalars)])
@@ -141,7 +148,7 @@ def _enter(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
-        results = {name: step(name) for name in CASES}
+        results = {case: step(*case) for case in STEPS}
         noisy = {name: seen_images(name) for name in NOISY}
         torch.save((results, noisy), Path(folder) / f"result-{rank}.pt")
     finally:
@@ -157,11 +164,11 @@ def both(tmp_path_factory):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("name", CASES)
-def test_two_workers_compute_what_one_computes(name, both):
-    scalars, gradients = step(name)
+@pytest.mark.parametrize(("name", "synchronized"), STEPS)
+def test_two_workers_compute_what_one_computes(name, synchronized, both):
+    scalars, gradients = step(name, synchronized)
     for steps, _ in both:
-        scalars_of_two, gradients_of_two = steps[name]
+        scalars_of_two, gradients_of_two = steps[name, synchronized]
         assert scalars_of_two == pytest.approx(scalars, rel=1e-9, abs=1e-12)
         assert gradients_of_two.keys() == gradients.keys()
         for key, gradient in gradients.items():
