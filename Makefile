@@ -36,9 +36,10 @@ test: $(STAMP) ## Run the tests, without the long ones and those that need a GPU
 test-slow: $(STAMP) ## Run the long tests, and those that need a GPU where there is one
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "slow or gpu" $(ARGS)
 
-check: $(STAMP) ## Check style, formatting and the direction of imports
+check: $(STAMP) ## Check style, formatting, types and the direction of imports
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
 
 bench: $(STAMP) ## Measure speed on this computer
@@ -69,7 +70,7 @@ cluster-up: $(STAMP) cluster-code ## Start or renew a Ray cluster: CLUSTER=ray_c
 	$(VENV)/bin/ray up $(CLUSTER) $(ARGS)
 
 clean: ## Remove caches and build leftovers; .venv, data and results stay
-	rm -rf .pytest_cache .ruff_cache .import_linter_cache .cluster build dist *.egg-info
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .cluster build dist *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './.uv/*' -type d -prune -exec rm -rf {} +
 
 # uv installs itself into .uv/ when it is missing: nothing outside this folder is touched.

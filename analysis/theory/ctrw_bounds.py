@@ -81,7 +81,7 @@ def unconditional_probability(mu: Tensor, sigma: Tensor, epsilon: float = 0.0) -
     # and vanishes at both ends, like t where t is small and with the modulus where it is large.
     coarse = np.exp(np.linspace(*_LOG_RANGE, 200)) / deviation
     log_modulus, _ = _characteristic(m, s, coarse)
-    needed = np.searchsorted(-log_modulus, _NEGLIGIBLE)
+    needed = int(np.searchsorted(-log_modulus, _NEGLIGIBLE))
     last = math.log(coarse[min(needed, len(coarse) - 1)] * deviation)
     t = np.exp(np.arange(_LOG_RANGE[0], last, _LOG_STEP)) / deviation
     log_modulus, phase = _characteristic(m, s, t)

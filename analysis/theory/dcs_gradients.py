@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_input
 
 from analysis.theory.dcs_bounds import PairKind, mask_pair, mask_pair_with_overlap, point_probabilities
 from analysis.theory.transferability import DrawPair, current_draw, draw_distance, undisturbed
@@ -44,9 +45,7 @@ def tap_gradients(layer: StochasticConv2d, input_shape: Sequence[int], grad_outp
         row, column = divmod(tap, layer.kernel_size)
         single = torch.zeros_like(layer.weight)
         single[:, :, row, column] = layer.weight[:, :, row, column]
-        gradients.append(
-            nn.grad.conv2d_input(tuple(input_shape), single, grad_output_BOHW, layer.stride, layer.padding, groups=layer.groups)
-        )
+        gradients.append(conv2d_input(tuple(input_shape), single, grad_output_BOHW, layer.stride, layer.padding, groups=layer.groups))
     return gradients
 
 

@@ -9,7 +9,8 @@ that are drawn independently).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from models.modes import mode
 from models.randomness import derive_seed
 from models.threat_model import Norm
 from trainers.attacks import pgd
+from trainers.attacks.projected_gradient import Model
 from trainers.ensembles.distilled_features import distilled_examples, feature_layers
 from trainers.ensembles.examples import mean_member_loss
 
@@ -41,7 +43,7 @@ class MemberAttack:
     norm: Norm = "linf"
     seed: int = 0
 
-    def examples(self, network: nn.Module, x_BCHW: Tensor, y_B: Tensor, restart: int, **options: object) -> Tensor:
+    def examples(self, network: Model, x_BCHW: Tensor, y_B: Tensor, restart: int, **options: Any) -> Tensor:
         """Return adversarial images of one restart, (B, C, H, W)."""
         return pgd(
             network,
@@ -216,7 +218,7 @@ def candidate_answers(model: nn.Module, x_BCHW: Tensor, y_B: Tensor, attack: Mem
     return torch.cat(parts, dim=-1)
 
 
-def attack_on_expectation(members: Sequence[nn.Module], x_BCHW: Tensor, y_B: Tensor, attack: MemberAttack, restart: int = 0) -> Tensor:
+def attack_on_expectation(members: Iterable[nn.Module], x_BCHW: Tensor, y_B: Tensor, attack: MemberAttack, restart: int = 0) -> Tensor:
     """Return adversarial images that climb the mean of the members' cross-entropies, the exact expectation under RSI."""
 
     def loss_of(images_BCHW: Tensor) -> Tensor:

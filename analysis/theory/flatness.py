@@ -228,7 +228,7 @@ def top_hessian_eigenvalue(
         used = [p for p, _ in pairs]
 
         def product(vectors: list[Tensor]) -> list[Tensor]:
-            inner = sum((g * v).sum() for (_, g), v in zip(pairs, vectors, strict=True))
+            inner = _inner_product([g for _, g in pairs], vectors)
             result = torch.autograd.grad(inner, used, retain_graph=True, allow_unused=True)
             return [torch.zeros_like(p) if r is None else r.detach() for p, r in zip(used, result, strict=True)]
 
@@ -242,6 +242,10 @@ def top_hessian_eigenvalue(
         return TopEigenvalue(shifted.value, shifted.residual, found.iterations + shifted.iterations, shifted.converged)
 
 
+def _inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    return torch.stack([(a * b).sum() for a, b in zip(first, second, strict=True)]).sum()
+
+
 def _power_iteration(
     product: Callable[[list[Tensor]], list[Tensor]], start: list[Tensor], shift: float, max_iterations: int, tolerance: float
 ) -> TopEigenvalue:
@@ -250,7 +254,7 @@ def _power_iteration(
     value, residual = 0.0, math.inf
     for iteration in range(1, max_iterations + 1):
         image = product(vector)
-        value = sum((a * b).sum() for a, b in zip(image, vector, strict=True)).item()
+        value = _inner_product(image, vector).item()
         residual = _norm([a - value * b for a, b in zip(image, vector, strict=True)])
         moved = [a - shift * b for a, b in zip(image, vector, strict=True)]
         length = _norm(moved)

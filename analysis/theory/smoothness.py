@@ -81,7 +81,7 @@ def normalization_gradients(model: nn.Module, x_BCHW: Tensor, y_B: Tensor) -> li
     Raises:
         ValueError: no BatchNorm2d or `Normalization2d` was used (draws per example use neither).
     """
-    seen: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+    seen: list[tuple[str, nn.BatchNorm2d | Normalization2d, Tensor, Tensor]] = []
     handles = [
         module.register_forward_hook(lambda module, inputs, output, name=name: seen.append((name, module, inputs[0], output)))
         for name, module in model.named_modules()
@@ -113,7 +113,7 @@ def normalization_gradients(model: nn.Module, x_BCHW: Tensor, y_B: Tensor) -> li
     return records
 
 
-def _predicted_lengths(module: nn.Module, activation_BCHW: Tensor, gradient_BCHW: Tensor) -> Tensor:
+def _predicted_lengths(module: nn.BatchNorm2d | Normalization2d, activation_BCHW: Tensor, gradient_BCHW: Tensor) -> Tensor:
     if module.weight is not None:
         gradient_BCHW = gradient_BCHW * module.weight[:, None, None]
     batch = len(activation_BCHW)
@@ -122,6 +122,7 @@ def _predicted_lengths(module: nn.Module, activation_BCHW: Tensor, gradient_BCHW
     if isinstance(module, Normalization2d) and not module.kind.over_batch:
         squared_R = group_norm_squared_gradient(activation_BCHW.reshape(batch * groups, -1), gradient_RG, module.eps)
     else:
+        assert module.running_var is not None, "eval mode normalizes with running statistics"
         squared_R = batch_group_norm_squared_gradient(gradient_RG, module.running_var.repeat(batch), module.eps)
     return squared_R.view(batch, groups).sum(dim=1).clamp_min(0).sqrt()
 

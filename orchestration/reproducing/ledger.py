@@ -195,8 +195,9 @@ class Ledger:
             return _Missing(next((reason for reason in reasons if reason), NOT_EVALUATED))
         if isinstance(measure, Clean):
             failed = failed_checks(result, ())
-            row = next(row for row in result.rows if row.attack == "clean" and row.protocol != "T4")
-            return _reading(result.clean or row.estimate, f"clean images, {row.caption}", "", failed, self._images(cell, result, row))
+            clean = next(row for row in result.rows if row.attack == "clean" and row.protocol != "T4")
+            images = self._images(cell, result, clean)
+            return _reading(result.clean or clean.estimate, f"clean images, {clean.caption}", "", failed, images)
         if isinstance(measure, WorstCase):
             found = result.headline
             if found is None:
@@ -297,8 +298,9 @@ class Ledger:
             seconds=sum(epoch["time/epoch_seconds"] for epoch in result["history"]) if result else None,
             mlflow_run=self.mlflow_runs.get(training.fingerprint) or (before.mlflow_run if before else ""),
             environment=self._environment(training) if result else {},
-            checks=(before.checks if before else {}) | {base: _checks(found) for base, found in results.items()},
-            conclusion=(before.conclusion if before else {}) | {base: conclusion(training.key, found) for base, found in results.items()},
+            checks=dict(before.checks if before else {}) | {base: _checks(found) for base, found in results.items()},
+            conclusion=dict(before.conclusion if before else {})
+            | {base: conclusion(training.key, found) for base, found in results.items()},
             configuration=training.experiment.flatten(),
         )
 

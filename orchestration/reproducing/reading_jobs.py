@@ -142,7 +142,7 @@ def take_reading(job: ReadingJob, folders: Sequence[Path], data_root: Path | Non
     measure = job.measure
 
     def load(folder: Path) -> torch.nn.Module:
-        return load_pretrained(folder, resample_on_forward=False).to(device, memory_format=torch.channels_last)
+        return load_pretrained(folder, resample_on_forward=False).to(device).to(memory_format=torch.channels_last)
 
     if not isinstance(measure, Theory):
         x_NCHW, _ = test_images(experiment.data, data_root, None)

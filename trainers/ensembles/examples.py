@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -58,7 +58,7 @@ def _common_members(model: nn.Module, context: StepContext) -> Iterator[None]:
         ensemble.stream = own
 
 
-def mean_member_loss(members: Sequence[nn.Module], x_BCHW: Tensor, y_B: Tensor) -> Tensor:
+def mean_member_loss(members: Iterable[nn.Module], x_BCHW: Tensor, y_B: Tensor) -> Tensor:
     """Return the mean over the members of each example's cross-entropy, (B,), differentiable once with respect to x alone.
 
     Members are evaluated and differentiated one after the other: memory does not grow with N.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from matplotlib.patches import Patch
 
 from analysis.reproduction.figures import style
 from analysis.reproduction.outcome import Reading
+from analysis.reproduction.papers.model import Column, Row
 from analysis.reproduction.view import ItemView, finite
 
 _WIDE_RANGE = 30
@@ -69,7 +71,8 @@ def draw_histograms(view: ItemView) -> Figure:
     item = view.item
     assert item.figure is not None
     by_rows = item.figure.curves == "rows"
-    curves, panels = (item.rows, item.columns) if by_rows else (item.columns, item.rows)
+    curves: Sequence[Row | Column] = item.rows if by_rows else item.columns
+    panels: Sequence[Row | Column] = item.columns if by_rows else item.rows
     values = {
         (curve.key, panel.key): _values(cell.paper if cell is not None else None)
         for curve in curves

@@ -38,19 +38,20 @@ class Landscape:
 
 def draw_surfaces(view: ItemView) -> Figure:
     """Draw each row's losses as a surface; several members of an ensemble lie over one another in their colours."""
-    found, norm = _landscapes(view)
+    found, ends = _landscapes(view)
     figure, panels = _figure(len(found), {"projection": "3d"})
     for axes, landscape in zip(panels, found, strict=True):
-        _surface(axes, landscape, norm, view)
+        _surface(axes, landscape, Normalize(*ends), view)
     _members(figure, found, _HEIGHT)
     return figure
 
 
 def draw_contours(view: ItemView) -> Figure:
     """Draw each row's losses as filled contours with the image in the middle; members of an ensemble as contour lines."""
-    found, norm = _landscapes(view)
+    found, ends = _landscapes(view)
     figure, panels = _figure(len(found), {})
-    levels = MaxNLocator(12).tick_values(norm.vmin, norm.vmax)
+    norm = Normalize(*ends)
+    levels = MaxNLocator(12).tick_values(*ends)
     filled = None
     for place, (axes, landscape) in enumerate(zip(panels, found, strict=True)):
         axes.set_title(landscape.title, loc="left")
@@ -82,7 +83,7 @@ def draw_contours(view: ItemView) -> Figure:
     return figure
 
 
-def _landscapes(view: ItemView) -> tuple[list[Landscape], Normalize]:
+def _landscapes(view: ItemView) -> tuple[list[Landscape], tuple[float, float]]:
     found = []
     for row in view.item.rows:
         cell = view.cell(row.key, view.item.columns[0].key)
@@ -94,7 +95,7 @@ def _landscapes(view: ItemView) -> tuple[list[Landscape], Normalize]:
         found.append(_landscape(title, reading))
     values = finite([value for each in found for surface in each.surfaces for value in surface.reshape(-1)])
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-    return found, Normalize(low, high if high > low else low + 1.0)
+    return found, (low, high if high > low else low + 1.0)
 
 
 def _landscape(title: str, reading: Reading) -> Landscape:

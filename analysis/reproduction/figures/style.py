@@ -13,6 +13,7 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from mpl_toolkits.mplot3d import Axes3D
 
 from analysis.reproduction.scale import Scale
 from analysis.reproduction.view import NOT_RUN, ItemView
@@ -89,8 +90,7 @@ def watermark(figure: Figure, view: ItemView) -> None:
     for axes in figure.axes:
         if axes.get_label() == "<colorbar>":
             continue
-        solid = hasattr(axes, "text2D")
-        place = axes.text2D if solid else axes.text
+        place = axes.text2D if isinstance(axes, Axes3D) else axes.text
         place(
             *(0.5, 0.5, f"{view.scale} scale"),
             transform=axes.transAxes,
@@ -101,7 +101,7 @@ def watermark(figure: Figure, view: ItemView) -> None:
             alpha=0.22,
             fontsize=16,
             fontweight="bold",
-            zorder=_IN_FRONT if solid else 5,
+            zorder=_IN_FRONT if isinstance(axes, Axes3D) else 5,
             path_effects=[withStroke(linewidth=2.5, foreground="white", alpha=0.35)],  # dark maps would swallow it
         )
     figure.suptitle(text, fontsize=7, color=color, fontweight="bold", ha="right", x=0.99)
