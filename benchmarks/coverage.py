@@ -227,43 +227,73 @@ def summary(found: list[Found], repetitions: int, seed: int) -> str:
     lines = [f"Simulated with {repetitions} repetitions per cell, seed {seed}. Coverage in %, width in points.", ""]
     grid = [each for each in found if each.cell.part == "grid"]
     if grid:
-        lines += [
-            "| images | draws | lowest coverage, by sd of the draws 0 / 0.3 / 1 / 2 | mean | mean width | too few said |",
-            "|---|---|---|---|---|---|",
-        ]
-        for size, draws in sorted({(each.cell.num_images, each.cell.num_draws) for each in grid}):
-            mine = [e for e in grid if e.interval == OURS and (e.cell.num_images, e.cell.num_draws) == (size, draws)]
-            lowest = [min(e.coverage for e in mine if e.cell.draw_deviation == v) for v in (0.0, 0.3, 1.0, 2.0)]
-            shown = " / ".join(f"{100 * value:.1f}" for value in lowest)
-            mean = [100 * float(np.mean([getattr(e, name) for e in mine])) for name in ("coverage", "width", "short")]
-            lines.append(f"| {size} | {draws} | {shown} | {mean[0]:.1f} | {mean[1]:.1f} | {mean[2]:.0f} % |")
-        lines += [
-            "",
-            "| interval | lowest coverage | cells below 93 % | mean width | mean width where it covers, ours = 1 |",
-            "|---|---|---|---|---|",
-        ]
-        ours = {each.cell: each for each in grid if each.interval == OURS}
-        for name in dict.fromkeys(each.interval for each in grid):
-            these = [each for each in grid if each.interval == name]
-            covering = [each.width / ours[each.cell].width for each in these if each.coverage >= GOAL]
-            ratio = f"{float(np.exp(np.mean(np.log(covering)))):.2f}" if covering else ""
-            low = sum(each.coverage < GOAL for each in these)
-            lowest_one = 100 * min(each.coverage for each in these)
-            lines.append(
-                f"| {name} | {lowest_one:.1f} | {low} of {len(these)} | {100 * float(np.mean([e.width for e in these])):.1f} | {ratio} |"
-            )
+        lines += [*_by_size(grid), "", *_by_interval(grid)]
     others = [each for each in found if each.cell.part != "grid"]
     if others:
-        lines += ["", "| part | cells | lowest coverage | cells below 93 % | mean coverage | mean width |", "|---|---|---|---|---|---|"]
-        for part in dict.fromkeys((each.cell.part, each.cell.extra if each.cell.part == "batches" else 0) for each in others):
-            these = [e for e in others if (e.cell.part, e.cell.extra if e.cell.part == "batches" else 0) == part]
-            title = f"{part[0]}, {part[1]} draws" if part[1] else part[0]
-            coverage = [each.coverage for each in these]
-            lines.append(
-                f"| {title} | {len(these)} | {100 * min(coverage):.1f} | {sum(c < GOAL for c in coverage)} | "
-                f"{100 * float(np.mean(coverage)):.1f} | {100 * float(np.mean([e.width for e in these])):.1f} |"
-            )
+        lines += ["", *_by_part(others)]
     return "\n".join(lines) + "\n"
+
+
+def _by_size(grid: list[Found]) -> list[str]:
+    heads = [
+        "images",
+        "draws",
+        "lowest by sd 0 / 0.3 / 1 / 2",
+        "mean",
+        "mean width",
+        "too few said",
+        "narrowest other that covers everywhere",
+    ]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for size in sorted({(each.cell.num_images, each.cell.num_draws) for each in grid}):
+        here = [each for each in grid if (each.cell.num_images, each.cell.num_draws) == size]
+        mine = [each for each in here if each.interval == OURS]
+        lowest = [min(e.coverage for e in mine if e.cell.draw_deviation == v) for v in sorted({e.cell.draw_deviation for e in mine})]
+        mean = [100 * _mean(getattr(e, name) for e in mine) for name in ("coverage", "width", "short")]
+        shown = " / ".join(f"{100 * value:.1f}" for value in lowest)
+        lines.append(f"| {size[0]} | {size[1]} | {shown} | {mean[0]:.1f} | {mean[1]:.1f} | {mean[2]:.0f} % | {_narrowest(here)} |")
+    return lines
+
+
+def _narrowest(here: list[Found]) -> str:
+    """Return the narrowest of the other intervals that cover in all cells, with our width as a multiple of its own."""
+    width = {name: _mean(e.width for e in here if e.interval == name) for name in dict.fromkeys(e.interval for e in here)}
+    covers = [name for name in CANDIDATES if min(e.coverage for e in here if e.interval == name) >= GOAL]
+    if not covers:
+        return "none"
+    best = min(covers, key=lambda name: width[name])
+    return f"{best}: ours is {width[OURS] / width[best]:.2f} times as wide"
+
+
+def _by_interval(grid: list[Found]) -> list[str]:
+    heads = ["interval", "lowest", "cells below 93 %", "mean width", "width as a multiple of ours, where it covers"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    ours = {each.cell: each.width for each in grid if each.interval == OURS}
+    for name in dict.fromkeys(each.interval for each in grid):
+        these = [each for each in grid if each.interval == name]
+        multiples = [float(np.log(max(each.width, 1e-9) / ours[each.cell])) for each in these if each.coverage >= GOAL]
+        low = sum(each.coverage < GOAL for each in these)
+        multiple = f"{np.exp(_mean(multiples)):.2f}" if multiples else ""
+        width = 100 * _mean(each.width for each in these)
+        lines.append(f"| {name} | {100 * min(e.coverage for e in these):.1f} | {low} of {len(these)} | {width:.1f} | {multiple} |")
+    return lines
+
+
+def _by_part(others: list[Found]) -> list[str]:
+    heads = ["part", "cells", "lowest", "cells below 93 %", "mean", "mean width", "too few said"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    titles = [f"{e.cell.part}, {e.cell.extra} draws in all" if e.cell.part == "batches" else e.cell.part for e in others]
+    for title in dict.fromkeys(titles):
+        these = [each for each, its in zip(others, titles, strict=True) if its == title]
+        mean = [100 * _mean(getattr(e, name) for e in these) for name in ("coverage", "width", "short")]
+        low = sum(each.coverage < GOAL for each in these)
+        lowest = 100 * min(each.coverage for each in these)
+        lines.append(f"| {title} | {len(these)} | {lowest:.1f} | {low} | {mean[0]:.1f} | {mean[1]:.1f} | {mean[2]:.0f} % |")
+    return lines
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
 
 
 def main(arguments: list[str] | None = None) -> int:
