@@ -23,6 +23,7 @@ LARGEST_SPREAD = 3.0
 
 _LARGEST_SHARE = 0.8  # the same for the case without any success: share of the draws in the variance of an outcome
 _MANY_DRAWS = 30
+_WIDER = 1.06  # no law of draws is exactly the modelled one
 _STRICTER = 0.85  # part of the error asked for: what the approximations cost in coverage at worst, about half a point
 
 FloatArray = NDArray[np.float64]
@@ -58,6 +59,8 @@ def draw_chance(successes_U: FloatArray, trials_U: FloatArray, mean: float, *, n
     """
     found = posterior(successes_U, trials_U, LARGEST_SPREAD)
     modelled = weighted_quantiles(found.mean_probit(_without_noise(found, mean)), found.weight_TM, LEVELS)
+    middle = float(np.interp(0.5, LEVELS, modelled))
+    modelled = middle + _WIDER * (modelled - middle)
     if successes_U.size < _MANY_DRAWS:
         return DrawChance(modelled, modelled)
     # So many draws show their law themselves, also where it is not the modelled one: the wider end counts.
