@@ -45,10 +45,11 @@ RunBlocks = Callable[[BlockQueue[Evaluation]], None]
 """Takes all blocks of a queue, runs them, and gives their records back."""
 
 
+@torch.inference_mode(False)
 def evaluate(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Any,
+    y: Any,
     suite: str | Path | Suite = "quick",
     *,
     defence: str | None = None,

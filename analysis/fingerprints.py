@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,7 @@ def tensor_bytes(tensor: Tensor) -> bytes:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Return a hash of all parameters and persistent buffers, and of the record of how the model was built if it has one.
+    """Return a hash of all parameters, persistent buffers and extra state, and of the record of how the model was built if it has one.
 
     Draws are no part of it: they are not weights.
     """
@@ -25,9 +27,28 @@ def weights_hash(model: nn.Module) -> str:
     if spec is not None:
         digest.update(spec.model_dump_json().encode())
     for name, tensor in sorted(model.state_dict().items()):
+        if not isinstance(tensor, Tensor):  # what `get_extra_state` returned
+            digest.update(f"{name}|{value_text(tensor)}|".encode())
+            continue
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
+
+
+def value_text(value: Any, other: Callable[[Any], str] = lambda value: type(value).__qualname__) -> str:
+    """Return a value as text that equal values share, without addresses; `other` gives that of what is no plain value or container."""
+    if value is None or isinstance(value, bool | int | float | str | bytes | torch.dtype | torch.device):
+        return repr(value)
+    if isinstance(value, Tensor | np.ndarray):
+        tensor = torch.as_tensor(value)
+        return f"{tensor.dtype}{tuple(tensor.shape)}{hashlib.blake2b(tensor_bytes(tensor), digest_size=16).hexdigest()}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(sorted(f"{value_text(key, other)}: {value_text(item, other)}" for key, item in value.items())) + "}"
+    if isinstance(value, set | frozenset):
+        return "{" + ", ".join(sorted(value_text(item, other) for item in value)) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(value_text(item, other) for item in value) + "]"
+    return other(value)
 
 
 def data_hash(x: Tensor, y: Tensor) -> str:

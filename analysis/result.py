@@ -106,6 +106,15 @@ class EvaluationResult:
         """The failed checks."""
         return tuple(verdict for verdict in self.verdicts if verdict.status is Status.FAIL)
 
+    @property
+    def below_headline(self) -> tuple[Row, ...]:
+        """The single attacks whose number under T1 is below the headline, lowest first: see `reporting.conclusion.headline_note`."""
+        if self.headline is None:
+            return ()
+        value = self.headline.value - 1e-12
+        rows = [row for row in self.rows if row.attack != "clean" and "T1" in row.protocols and row.in_threat_model and row.finished]
+        return tuple(sorted((row for row in rows if row.estimate.value < value), key=lambda row: row.estimate.value))
+
     def frame(self) -> list[dict[str, Any]]:
         """Return the rows as a tidy frame of plain values."""
         return [

@@ -58,7 +58,11 @@ def folded_for_evaluation(model: nn.Module, x: Tensor) -> tuple[nn.Module, int]:
         pairs = _pairs_under(model, x, draws)
         if not pairs:
             return model, 0
-        folded = copy.deepcopy(model)
+        try:
+            folded = copy.deepcopy(model)
+        except (TypeError, RuntimeError) as error:  # e.g. it holds a generator, a lock or a tensor inside a graph
+            _logger.warning("batch normalization is not folded: the model cannot be copied (%s)", error)
+            return model, 0
         modules = dict(folded.named_modules())
         for convolution, normalization in pairs:
             _fold(modules[convolution], modules[normalization])

@@ -10,16 +10,16 @@ from __future__ import annotations
 import hashlib
 import inspect
 import random
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from analysis.attacked_model.draws import ONLY_DRAW, seeded_draws, set_draw
+from analysis.attacked_model.plain_model import logits_of, parameter_like
 from analysis.attacked_model.state_guard import restored_state
-from analysis.fingerprints import tensor_bytes
+from analysis.fingerprints import tensor_bytes, value_text
 from models.modes import mode
 from models.randomness import is_randomized, random_sites
 
@@ -37,7 +37,7 @@ def identity_hash(model: nn.Module, image_shape: tuple[int, ...]) -> str:
         image_shape: (C, H, W).
     """
     generator = torch.Generator().manual_seed(0)
-    like = next(model.parameters(), torch.zeros(()))
+    like = parameter_like(model, torch.zeros(()))
     x_BCHW = torch.rand((_NUM_IMAGES, *image_shape), generator=generator).to(like)
     draws = seeded_draws(_NUM_DRAWS, 0, "identity") if is_randomized(model) else (ONLY_DRAW,)
     answers = []
@@ -61,9 +61,7 @@ def identity_hash(model: nn.Module, image_shape: tuple[int, ...]) -> str:
 
 def _in_steps(output: Any) -> bytes:
     """Return logits as whole steps of the largest of them."""
-    if not isinstance(output, Tensor):
-        return type(output).__qualname__.encode()
-    values = output.double().nan_to_num(nan=2.0, posinf=1.5, neginf=-1.5)
+    values = logits_of(output).double().nan_to_num(nan=2.0, posinf=1.5, neginf=-1.5)
     scale = values.abs().max().clamp_min(1e-300) if values.numel() else 1.0
     return tensor_bytes((values / scale * _STEPS).round().to(torch.int16))
 
@@ -86,17 +84,10 @@ def _attributes(model: nn.Module) -> dict[str, str]:
 
 def _text(value: Any) -> str:
     """Return a value as text that equal values share, without addresses."""
-    if value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.device):
-        return repr(value)
-    if isinstance(value, Tensor | np.ndarray):
-        tensor = torch.as_tensor(value)
-        return f"{tensor.dtype}{tuple(tensor.shape)}{hashlib.blake2b(tensor_bytes(tensor), digest_size=16).hexdigest()}"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(sorted(f"{_text(key)}: {_text(item)}" for key, item in value.items())) + "}"
-    if isinstance(value, set | frozenset):
-        return "{" + ", ".join(sorted(map(_text, value))) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_text, value)) + "]"
+    return value_text(value, _thing_text)
+
+
+def _thing_text(value: Any) -> str:
     if inspect.isroutine(value) or inspect.isclass(value):
         cells = getattr(value, "__closure__", None) or ()
         return _code(value) + "".join(_text(cell.cell_contents) for cell in cells if not isinstance(cell.cell_contents, nn.Module))

@@ -110,5 +110,6 @@ ATTACKS = (
         ("linf", "l2"),
         _run,
         _cost,
+        ignores_scale=True,
     ),
 )

@@ -311,8 +311,11 @@ ATTACKS = (
         _untargeted("difference_of_logits_ratio"),
         _cost,
         check_arguments=_check_dlr,
+        min_classes=3,
+        instead="apgd_margin",
+        ignores_scale=True,
     ),
-    AttackEntry("apgd_margin", "Auto-PGD on the margin", ApgdParameters, ("linf", "l2"), _untargeted("margin"), _cost),
+    AttackEntry("apgd_margin", "Auto-PGD on the margin", ApgdParameters, ("linf", "l2"), _untargeted("margin"), _cost, ignores_scale=True),
     AttackEntry(
         "apgd_targeted",
         "Auto-PGD on the targeted difference-of-logits ratio",
@@ -321,5 +324,8 @@ ATTACKS = (
         _run_targeted,
         _cost,
         check_arguments=_check_targeted,
+        min_classes=4,
+        instead="apgd_margin",
+        ignores_scale=True,
     ),
 )

@@ -176,5 +176,14 @@ def _cost(parameters: ArcParameters, num_draws: int, num_classes: int, fixed_dra
 
 
 ATTACKS = (
-    AttackEntry("arc", "ARC: boundaries of the members one by one", ArcParameters, ("linf", "l2"), _run, _cost, climbs_a_loss=False),
+    AttackEntry(
+        "arc",
+        "ARC: boundaries of the members one by one",
+        ArcParameters,
+        ("linf", "l2"),
+        _run,
+        _cost,
+        climbs_a_loss=False,
+        ignores_scale=True,
+    ),
 )

@@ -104,6 +104,7 @@ ATTACKS = (
         ("linf", "l2"),
         _standard,
         _standard_cost,
+        ignores_scale=True,
     ),
     AttackEntry(
         "autoattack_rand",
@@ -112,5 +113,6 @@ ATTACKS = (
         ("linf", "l2"),
         _rand,
         _rand_cost,
+        ignores_scale=True,
     ),
 )

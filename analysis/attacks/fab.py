@@ -192,5 +192,6 @@ ATTACKS = (
         _run,
         _cost,
         climbs_a_loss=False,
+        ignores_scale=True,
     ),
 )

@@ -65,6 +65,8 @@ class AttackEntry:
         bounded: it respects the threat model's radius. Unbounded attacks (minimum norm, few pixels) never enter the headline.
         requires: importable package it needs, or None.
         is_transfer: points are made on another function. uses_gradients: of the attacked function; the others are black boxes.
+        min_classes: fewest classes with which it works. instead: attack that takes its place below, None: there is none.
+        ignores_scale: it does the same to logits that are all multiplied by one number.
         climbs_a_loss: step by step, so that it cannot be weaker than one such step; False for attacks that look for boundaries.
     """
 
@@ -80,6 +82,9 @@ class AttackEntry:
     is_transfer: bool = False
     uses_gradients: bool = True
     climbs_a_loss: bool = True
+    min_classes: int = 2
+    instead: str | None = None
+    ignores_scale: bool = False
     check_arguments: Callable[[Any, int], None] | None = field(default=None, compare=False)
     free_parameters: bool = False
 

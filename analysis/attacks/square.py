@@ -176,6 +176,13 @@ def _cost(parameters: SquareParameters, num_draws: int, num_classes: int, fixed_
 
 ATTACKS = (
     AttackEntry(
-        "square", "Square attack: random search, no gradients", SquareParameters, ("linf", "l2"), _run, _cost, uses_gradients=False
+        "square",
+        "Square attack: random search, no gradients",
+        SquareParameters,
+        ("linf", "l2"),
+        _run,
+        _cost,
+        uses_gradients=False,
+        ignores_scale=True,
     ),
 )

@@ -131,12 +131,12 @@ class ExposedModel(nn.Module):
     Each forward moves to the protocol's next draw, and averages the probabilities of as many draws as the protocol averages.
     """
 
-    def __init__(self, attacked: AttackedModel, *, non_negative_logits: bool = False) -> None:
+    def __init__(self, attacked: AttackedModel, *, positive_logits: bool = False) -> None:
         super().__init__()
         self.network = attacked.predictor.model
         # A list hides the attacked model from the module tree: its network is registered above, once.
         self._attacked = [attacked]
-        self.non_negative_logits = non_negative_logits
+        self.positive_logits = positive_logits
 
     def forward(self, x: Tensor) -> Tensor:
         attacked = self._attacked[0]
@@ -148,8 +148,8 @@ class ExposedModel(nn.Module):
             logits = torch.stack(outputs).log_softmax(-1).logsumexp(0)
         else:
             logits = outputs[0]
-        if self.non_negative_logits:
-            logits = logits - logits.detach().amin(dim=1, keepdim=True)
+        if self.positive_logits:
+            logits = logits - logits.detach().amin(dim=1, keepdim=True) + 1
         return logits
 
 
@@ -177,14 +177,15 @@ def run_torchattacks(
     Raises:
         UserError: the library is missing, or an argument, the norm or the number of classes does not fit.
 
-    Deviation: for CW, logits are shifted so that the smallest is 0 (its margin reads 0 when all logits are negative), pixels are kept
+    Deviation: for CW, logits are shifted so that the smallest is 1 (the library masks logits with 0, which must be below all of them: a
+    smallest logit of 0 ties with the mask, and the order of the classes decides which of the two gets the gradient), pixels are kept
     1e-6 away from 0 and 1 (its change of variables cannot move them), and on draws that change it runs all its steps (it would stop as
     soon as one noisy cost of the whole batch is higher than an earlier one). SPSA runs 100 iterations unless stated.
     """
     facts = _facts(class_name)
     settings = _constructor_arguments(facts, arguments, norm, epsilon, num_classes, seed)
     is_cw = class_name == "CW"
-    exposed = ExposedModel(model, non_negative_logits=is_cw)
+    exposed = ExposedModel(model, positive_logits=is_cw)
     with restored_state(model.predictor.model):
         exposed.eval()
         # 31 bits: what NumPy accepts.
@@ -293,6 +294,7 @@ def _entry(facts: _LibraryAttack) -> AttackEntry:
         bounded=facts.radius is not None,
         requires="torchattacks",
         uses_gradients=facts.backward != 0,
+        min_classes=facts.min_classes,
         check_arguments=lambda parameters, num_classes: _check_arguments(facts, parameters.arguments, num_classes),
         free_parameters=True,
     )

@@ -239,9 +239,33 @@ def _outputs_are_logits(evidence: Evidence) -> Finding:
         return Finding(Status.FAIL, "the model returns values that are not finite")
     if outputs["are_probabilities"]:
         return Finding(Status.WARN, "the model returns probabilities, not logits: cross-entropy on them has the wrong gradient")
+    if 0 < outputs["median_margin"] < _SMALL_MARGIN and evidence.all[0].header["num_classes"] > 2:
+        return _small_logits(evidence, outputs["median_margin"])
     if outputs["median_margin"] > 50:
         return Finding(Status.WARN, f"the median margin of the logits is {outputs['median_margin']:.0f}: cross-entropy saturates")
     return Finding(Status.PASS, f"outputs are logits of a usable scale (median margin {outputs['median_margin']:.2g})")
+
+
+_SMALL_MARGIN = 0.05  # where softmax is as good as uniform; networks that were trained have medians of order one
+
+
+def _small_logits(evidence: Evidence, median_margin: float) -> Finding:
+    """Return the finding for logits so small that cross-entropy pushes towards all classes alike instead of the nearest one."""
+    text = (
+        f"the median margin of the logits is {median_margin:.2g}: at so small a scale cross-entropy pulls towards all wrong classes alike"
+    )
+    indifferent = [each.name for each in evidence.attacks if each.in_threat_model and each.protocol == "T1" and _ignores_scale(each)]
+    if indifferent:
+        return Finding(Status.WARN, f"{text}; {', '.join(dict.fromkeys(indifferent))} does not depend on the scale")
+    dependent = tuple(dict.fromkeys(each.name for each in evidence.attacks if not _ignores_scale(each)))
+    return Finding(Status.FAIL, f"{text}, and every attack that ran depends on the scale", dependent)
+
+
+def _ignores_scale(measurement: Measurement) -> bool:
+    loss = measurement.header["item"]["parameters"].get("loss")
+    if loss is None:
+        return attack_entry(measurement.attack or "").ignores_scale
+    return loss in ("margin", "difference_of_logits_ratio")
 
 
 def _static_inference(evidence: Evidence) -> Finding:
@@ -319,7 +343,7 @@ _RECORD_CHECKS: tuple[Check, ...] = (
     Check(
         "C18",
         "outputs are logits",
-        "Return logits; with a large scale use apgd_margin or apgd_dlr, which do not saturate.",
+        "Return logits; with a large or a tiny scale use apgd_margin or apgd_dlr, which do not depend on it.",
         _outputs_are_logits,
     ),
     Check(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from analysis.attacked_model.draws import ONLY_DRAW, seeded_draws
 from analysis.attacked_model.folding import computes_the_same, folded_for_evaluation
 from analysis.attacked_model.model import AttackedModel
+from analysis.attacked_model.plain_model import images_like, plain_model
 from analysis.attacked_model.state_guard import StateReport, restored_state
 from analysis.attacks.registry import AttackOutput, AttackProblem, attack_entry, parse_attack_parameters
 from analysis.evaluation.examination import (
@@ -27,6 +28,7 @@ from analysis.evaluation.examination import (
     shares_draw_in_batch,
 )
 from analysis.evaluation.images import encode_png
+from analysis.evaluation.inputs import images_of, labels_of, rows_of
 from analysis.evaluation.protocols import BlockOutcome, BlockSetting, run_protocol, score_clean
 from analysis.evaluation.records import Record, pack_rows
 from analysis.evaluation.study_runs import Study, StudyOutcome
@@ -45,7 +47,8 @@ _NUM_COMPARED_DRAWS = 2
 _logger = logging.getLogger(__name__)
 
 
-def measure_block(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask, run_study: Callable[[Study], StudyOutcome]) -> Record:
+@torch.inference_mode(False)
+def measure_block(model: nn.Module, x: Any, y: Any, task: BlockTask, run_study: Callable[[Study], StudyOutcome]) -> Record:
     """Run one block and return its record.
 
     Args:
@@ -61,19 +64,22 @@ def measure_block(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask, run_s
     if hash_before != task.checkpoint:
         raise ValueError(f"the model's weights are {hash_before}, the task is for {task.checkpoint}")
     rows = list(task.ids)
-    if data_hash(x[rows], y[rows]) != task.data:
+    x_block = images_of(rows_of(x, rows))
+    y_block = labels_of(rows_of(y, rows), len(rows))
+    if data_hash(x_block, y_block) != task.data:
         raise ValueError(f"the images of block {task.block} are not those of the plan")
-    like = next(model.parameters(), x)
-    x_block, y_block = x[rows].to(like), y[rows].to(device=like.device, dtype=torch.long)
+    like = images_like(model, x_block)
+    x_block, y_block = x_block.to(like), y_block.to(like.device)
 
     started = time.perf_counter()
     with mode(model, "eval"), restored_state(model) as outer:
-        network, num_folded = folded_for_evaluation(model, x_block[:_NUM_TRACED])
+        plain = plain_model(model, x_block[:1])
+        network, num_folded = folded_for_evaluation(plain, x_block[:_NUM_TRACED])
         measured, report = _measured(network, x_block, y_block, task, run_study)
-        if num_folded and not _folding_holds(model, network, x_block, measured.outcome, task):
+        if num_folded and not _folding_holds(plain, network, x_block, measured.outcome, task):
             _logger.warning("block %d is run again: with batch normalization folded, the model computes something else", task.block)
             num_folded = 0
-            measured, report = _measured(model, x_block, y_block, task, run_study)
+            measured, report = _measured(plain, x_block, y_block, task, run_study)
     seconds = time.perf_counter() - started
 
     threat_model = _threat_model(task)

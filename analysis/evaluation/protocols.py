@@ -174,7 +174,8 @@ def score_draws(predictor: Predictor, x: Tensor, y: Tensor, draws: tuple[Draw, .
     columns, margins = [], torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for draw in draws:
         logits_SK = predictor.logits(x, draw)
-        columns.append(logits_SK.argmax(1) == y)
+        # The largest of NaN is NaN's own place: no answer, so not a right one.
+        columns.append((logits_SK.argmax(1) == y) & ~logits_SK.isnan().any(1))
         margins -= margin(logits_SK, y)
     return torch.stack(columns, dim=1), margins / len(draws)
 

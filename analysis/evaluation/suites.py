@@ -8,12 +8,14 @@ attacks:
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from analysis.attacks.registry import parse_attack_parameters
+from analysis.attacks.registry import attack_entry, parse_attack_parameters
 from analysis.evaluation.protocols import ProtocolName, Scoring
 from analysis.evaluation.studies import StudySettings
 from models.configuration import Config
@@ -24,12 +26,15 @@ from models.yaml_text import read_yaml
 SUITE_FOLDER = Path(__file__).with_suffix("")
 PAPER = "paper"
 DEFAULT_NUM_DRAWS = 1
+_LONGEST_NAME = 80
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_. -]{0,78}[A-Za-z0-9])?")
+_ROW_NAMES = ("clean",)  # rows that are no attacks
 
 
 class AttackItem(Config):
     """One attack of a suite."""
 
-    name: str = Field(description="Name of the row, unique in the suite.")
+    name: str = Field(description="Name of the row, unique in the suite: letters, digits, spaces and `_ - .`.")
     attack: str = Field(description="Name of the attack in the registry.")
     parameters: dict[str, Any] = Field(default_factory=dict, description="Its parameters.")
     deterministic_parameters: dict[str, Any] = Field(
@@ -50,6 +55,16 @@ class AttackItem(Config):
         if isinstance(data, dict) and "name" not in data and "attack" in data:
             return {**data, "name": data["attack"]}
         return data
+
+    @field_validator("name")
+    @classmethod
+    def _name_can_be_part_of_a_metric(cls, name: str) -> str:
+        if not _NAME.fullmatch(name) or name in _ROW_NAMES:
+            raise ValueError(
+                f"an attack's name is at most {_LONGEST_NAME} letters, digits, spaces and _ - . (it becomes part of the names of metrics), "
+                f"begins and ends with a letter or digit, and is not {' or '.join(map(repr, _ROW_NAMES))}"
+            )
+        return name
 
     @model_validator(mode="after")
     def _worst_draw_needs_unknown_draw(self) -> AttackItem:
@@ -120,6 +135,47 @@ def load_suite(suite: str | Path | Suite, defence: str | None = None) -> Suite:
     if suite not in list_suites():
         raise unknown_name("suite", str(suite), list_suites())
     return _load_file(SUITE_FOLDER / f"{suite}.yaml")
+
+
+def fitted_to_classes(items: Sequence[AttackItem], num_classes: int) -> tuple[list[AttackItem], list[str]]:
+    """Return the attacks that work with K classes, others in the place of those that need more, and what was changed, in words.
+
+    Targeted losses and ratios of logits need three or four classes; the margin does the same with two.
+    """
+    fitted: list[AttackItem] = []
+    remarks = []
+    for item in items:
+        entry = attack_entry(item.attack)
+        loss, plain_loss = ("dlr", "ce") if entry.free_parameters else ("difference_of_logits_ratio", "margin")
+        if num_classes >= entry.min_classes and (num_classes >= 3 or item.parameters.get("loss") != loss):
+            fitted.append(item)
+            continue
+        remark = f"attack {item.name!r} needs more than {num_classes} classes"
+        if num_classes >= entry.min_classes:
+            other = item.model_copy(update={"parameters": {**item.parameters, "loss": plain_loss}})
+        elif entry.instead is not None:
+            other = _by_another(item, entry.instead)
+        else:
+            remarks.append(f"{remark} and is left out")
+            continue
+        twins = [each for each in (*items, *fitted) if each.model_copy(update={"name": other.name}) == other]
+        names = {each.name for each in (*items, *fitted) if each is not item}
+        if twins:
+            remarks.append(f"{remark}; {twins[0].name!r} does the same and stays")
+        else:
+            fitted.append(other if other.name not in names else other.model_copy(update={"name": item.name}))
+            remarks.append(f"{remark}; {fitted[-1].name!r} ({other.attack}) takes its place")
+    return fitted, remarks
+
+
+def _by_another(item: AttackItem, attack: str) -> AttackItem:
+    """Return the item with another attack, which takes over the parameters that it has."""
+    known = attack_entry(attack).parameters.model_fields
+    kept = {
+        name: {key: value for key, value in getattr(item, name).items() if key in known}
+        for name in ("parameters", "deterministic_parameters", "l2_parameters")
+    }
+    return item.model_copy(update={"attack": attack, "name": item.name.replace(item.attack, attack), **kept})
 
 
 def with_surrogate(suite: Suite, folder: Path, weights: str) -> Suite:

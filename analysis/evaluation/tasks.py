@@ -5,6 +5,8 @@ Whoever runs a block gets the same record, because every seed derives from the r
 
 from __future__ import annotations
 
+import copy
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,25 +18,30 @@ from torch import Tensor, nn
 
 from analysis.attacked_model.draws import all_configurations
 from analysis.attacked_model.identity import identity_hash
+from analysis.attacked_model.plain_model import images_like, plain_model
+from analysis.attacked_model.state_guard import restored_state
 from analysis.attacks.registry import attack_entry, check_attack, parse_attack_parameters
+from analysis.evaluation.inputs import images_of, labels_of, remarks_on
 from analysis.evaluation.protocols import Scoring
 from analysis.evaluation.studies import StudyPoint, StudySettings, applies, epsilon_levels, study_passes
-from analysis.evaluation.suites import AttackItem, Suite, load_suite
+from analysis.evaluation.suites import AttackItem, Suite, fitted_to_classes, load_suite
 from analysis.fingerprints import data_hash, json_hash, weights_hash
 from models.configuration import Config
 from models.errors import UserError
 from models.modes import mode
 from models.randomness import ResampleOnForward, num_configurations
 from models.threat_model import ThreatModel
-from trainers.attacks import check_pixels
 
 FORMAT_VERSION = 2
 MAX_BLOCK_SIZE = 256
 _EPSILON_ZERO_SAMPLES = 64
+_NUM_TRIED = 16  # images on which the model is tried before anything is planned
 _BACKWARD_COST = 2.0  # a backward pass to the pixels costs about two forward passes
 
 # What a task knows of its plan: a record may serve another plan in which these differ.
 PLAN_FIELDS = {"suite", "num_blocks", "cost", "stands_for", "position", "succeeds"}
+
+_logger = logging.getLogger(__name__)
 
 BlockKind = Literal["clean", "attack", "epsilon_zero", "study"]
 RowProtocol = Literal["T0", "T1", "T2", "T4"]
@@ -94,9 +101,11 @@ class BlockTask(Config):
 
 
 def bare_model(model: nn.Module) -> nn.Module:
-    """Return the model whose draws the protocols control: `ResampleOnForward` is taken off."""
+    """Return the model whose draws the protocols control: `ResampleOnForward` is taken off; made under inference mode, it is copied."""
     while isinstance(model, ResampleOnForward):
         model = model.model
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        return copy.deepcopy(model)
     return model
 
 
@@ -110,10 +119,11 @@ def class_balanced_order(y: Tensor) -> list[int]:
     return [row for _, _, row in sorted(ranks)]
 
 
+@torch.inference_mode(False)
 def plan_blocks(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Any,
+    y: Any,
     suite: str | Path | Suite = "quick",
     *,
     defence: str | None = None,
@@ -130,7 +140,9 @@ def plan_blocks(
     """
     model = bare_model(model)
     threat_model = threat_model or ThreatModel()
-    _check_data(x, y)
+    given = (x, y)
+    x = images_of(x)
+    y = labels_of(y, len(x))
     if not 1 <= batch_size:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1")
     spec = getattr(model, "spec", None)
@@ -149,6 +161,8 @@ def plan_blocks(
             }
         )
     num_classes = _num_classes(model, x, y)
+    for remark in remarks_on(*given, y, num_classes):
+        _logger.warning("%s", remark)
     total = num_configurations(model)
     configurations = None if total == math.inf else int(total)
     randomized = configurations != 1
@@ -156,6 +170,11 @@ def plan_blocks(
     items = [item for item in chosen.attacks if item.is_for(randomized, finite=finite)]
     if chosen.attacks and not items:
         raise UserError(f"no attack of suite {chosen.name!r} is for {'randomized' if randomized else 'deterministic'} models")
+    items, changes = fitted_to_classes(items, num_classes)
+    for change in changes:
+        _logger.warning("%s", change)
+    if chosen.attacks and not items:
+        raise UserError(f"no attack of suite {chosen.name!r} works with {num_classes} classes: {'; '.join(changes)}")
     for item in items:
         check_attack(item.attack, item.parameters_for(randomized, threat_model.norm), item.threat_model(threat_model), num_classes)
 
@@ -283,23 +302,28 @@ def _first(blocks: list[tuple[int, ...]], count: int | None) -> list[tuple[int, 
     return kept
 
 
-def _check_data(x: Tensor, y: Tensor) -> None:
-    if x.dim() != 4 or not x.is_floating_point():
-        raise UserError(f"images must be floating-point pixels in [0,1] of shape (N, C, H, W), not {x.dtype} {tuple(x.shape)}")
-    if y.shape != x.shape[:1] or y.is_floating_point():
-        raise UserError(f"labels must be {len(x)} integers, one per image, not {y.dtype} of shape {tuple(y.shape)}")
-    if len(x) == 0:
-        raise UserError("there are no images to evaluate on")
-    check_pixels(x)
-
-
-@torch.no_grad()
 def _num_classes(model: nn.Module, x: Tensor, y: Tensor) -> int:
-    like = next(model.parameters(), x)
-    with mode(model, "eval"):
-        logits = model(x[:1].to(like))
-    if logits.dim() != 2:
-        raise UserError(f"the model must return logits of shape (B, K), not {tuple(logits.shape)} for one image")
+    """Return K; a model that cannot be judged is a `UserError`."""
+    tried = x[:_NUM_TRIED].to(images_like(model, x))
+    network = plain_model(model, tried[:1])
+    with restored_state(network), mode(network, "eval"), torch.no_grad():
+        try:
+            logits = network(tried)
+        except UserError:
+            raise
+        except Exception as error:
+            text = str(error).strip().partition("\n")[0]
+            raise UserError(f"the model cannot be run on {len(tried)} images at once: {type(error).__name__}: {text}") from error
+    if logits.dim() != 2 or len(logits) != len(tried):
+        raise UserError(f"the model must return logits of shape (B, K), not {tuple(logits.shape)} for {len(tried)} images")
+    if logits.shape[1] < 2:
+        raise UserError(
+            f"the model returns {logits.shape[1]} logit per image: with one class nothing can be misclassified. "
+            "Return two logits, (-z/2, z/2), where z is the single logit of a binary classifier."
+        )
+    broken = int((~logits.isfinite().all(1)).sum())
+    if broken:
+        raise UserError(f"the model returns NaN or infinite logits for {broken} of {len(tried)} images")
     lowest, highest = int(y.min()), int(y.max())
     if lowest < 0 or highest >= logits.shape[1]:
         raise UserError(f"labels are in [{lowest}, {highest}], the model has {logits.shape[1]} classes")

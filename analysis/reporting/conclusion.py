@@ -22,6 +22,8 @@ def to_markdown(result: EvaluationResult) -> str:
     parts = [tables.to_markdown(shown)]
     if result.headline is not None:
         parts.append(f"Worst attack per sample, unknown draw (T1): {tables.format_estimate(result.headline, marked=marked)}\n")
+        if note := headline_note(result):
+            parts.append(f"{note}\n")
     checks = [
         {"check": v.id, "title": v.title, "verdict": v.status.value, "seen": v.explanation, "what to do": v.advice or None}
         for v in result.verdicts
@@ -31,6 +33,18 @@ def to_markdown(result: EvaluationResult) -> str:
         failed = ", ".join(verdict.id for verdict in result.failed)
         parts.append(f"{tables.MARK} These numbers must not be believed as they are: {failed} failed.\n")
     return "\n".join(parts)
+
+
+def headline_note(result: EvaluationResult) -> str:
+    """Return the sentence that explains why a listed attack is below the headline, or nothing where none is."""
+    if not result.below_headline or result.headline is None:
+        return ""
+    lowest = result.below_headline[0]
+    return (
+        f"{lowest.attack} alone is at {100 * lowest.estimate.value:.1f} %, below the worst attack per sample at "
+        f"{100 * result.headline.value:.1f} %: which attack is worst is chosen per image on other draws than those that score, so that luck "
+        "in choosing counts for nobody, and a choice among attacks of equal strength can lose by chance."
+    )
 
 
 def conclusion(name: str, result: EvaluationResult) -> str:

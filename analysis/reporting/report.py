@@ -10,7 +10,7 @@ import jinja2
 
 from analysis.evaluation.protocols import PROTOCOL_TITLES
 from analysis.reporting import tables
-from analysis.reporting.conclusion import conclusion
+from analysis.reporting.conclusion import conclusion, headline_note
 from analysis.reporting.figures import figure_as_png, figures_of, save_figure
 from analysis.reporting.frames import frame_of_result, frame_of_samples, write_parquet
 from analysis.result import EvaluationResult, Row
@@ -42,6 +42,7 @@ def render_html(name: str, result: EvaluationResult) -> str:
         rows=[_shown(row, result.marked) for row in result.rows],
         headline=tables.format_estimate(result.headline, marked=result.marked) if result.headline is not None else "",
         worst_attacks=", ".join(f"{attack} ({count})" for attack, count in worst if count),
+        headline_note=headline_note(result),
         protocols=PROTOCOL_TITLES,
         figures=[{"png": figure_as_png(figure), "caption": _CAPTIONS[key]} for key, figure in figures_of(result).items()],
         origin=_origin(result),
@@ -71,6 +72,7 @@ def _as_json(name: str, result: EvaluationResult) -> dict[str, Any]:
         "finished": result.finished,
         "marked": result.marked,
         "headline": None if result.headline is None else result.headline.__dict__,
+        "headline_note": headline_note(result) or None,
         "headline_attacks": result.headline_attacks,
         "rows": result.frame(),
         "verdicts": [

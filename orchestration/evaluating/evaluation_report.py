@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from analysis.reporting import tables
-from analysis.reporting.conclusion import conclusion, to_markdown
+from analysis.reporting.conclusion import conclusion, headline_note, to_markdown
 from analysis.result import EvaluationResult
 from orchestration import console
 from orchestration.evaluating.evaluation_run import Job
@@ -30,6 +30,8 @@ def show(job: Job) -> EvaluationResult:
     console.table(f"{job.name}: accuracy on test images", ["attack", "protocol", "accuracy [95 %]", "how"], rows)
     if result.headline is not None:
         console.say(f"worst attack per sample, unknown draw (T1): {tables.format_estimate(result.headline, marked=result.marked)}")
+        if note := headline_note(result):
+            console.say(note)
     console.table(
         "checks",
         ["check", "verdict", "seen", "what to do"],
@@ -90,7 +92,7 @@ def compare(jobs: Sequence[Job]) -> None:
         cells += [_worst(result, protocol) for protocol in ("T0", "T1", "T2")]
         rows.append(cells)
     console.table(
-        "test images, worst attack of the suite under each protocol, 95 % intervals",
+        "test images, worst single attack of the suite under each protocol, 95 % intervals; the sentences take the worst attack of each image",
         ["model", "clean", "T0 paper", "T1 unknown draw (EOT)", "T2 known draw"],
         rows,
     )

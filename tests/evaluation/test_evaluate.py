@@ -299,8 +299,9 @@ def test_mistakes_are_explained():
         evaluate(model, x, y, "quik")
     with pytest.raises(UserError, match="depends on the defence"):
         evaluate(model, x, y, "paper")
-    with pytest.raises(UserError, match="at least 4 classes"):
-        evaluate(model, x, y, "paper", defence="ctrw")
+    targeted = Suite(name="targeted", attacks=(AttackItem(attack="torchattacks_apgdt"),))
+    with pytest.raises(UserError, match="no attack of suite 'targeted' works with 2 classes"):
+        evaluate(model, x, y, targeted)
 
 
 def test_rows_of_correctness_survive_packing():
