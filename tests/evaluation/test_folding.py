@@ -109,7 +109,9 @@ def test_shared_and_repeated_convolutions_are_not_folded():
 def test_an_evaluation_with_folding_finds_what_one_without_finds(monkeypatch):
     model, x = small("dcs", kernel_size=3, num_taps=2), images(12)
     y = model(x).argmax(1)
-    suite = Suite(name="mine", attacks=(AttackItem(attack="pgd", parameters={"steps": 3, "random_start": False}, num_draws=4),))
+    suite = Suite(
+        name="mine", attacks=(AttackItem(attack="pgd", parameters={"steps": 3, "random_start": False, "loss": "margin"}, num_draws=4),)
+    )
     folded = evaluate(model, x, y, suite)
     assert folded.records[0]["block"]["num_folded"] > 0
     monkeypatch.setattr("analysis.evaluation.blocks.folded_for_evaluation", lambda model, x: (model, 0))
