@@ -42,8 +42,8 @@ def headline_note(result: EvaluationResult) -> str:
     lowest = result.below_headline[0]
     return (
         f"{lowest.attack} alone is at {100 * lowest.estimate.value:.1f} %, below the worst attack per sample at "
-        f"{100 * result.headline.value:.1f} %: which attack is worst is chosen per image on other draws than those that score, so that luck "
-        "in choosing counts for nobody, and a choice among attacks of equal strength can lose by chance."
+        f"{100 * result.headline.value:.1f} %: which attack is worst is chosen per image on other draws than those that score, so that "
+        "luck in choosing counts for nobody, and a choice among attacks of equal strength can lose by chance."
     )
 
 

@@ -92,7 +92,7 @@ def compare(jobs: Sequence[Job]) -> None:
         cells += [_worst(result, protocol) for protocol in ("T0", "T1", "T2")]
         rows.append(cells)
     console.table(
-        "test images, worst single attack of the suite under each protocol, 95 % intervals; the sentences take the worst attack of each image",
+        "test images, worst single attack of the suite under each protocol, 95 % intervals; sentences: worst attack of each image",
         ["model", "clean", "T0 paper", "T1 unknown draw (EOT)", "T2 known draw"],
         rows,
     )
