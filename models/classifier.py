@@ -6,12 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.backbones.base import Backbone
 from models.configuration import Config
 from models.errors import UserError
+
+MOST_CLASSES = 100_000
+LARGEST_SIDE = 4096
+MOST_PIXELS = 2**24
+"""Of one image, all channels together. A configuration that asks for more is broken, and must not allocate memory first."""
 
 
 class ModelSpec(Config):
@@ -21,10 +26,21 @@ class ModelSpec(Config):
     defence_parameters: dict[str, Any] = Field(default_factory=dict, description="Its parameters, JSON types.")
     backbone: str = Field(description="Name of the backbone, e.g. `resnet18`.")
     backbone_options: dict[str, Any] = Field(default_factory=dict, description="Its options, e.g. the stem.")
-    num_classes: int = Field(ge=2, description="K, number of classes.")
+    num_classes: int = Field(ge=2, le=MOST_CLASSES, description="K, number of classes.")
     image_shape: tuple[int, int, int] = Field(description="(C, H, W) of the input.")
     mean: tuple[float, ...] = Field(description="Channel means of pixels in [0,1], subtracted first.")
     std: tuple[float, ...] = Field(description="Channel standard deviations of pixels in [0,1].")
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> ModelSpec:
+        channels, height, width = self.image_shape
+        if min(self.image_shape) < 1 or max(height, width) > LARGEST_SIDE or channels * height * width > MOST_PIXELS:
+            raise ValueError(f"image_shape {self.image_shape}: sides are 1 to {LARGEST_SIDE}, and C x H x W at most {MOST_PIXELS:,}")
+        if not len(self.mean) == len(self.std) == channels:
+            raise ValueError(f"mean {self.mean} and std {self.std} must have one entry for each of the {channels} channels")
+        if min(self.std) <= 0:
+            raise ValueError(f"std {self.std} must be positive")
+        return self
 
 
 class InputNormalization(nn.Module):

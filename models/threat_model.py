@@ -11,6 +11,9 @@ from models.configuration import Config
 
 Norm = Literal["linf", "l2"]
 
+LARGEST_RADIUS: dict[str, float] = {"linf": 1, "l2": 50}
+"""Beyond these a radius, or a step, was written in levels of 0 to 255."""
+
 _FRACTION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*/\s*(\d+)\s*$")
 
 
@@ -46,9 +49,7 @@ class ThreatModel(Config):
 
     @model_validator(mode="after")
     def _radius_fits_the_pixel_range(self) -> ThreatModel:
-        if self.norm == "linf" and self.epsilon > 1:
-            raise ValueError(f"epsilon {self.epsilon:g}: pixels are in [0,1]; did you mean {self.epsilon:g}/255?")
-        if self.norm == "l2" and self.epsilon > 50:
+        if self.epsilon > LARGEST_RADIUS[self.norm]:
             raise ValueError(f"epsilon {self.epsilon:g}: pixels are in [0,1]; did you mean {self.epsilon:g}/255?")
         return self
 

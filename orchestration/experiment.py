@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
+import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainSerializer, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, SerializeAsAny, field_validator, model_validator
 
-from models.backbones import canonical_backbone_name
+from models.backbones import canonical_backbone_name, check_backbone_options
 from models.configuration import Config
 from models.errors import unknown_name
 from models.registry import defence_model, parse_defence_parameters
-from models.threat_model import ThreatModel
+from models.threat_model import LARGEST_RADIUS, ThreatModel
 from orchestration.catalogue import catalogue
 from trainers.config import TrainingConfig
 from trainers.data import DATASETS, DataConfig
+from trainers.data.split import derived_validation_size
 from trainers.objective import ObjectiveConfig
 
 
@@ -65,6 +68,11 @@ class BackboneSection(Config):
     name: str = Field(description="Name of the backbone, e.g. `resnet18`, or `timm:NAME`.")
     options: dict[str, Any] = Field(default_factory=dict, description="Options of the backbone, e.g. `stem: imagenet`.")
 
+    @model_validator(mode="after")
+    def _has_these_options(self) -> BackboneSection:
+        check_backbone_options(self.name, self.options)
+        return self
+
 
 def _parse_backbone(value: Any) -> Any:
     if isinstance(value, str):
@@ -74,21 +82,48 @@ def _parse_backbone(value: Any) -> Any:
     return value
 
 
+MOST_WORKERS = 4096
+RESERVED_TAGS = ("mlflow.", "rayndom.", "environment.")
+"""How tags begin that MLflow and this tool write themselves."""
+_TAG = re.compile(r"[\w.\- /:]{1,250}")
+_NAME = re.compile(r"[^\s./\\][^/\\\n\t]{0,199}")
+
+
 class ResourcesConfig(Config):
     """What a run may use. Not part of the fingerprint."""
 
-    workers: int = Field(1, ge=1, description="Processes that share the training of one model (data parallel).")
+    workers: int = Field(1, ge=1, le=MOST_WORKERS, description="Processes that share the training of one model (data parallel).")
     cpus_per_worker: float | None = Field(
-        None, gt=0, description="CPU cores (threads) of each worker; none: all cores for a single run, one in a sweep."
+        None, gt=0, le=MOST_WORKERS, description="CPU cores (threads) of each worker; none: all cores for a single run, one in a sweep."
     )
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs of each worker; a fraction shares a GPU between small trials.")
+    gpus_per_worker: float = Field(
+        0, ge=0, le=MOST_WORKERS, description="GPUs of each worker; a fraction shares a GPU between small trials."
+    )
 
 
 class TrackingConfig(Config):
     """Where a run is recorded. Not part of the fingerprint."""
 
-    experiment: str = Field("rayndom", description="Name of the MLflow experiment.")
+    experiment: str = Field("rayndom", min_length=1, max_length=200, description="Name of the MLflow experiment.")
     tags: dict[str, str] = Field(default_factory=dict, description="Tags of the MLflow run.")
+
+    @field_validator("experiment")
+    @classmethod
+    def _experiment_is_a_name(cls, name: str) -> str:
+        if name != name.strip() or not name.isprintable():
+            raise ValueError(f"{name!r} is no name of an experiment: it begins and ends with a visible character and is one line")
+        return name
+
+    @field_validator("tags")
+    @classmethod
+    def _tags_are_the_users(cls, tags: dict[str, str]) -> dict[str, str]:
+        for key in tags:
+            if key.startswith(RESERVED_TAGS):
+                raise ValueError(f"tag {key!r}: tags that begin with {', '.join(RESERVED_TAGS)} are written by MLflow or by this tool")
+            # MLflow's own rule: what stands in a path, and is one.
+            if not _TAG.fullmatch(key) or posixpath.normpath(key) != key or key.startswith(("/", "..")) or key == ".":
+                raise ValueError(f"tag {key!r:.100}: a tag's name has 1 to 250 letters, digits, and . - _ : / or spaces")
+        return tags
 
 
 OPERATIONAL_SECTIONS = ("name", "description", "resources", "tracking")
@@ -108,6 +143,11 @@ class ExperimentConfig(Config):
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig, description="What the run may use.")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="Where it is recorded.")
 
+    @field_validator("name")
+    @classmethod
+    def _name_is_one_of_a_file(cls, name: str) -> str:
+        return checked_name(name)
+
     @model_validator(mode="after")
     def _sections_fit(self) -> ExperimentConfig:
         step, radius = self.training.attack.step_size, self.threat_model.epsilon
@@ -115,11 +155,32 @@ class ExperimentConfig(Config):
             raise ValueError(
                 f"training.attack.step_size {step:g} is more than twice threat_model.epsilon {radius:g}: each step would cross the ball"
             )
+        largest = LARGEST_RADIUS[self.threat_model.norm]
+        if step > largest:
+            raise ValueError(f"training.attack.step_size {step:g}: pixels are in [0,1]; did you mean {step:g}/255? At most {largest:g}.")
+        self._fits_the_data()
         if self.training.batch_size % self.resources.workers:
             raise ValueError(
                 f"training.batch_size {self.training.batch_size} cannot be divided among resources.workers {self.resources.workers}"
             )
         return self
+
+    def _fits_the_data(self) -> None:
+        """Raise a ValueError where what is known of the data set makes the experiment impossible, or one of its numbers meaningless."""
+        if self.data.validation_size == 0 and self.training.validation.select_on == "validation":
+            raise ValueError(
+                "data.validation_size 0 leaves no images for training.validation.select_on: validation; hold some out, or select on test"
+            )
+        info = DATASETS[self.data.name]
+        if info.num_train is not None:
+            images = info.num_train - derived_validation_size(info.num_train, self.data.validation_size)
+            images = min(images, self.data.limit_train or images)
+            if self.training.batch_size > images:
+                raise ValueError(f"training.batch_size {self.training.batch_size} is larger than the training set ({images} images)")
+        if info.num_classes is not None:
+            problem = self.training.objective.problem_with(self.defence.parameters, info.num_classes)
+            if problem is not None:
+                raise ValueError(problem)
 
     def scientific(self) -> dict[str, Any]:
         """Return the sections that define the result, as JSON types, without values that are defaults.
@@ -146,6 +207,19 @@ class ExperimentConfig(Config):
     def flatten(self) -> dict[str, Any]:
         """Return dotted names and values of all fields, e.g. `training.attack.steps: 10`."""
         return flatten(self.model_dump(mode="json"))
+
+
+def checked_name(name: str) -> str:
+    """Return the name of a recipe or a sweep, which folders and files are called by.
+
+    Raises:
+        ValueError: it could not be the name of a file, or would be one elsewhere.
+    """
+    if name and not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r:.100} is no name: at most 200 characters in one line without / or \\, the first neither a dot nor a space"
+        )
+    return name
 
 
 def _own_objective(defence: str) -> str | None:

@@ -7,6 +7,7 @@ them have.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -42,10 +43,13 @@ class Dimension(Config):
 
     @model_validator(mode="after")
     def _complete(self) -> Dimension:
+        if any(not allowed for allowed in self.when.values()):
+            raise ValueError("`when` names a dimension without any value: this one would never be searched")
         if self.type == "choice":
-            if not self.choices:
-                raise ValueError("a choice needs `choices`")
+            self._check_choices()
             return self
+        if self.choices:
+            raise ValueError(f"a {self.type} dimension has `low` and `high`; `choices` are for the type `choice`")
         if self.low is None or self.high is None:
             raise ValueError(f"a {self.type} dimension needs `low` and `high`")
         if self.low >= self.high:
@@ -56,13 +60,55 @@ class Dimension(Config):
             raise ValueError("log and step exclude each other")
         if self.type == "int" and any(value is not None and value != int(value) for value in (self.low, self.high, self.step)):
             raise ValueError("an int dimension needs whole numbers")
+        if self.step is not None:
+            steps = (self.high - self.low) / self.step
+            if abs(steps - round(steps)) > 1e-6 * max(1, steps) or round(steps) < 1:
+                raise ValueError(f"steps of {self.step:g} from low {self.low:g} do not reach high {self.high:g}")
         return self
+
+    def _check_choices(self) -> None:
+        if not self.choices:
+            raise ValueError("a choice needs `choices`")
+        if self.low is not None or self.high is not None or self.step is not None or self.log:
+            raise ValueError("a choice has `choices` alone; `low`, `high`, `step` and `log` are for numbers")
+        labels = [label(choice) for choice in self.choices]
+        for index, each in enumerate(labels):
+            if each in labels[:index]:
+                raise ValueError(f"the choice {each!r:.100} stands twice")
 
     def ends(self) -> list[Any]:
         """Return the values that must be valid for the whole dimension to be: both ends, or every choice."""
         if self.type == "choice":
             return [list(value) if isinstance(value, tuple) else value for value in self.choices]
         return [int(end) if self.type == "int" else float(end) for end in self.bounds]
+
+    @property
+    def num_values(self) -> float:
+        """Number of values: of choices, of whole numbers, of steps; infinite for a continuum."""
+        if self.type == "choice":
+            return len(self.choices)
+        low, high = self.bounds
+        step = self.step or (1 if self.type == "int" else None)
+        return math.inf if step is None else round((high - low) / step) + 1
+
+    def values(self) -> list[Any]:
+        """Return all values, in order; a continuum has none to return."""
+        if self.type == "choice":
+            return self.ends()
+        assert math.isfinite(self.num_values)
+        low, step = self.bounds[0], self.step or 1
+        numbers = [low + index * step for index in range(int(self.num_values))]
+        return [int(number) for number in numbers] if self.type == "int" else numbers
+
+    def takes(self, value: Any) -> bool:
+        """Return whether a value lies in this dimension: is one of the choices, or between the ends and, with a step, on one."""
+        if self.type == "choice":
+            return label(value) in [label(choice) for choice in self.choices]
+        low, high = self.bounds
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            return False
+        step = self.step or (1 if self.type == "int" else None)
+        return step is None or abs((value - low) / step - round((value - low) / step)) < 1e-6
 
     @property
     def bounds(self) -> tuple[float, float]:

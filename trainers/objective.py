@@ -28,6 +28,10 @@ class ObjectiveConfig(Config):
 
     name: str = Field(description="Name of the objective, e.g. `adversarial`.")
 
+    def problem_with(self, defence: Config, num_classes: int) -> str | None:
+        """Return why the loss has no meaning for a defence with these parameters and so many classes, None where it has one."""
+        return None
+
 
 class Objective(ABC):
     """One training method. Where its gradients come from one backward pass of one loss, it is a `LossObjective`."""

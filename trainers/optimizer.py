@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from models.configuration import Config
@@ -26,6 +26,12 @@ class OptimizerConfig(Config):
         description="`zero` fills the gradients of unused parameters with zeros, so weight decay and momentum still move them (what the "
         "official RNA code does, being written for PyTorch 1.7); `none` leaves them alone.",
     )
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> OptimizerConfig:
+        if self.name == "sgd" and self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -7,11 +7,12 @@ backbone is one new file.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from models.backbones.base import Backbone, BackboneEntry, ImageShape
 from models.errors import UserError, unknown_name
@@ -24,8 +25,23 @@ __all__ = [
     "backbone_entries",
     "build_backbone",
     "canonical_backbone_name",
+    "check_backbone_options",
     "list_backbones",
 ]
+
+
+_NO_OPTIONS = {
+    "name": "it is the name itself",
+    "num_classes": "the data set decides it",
+    "image_shape": "the data set decides it",
+    "generator": "the seed decides it",
+    "in_chans": "the data set decides it",
+    **dict.fromkeys(
+        ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"), "weights are never fetched"
+    ),
+}
+LARGEST_OPTION = 16_384
+"""Of numbers in the options of a family: no architecture has a layer that wide, and a larger one may not fit into any memory."""
 
 
 def backbone_entries() -> dict[str, BackboneEntry]:
@@ -107,18 +123,42 @@ def _checked_shape(image_shape: Sequence[int]) -> ImageShape:
     return channels, height, width
 
 
-def _check_options(name: str, entry: BackboneEntry, options: dict[str, Any]) -> None:
+def check_backbone_options(name: str, options: Mapping[str, Any]) -> None:
+    """Check that a backbone has these options and takes their values; what a family's own options take is found out when it is built.
+
+    Raises:
+        UserError: an unknown option, one that is given otherwise, or a value of another type.
+    """
+    canonical = canonical_backbone_name(name)
+    _check_options(canonical, backbone_entries()[canonical.partition(":")[0]], options)
+
+
+def _check_options(name: str, entry: BackboneEntry, options: Mapping[str, Any]) -> None:
     parameters = inspect.signature(entry.build).parameters.values()
+    for option in options:
+        if option in _NO_OPTIONS:
+            raise UserError(f"{option!r} is no option of backbone {name!r}: {_NO_OPTIONS[option]}.")
     allowed = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     if entry.is_family:
         allowed.remove("variant")
         if "variant" in options:
             raise UserError(f"the variant of backbone {name!r} stands in its name, after the colon, and is no option.")
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    for option in options:
-        if option not in allowed:
+    is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    hints = get_type_hints(entry.build)
+    for option, value in options.items():
+        if option in allowed:
+            _check_type(name, option, value, hints[option])
+        elif not is_open:
             raise unknown_name(f"option of backbone {name!r}:", option, allowed)
+        elif isinstance(value, int | float) and not abs(value) <= LARGEST_OPTION:
+            raise UserError(f"option {option!r} of backbone {name!r} is {value:g}; at most {LARGEST_OPTION} is allowed")
+
+
+def _check_type(name: str, option: str, value: Any, hint: Any) -> None:
+    try:
+        TypeAdapter(hint).validate_python(value, strict=True)
+    except ValidationError as error:
+        raise UserError(f"option {option!r} of backbone {name!r}: {error.errors()[0]['msg']} (got {value!r:.100})") from None
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from models.registry import DefenceModel
 class DcsConfig(Config):
     """Parameters of DCS. The defaults are the paper's: k=5, n=2, GSAT, second convolution."""
 
-    kernel_size: int = Field(5, ge=1, description="k: side of the full kernel, odd.")
+    kernel_size: int = Field(5, ge=1, le=31, description="k: side of the full kernel, odd.")
     num_taps: int = Field(2, ge=1, description="n: taps kept per draw, at most k*k.")
     gsat: Literal["off", "attack", "chain"] = Field(
         "attack",

@@ -15,6 +15,8 @@ from models.configuration import Config
 from models.errors import UserError
 from models.registry import DefenceModel, parse_defence_section, section_stored_earlier
 
+NAME = "stacked"
+
 
 class StackedConfig(Config):
     """Parameters of a stack of defences."""
@@ -22,6 +24,7 @@ class StackedConfig(Config):
     defences: tuple[dict[str, Any], ...] = Field(
         ({"name": "rna"}, {"name": "ctrw"}),
         min_length=1,
+        max_length=8,
         description="The defences in the order in which they change the network, e.g. `[{name: rna}, {name: ctrw, position: 1}]`.",
     )
 
@@ -32,7 +35,11 @@ class StackedConfig(Config):
         for section in value:
             if not isinstance(section.get("name"), str):
                 raise ValueError(f"each defence of a stack needs a name, e.g. {{name: rna}}; got {section!r}")
+            if section["name"] == NAME:
+                raise ValueError("a stack holds no stack: name its defences one after the other")
             entry, parameters = parse_defence_section(section)
+            if entry.change is None:
+                raise ValueError(f"{entry.name!r} is more than layers in a network and cannot be stacked")
             checked.append({"name": entry.name, **parameters.model_dump(mode="json")})
         return tuple(checked)
 
@@ -56,4 +63,4 @@ def change_by_all(backbone: Backbone, config: StackedConfig, image_shape: ImageS
         entry.change(backbone, parameters, image_shape)
 
 
-DEFENCE_MODELS = (DefenceModel("stacked", "several defences in one network", StackedConfig, change_by_all),)
+DEFENCE_MODELS = (DefenceModel(NAME, "several defences in one network", StackedConfig, change_by_all),)

@@ -13,12 +13,18 @@ NAMED_SECTIONS = ("defence", "backbone", "training.objective")
 
 
 def merge(base: Tree, over: Tree) -> Tree:
-    """Return `base` with `over` on top, section by section. A section whose `name` changes is replaced, not merged."""
+    """Return `base` with `over` on top, section by section. A section whose `name` changes is replaced, not merged.
+
+    Raises:
+        UserError: a section would hide a list or a number that stands where it belongs.
+    """
     result = dict(base)
     for key, value in over.items():
         below = result.get(key)
         if isinstance(below, str) and isinstance(value, dict):
             below = {"name": below}
+        if isinstance(below, list | int | float) and isinstance(value, dict):
+            raise UserError(f"{key} is {below!r:.60} in one file and a section with fields in another")
         if isinstance(below, dict) and isinstance(value, dict) and value.get("name", below.get("name")) == below.get("name"):
             result[key] = merge(below, value)
         else:

@@ -4,36 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from analysis.evaluation.suites import load_suite
 from models.configuration import Config
 from models.errors import UserError, nearest, unknown_name
 from orchestration import recipes
 from orchestration.catalogue import defence as defence_record
-from orchestration.experiment import ExperimentConfig
+from orchestration.experiment import ExperimentConfig, checked_name
 from orchestration.search_space import (
     RECIPE,
     Dimension,
     chosen_fields,
     flatten_by_recipe,
-    is_active,
     joint_space,
-    label,
-    ordered,
     scoped,
     split,
 )
+from orchestration.sweeping.checks import check_goals, check_space
 from orchestration.sweeping.goals import (
     Constraint,
     RepeatsConfig,
     StoppingConfig,
     SweepObjective,
-    epoch_metrics,
-    final_metrics,
 )
 from orchestration.sweeping.named import sweep_tree
 from orchestration.sweeping.theory_prior import PriorConfig, inform
@@ -87,7 +83,7 @@ class SweepConfig(Config):
     constraints: tuple[Constraint, ...] = Field((), description="What a trial must satisfy to win.")
     measure: MeasureConfig = Field(default_factory=MeasureConfig, description="How named protocols are measured at the end of a trial.")
     sampler: Literal["tpe", "random", "grid"] = Field("tpe", description="How Optuna proposes.")
-    num_trials: int | None = Field(None, ge=1, description="Number of trials; a grid may leave it out and visits all points.")
+    num_trials: int | None = Field(None, ge=1, le=1_000_000, description="Number of trials; a grid may leave it out and visits all points.")
     max_concurrent_trials: int | None = Field(
         None, ge=1, description="Trials at a time; none: what the resources allow. 1 makes a sweep reproducible."
     )
@@ -98,6 +94,11 @@ class SweepConfig(Config):
     baselines: tuple[str, ...] = Field((), description="Recipes trained and evaluated beside the winner, with the same settings.")
     remarks: tuple[str, ...] = Field((), description="What theory says of the space; written by the tool.")
     num_test_examples: int | None = Field(None, ge=1, description="Test images for the final evaluation; none: the suite's own.")
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_one_of_a_file(cls, name: str) -> str:
+        return checked_name(name)
 
     @model_validator(mode="after")
     def _trials_are_bounded(self) -> SweepConfig:
@@ -140,7 +141,10 @@ class SweepConfig(Config):
         recipe = values.get(RECIPE, self.recipes[0]) if self.recipes else str(self.recipe)
         tree = recipes.recipe_tree(recipe)
         for dotted, value in (self.settings | (chosen_fields(values) if self.recipes else values)).items():
-            recipes.set_dotted(tree, dotted, value)
+            try:
+                recipes.set_dotted(tree, dotted, value)
+            except UserError as error:
+                raise UserError(f"sweep {self.name}: {error}") from None
         return recipes.parse_experiment(tree, f"sweep {self.name}")
 
     def baseline_experiment(self, recipe: str) -> ExperimentConfig:
@@ -216,7 +220,7 @@ def check_sweep(tree: dict[str, Any], source: str, overrides: dict[str, Any] | N
     except ValidationError as error:
         raise UserError("\n".join(_explain(item, source) for item in error.errors())) from None
     config = _informed(config.model_copy(update={"space": _whole_space(config, source)}))
-    check_metrics(config)
+    check_goals(config)
     for experiment in config.base_experiments():
         load_suite(config.suite, experiment.defence.name)
     check_space(config)
@@ -265,111 +269,6 @@ def _catalogue_space(experiment: ExperimentConfig, source: str) -> dict[str, Dim
     if not space:
         raise UserError(f"{source}: defence {experiment.defence.name!r} has no search space of its own; name one under `space`")
     return space
-
-
-def check_metrics(config: SweepConfig) -> None:
-    """Check that objectives and constraints name metrics of finished trials, and that early stopping watches one that epochs report.
-
-    Raises:
-        UserError: with the nearest names.
-    """
-    for experiment in config.base_experiments():
-        known = metric_names(experiment, config.measure.suite)
-        for metric in config.final_metrics:
-            if metric not in known:
-                raise unknown_name("metric", metric, known)
-        if config.stopping is not None and config.stopping.metric not in epoch_metrics(experiment):
-            raise unknown_name("metric", config.stopping.metric, epoch_metrics(experiment))
-
-
-def metric_names(experiment: ExperimentConfig, suite: str = "quick") -> list[str]:
-    """Return the metrics that a run of `experiment` reports and that a sweep may improve; `suite` measures the named protocols."""
-    return [*epoch_metrics(experiment), *final_metrics(experiment, suite)]
-
-
-def check_space(config: SweepConfig) -> None:
-    """Check that each dimension names a real field and that both of its ends, and every choice, validate.
-
-    Raises:
-        UserError: with the dimension, the end and what is allowed.
-    """
-    assert config.space is not None
-    for point in config.points:
-        _check_point(config, point)
-    for title, values in extreme_points(config):
-        try:
-            config.experiment(values)
-        except UserError as error:
-            raise UserError(f"sweep {config.name}: {title}: {error}") from None
-    fields = {recipe: set(base.flatten()) for recipe, base in zip(config.all_recipes, config.base_experiments(), strict=True)}
-    for name in config.space:
-        recipe, field = split(name) if config.recipes else (None, name)
-        if config.recipes and name == RECIPE:
-            continue
-        for known in [fields[recipe]] if recipe else fields.values():
-            if field not in known and not any(other.startswith(f"{field}.") for other in known):
-                close = nearest(field, known)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
-                raise UserError(f"sweep {config.name}: {name!r} is not a field of the experiment.{hint}")
-
-
-def extreme_points(config: SweepConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each dimension at its ends, or at each of its choices: what it is in words, and the values of a whole trial.
-
-    The other dimensions stand at values that are valid together with it. A grid of given points has only those.
-    """
-    assert config.space is not None
-    if config.sampler == "grid" and config.points:
-        yield from ((f"point {point}", dict(point)) for point in config.points)
-        return
-    order = ordered(config.space)
-    for name in order:
-        for end in config.space[name].ends():
-            yield f"dimension {name} at {end!r}", _companions(config, order, name, end)
-
-
-def _check_point(config: SweepConfig, point: dict[str, Any]) -> None:
-    """Check that a point lies in the space and, where it is whole, that its experiment is valid."""
-    assert config.space is not None
-    for name, value in point.items():
-        if name not in config.space:
-            raise unknown_name(f"dimension in `points` of sweep {config.name}:", name, config.space)
-        dimension = config.space[name]
-        if dimension.type == "choice":
-            inside = label(value) in [label(choice) for choice in dimension.choices]
-        else:
-            low, high = dimension.ends()
-            inside = isinstance(value, int | float) and low <= value <= high
-        if not inside:
-            raise UserError(f"sweep {config.name}: point {point}: {name} does not take {value!r}")
-    try:
-        config.experiment(point)
-    except UserError as error:
-        if config.sampler == "grid":
-            raise UserError(f"sweep {config.name}: point {point}: {error}") from None
-
-
-def _companions(config: SweepConfig, order: list[str], name: str, end: Any) -> dict[str, Any]:
-    """Return a full assignment with `name` at `end`: conditions satisfied, bounds respected, other numbers at an end."""
-    assert config.space is not None
-    wanted: dict[str, Any] = {name: end}
-    for condition, allowed in config.space[name].when.items():
-        wanted[condition] = allowed[0]
-    values: dict[str, Any] = {}
-    for other in order:
-        dimension = config.space[other]
-        if not is_active(dimension, values):
-            continue
-        if other in wanted:
-            values[other] = wanted[other]
-        elif dimension.above is not None:
-            values[other] = dimension.ends()[-1]
-        else:
-            values[other] = dimension.ends()[0]
-    bound = config.space[name].above
-    if bound is not None and bound in values and isinstance(end, int | float) and values[bound] > end:
-        values[bound] = end
-    return values
 
 
 def _explain(item: Any, source: str) -> str:

@@ -15,6 +15,13 @@ from orchestration.training.final_measures import MARKED_METRIC, PROTOCOLS, prot
 from trainers.validation import attack_name
 
 COST_METRICS = ("model/parameters", "model/latency_ms")
+RATES = ("time/examples_per_second",)
+"""Metrics of which more is better, accuracies apart."""
+
+
+def is_accuracy(metric: str) -> bool:
+    """Return whether a metric is an accuracy: a share in [0,1] of which more is better."""
+    return metric.startswith("validation/") and metric != MARKED_METRIC
 
 
 class SweepObjective(Config):

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
-import math
 import os
 import socket
 import time
@@ -24,8 +22,9 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import OperationalError
 
 from models.errors import UserError
-from orchestration.search_space import Dimension, SearchSpace, is_active, label, ordered
+from orchestration.search_space import label
 from orchestration.sweeping.config import SweepConfig
+from orchestration.sweeping.grid import grid_points
 
 RESUMES = "resumes"  # of a trial that runs another one again: that one's number
 RETRY = "retry"
@@ -140,26 +139,6 @@ def planned_points(config: SweepConfig) -> list[dict[str, Any]]:
     return [dict(point) for point in config.points]
 
 
-def grid_points(space: SearchSpace) -> list[dict[str, Any]]:
-    """Return every point of a grid: choices, whole numbers, or floats with a step; conditions respected, no point twice.
-
-    Raises:
-        UserError: a dimension is a continuum.
-    """
-    order = ordered(space)
-    axes = [_axis(name, space[name]) for name in order]
-    points: list[dict[str, Any]] = []
-    for combination in itertools.product(*axes):
-        point: dict[str, Any] = {}
-        for name, value in zip(order, combination, strict=True):
-            bound = space[name].above
-            if is_active(space[name], point) and (bound is None or bound not in point or value >= point[bound]):
-                point[name] = value
-        if point not in points:
-            points.append(point)
-    return points
-
-
 def proxy_values(config: SweepConfig, trial: FrozenTrial) -> dict[int, float]:
     """Return epoch -> the value of the metric that early stopping watches."""
     if config.stopping is not None and [objective.metric for objective in config.objectives] == [config.stopping.metric]:
@@ -195,18 +174,6 @@ def _sampler(config: SweepConfig, seed: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.RandomSampler(seed=seed)
     startup = max(4, (config.num_trials or 0) // 4)
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
-
-
-def _axis(name: str, dimension: Dimension) -> list[Any]:
-    if dimension.type == "choice":
-        return dimension.ends()
-    if dimension.type == "int" and not dimension.log:
-        low, high = dimension.ends()
-        return list(range(low, high + 1, int(dimension.step or 1)))
-    if dimension.step is None:
-        raise UserError(f"dimension {name} is a continuum: a grid needs `choices`, or low, high and `step`")
-    low, high = dimension.ends()
-    return [low + index * dimension.step for index in range(math.floor((high - low) / dimension.step + 1e-9) + 1)]
 
 
 ENDING_S = 15  # a driver that was just stopped may still be ending

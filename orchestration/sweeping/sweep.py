@@ -27,7 +27,8 @@ from orchestration.exporting.export import export_target
 from orchestration.exporting.targets import Target, resolve_target
 from orchestration.home import Workplace
 from orchestration.run_folder import RunFolder
-from orchestration.sweeping.config import SweepConfig, extreme_points, sweep_key
+from orchestration.sweeping.checks import extreme_points
+from orchestration.sweeping.config import SweepConfig, sweep_key
 from orchestration.sweeping.findings import conclude_search, infeasible, show_trials, top_trials
 from orchestration.sweeping.goals import RepeatsConfig, format_goal
 from orchestration.sweeping.listed_experiments import Listed, train_listed

@@ -49,6 +49,11 @@ class PriorConfig(Config):
     dcs: DcsPrior | None = Field(None, description="DCS's bounds of n.")
 
 
+def applies(prior: PriorConfig) -> list[str]:
+    """Return the defences that a prior says something of."""
+    return [name for name in type(prior).model_fields if getattr(prior, name) is not None]
+
+
 @dataclass
 class Informed:
     """A space that theory has bounded, points to try first, and what it says."""

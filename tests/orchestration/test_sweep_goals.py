@@ -152,7 +152,7 @@ def test_repeats_are_a_budget_and_goals_are_not():
         ({"constraints": [{"metric": CLEAN}]}, ["at_least", "at_most"]),
         ({"constraints": [{"metric": "model/parameter", "at_most": 5}]}, ["model/parameters"]),
         ({"objectives": [{"metric": f"{ROBUST}/T9"}]}, [f"{ROBUST}/T"]),
-        ({"stopping": {"metric": "model/parameters"}}, ["model/parameters", "train/loss"]),
+        ({"stopping": {"metric": "model/parameters"}}, ["model/parameters", "validation/robust_accuracy"]),
         ({"recipes": ["rna_digits"]}, ["either `recipe` or `recipes`"]),
         ({"repeats": {"top": 0}}, ["repeats.top"]),
     ],

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.configuration import Config
 from models.ensemble import ensemble_in
 from models.layers.hypernetwork import generated_weights
 from models.randomness import resample
@@ -37,6 +38,16 @@ class AdpObjectiveConfig(ObjectiveConfig):
     name: Literal["adp"] = Field("adp", description="ADP.")
     entropy_weight: float = Field(2.0, ge=0, description="alpha, weight of the ensemble entropy; 2 in its repository.")
     diversity_weight: float = Field(0.5, ge=0, description="beta, weight of the log determinant; 0.5 in its repository.")
+
+    def problem_with(self, defence: Config, num_classes: int) -> str | None:
+        """The determinant of more members than classes minus one is nearly zero, whatever is learned."""
+        num_members = getattr(defence, "num_members", 1)
+        if not self.diversity_weight or num_members <= num_classes - 1:
+            return None
+        return (
+            f"training.objective adp: defence.num_members is {num_members}; with {num_classes} classes the diversity term has a meaning "
+            f"for at most {num_classes - 1}"
+        )
 
 
 def ensemble_entropy(logits_NBK: Tensor) -> Tensor:

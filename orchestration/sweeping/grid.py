@@ -1,0 +1,40 @@
+"""Grids: every point of a space of choices, whole numbers and steps."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+from models.errors import UserError
+from orchestration.search_space import Dimension, SearchSpace, is_active, ordered
+
+MOST_POINTS = 10_000
+
+
+def grid_points(space: SearchSpace) -> list[dict[str, Any]]:
+    """Return every point of a grid: choices, whole numbers, or floats with a step; conditions respected, no point twice.
+
+    Raises:
+        UserError: a dimension is a continuum, or there are more than 10,000 points.
+    """
+    order = ordered(space)
+    number = math.prod(space[name].num_values for name in order if math.isfinite(space[name].num_values))
+    if number > MOST_POINTS:
+        raise UserError(f"the grid of {', '.join(order)} has {number:.3g} points; at most {MOST_POINTS:,} are visited. Sample instead.")
+    axes = [_axis(name, space[name]) for name in order]
+    points: dict[str, dict[str, Any]] = {}
+    for combination in itertools.product(*axes):
+        point: dict[str, Any] = {}
+        for name, value in zip(order, combination, strict=True):
+            bound = space[name].above
+            if is_active(space[name], point) and (bound is None or bound not in point or value >= point[bound]):
+                point[name] = value
+        points.setdefault(repr(point), point)
+    return list(points.values())
+
+
+def _axis(name: str, dimension: Dimension) -> list[Any]:
+    if math.isinf(dimension.num_values) or (dimension.type == "int" and dimension.log):
+        raise UserError(f"dimension {name} is a continuum: a grid needs `choices`, or low, high and `step`")
+    return dimension.values()
