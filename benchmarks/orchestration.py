@@ -39,8 +39,9 @@ from benchmarks.timing import describe_hardware, hardware
 from benchmarks.turns import Epoch, Ratios, Turns
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home, Workplace
-from orchestration.sweeping.config import SweepConfig, load_sweep
+from orchestration.sweeping.config import SweepConfig
 from orchestration.sweeping.listener import TrialListener
+from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.search import run_search
 from orchestration.tracking.tracker import Tracker
 

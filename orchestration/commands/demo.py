@@ -19,7 +19,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "Rayndom demo: search CTRW's bounds A and B on the sum of sigma, on 1,797 real handwritten digits;\n"
         "then attack the winner, adversarial training and natural training under three protocols.\n"
     )
-    from orchestration.sweeping.config import load_sweep
+    from orchestration.sweeping.loading import load_sweep
     from orchestration.sweeping.sweep import run_sweep
 
     summary = run_sweep(load_sweep(SWEEP), workplace_of(arguments))

@@ -57,8 +57,8 @@ def named_sweep(arguments: argparse.Namespace) -> SweepConfig:
         UserError: none is named, or a mistake in it.
     """
     from orchestration.recipes import parse_overrides
-    from orchestration.sweeping.config import check_sweep, load_sweep
     from orchestration.sweeping.item_grid import item_tree
+    from orchestration.sweeping.loading import check_sweep, load_sweep
 
     fields = parse_overrides(arguments.fields)
     if not arguments.sweep:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from models.errors import UserError, nearest, unknown_name
 from models.registry import build_model
 from orchestration.experiment import OPERATIONAL_SECTIONS, ExperimentConfig
 from orchestration.search_space import RECIPE, Dimension, is_active, ordered, split
+from orchestration.sweeping.config import SweepConfig
 from orchestration.sweeping.goals import RATES, epoch_metrics, final_metrics, is_accuracy
 from orchestration.sweeping.grid import grid_points
 from orchestration.sweeping.theory_prior import applies
 from trainers.data import DATASETS
-
-if TYPE_CHECKING:
-    from orchestration.sweeping.config import SweepConfig
 
 NO_DIMENSIONS = {
     "seed": "the best of several seeds is luck; `repeats` trains the best trials with further seeds",

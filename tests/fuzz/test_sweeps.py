@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from orchestration.home import Workplace
-from orchestration.sweeping.config import load_sweep
+from orchestration.sweeping.loading import load_sweep
 from tests.fuzz.broken_values import Case, leaf_cases, leaves, section_cases
 from tests.fuzz.command_line import SEED, complaint, rayndom
 from tests.fuzz.test_configurations import flag, names_of, report

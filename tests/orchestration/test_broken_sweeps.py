@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from models.errors import UserError
-from orchestration.sweeping.config import load_sweep
+from orchestration.sweeping.loading import load_sweep
 
 DIMENSION = {"type": "float", "low": 1, "high": 5}
 VALUES = [

@@ -269,7 +269,7 @@ def test_the_guides_links_lead_somewhere() -> None:
 
 
 def test_the_guides_sweep_is_valid(tmp_path: Path) -> None:
-    from orchestration.sweeping.config import load_sweep
+    from orchestration.sweeping.loading import load_sweep
 
     (block,) = re.findall(r"```yaml\n(.*?)```", GUIDE.read_text(), re.S)
     (tmp_path / "cifar10_bounds.yaml").write_text(block)

@@ -16,7 +16,8 @@ import torch
 from models.weights import load_pretrained
 from orchestration.cli import main
 from orchestration.home import Home
-from orchestration.sweeping.config import load_sweep, sweep_key
+from orchestration.sweeping.config import sweep_key
+from orchestration.sweeping.loading import load_sweep
 from tests.orchestration.earlier_homes.contents import PLACE, TINY
 from tests.orchestration.sweep_process import runs_of
 from trainers.checkpoint import read_state

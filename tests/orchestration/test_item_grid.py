@@ -11,8 +11,9 @@ from analysis.reproduction.papers import get_item, list_items
 from models.errors import UserError
 from orchestration.cli import main
 from orchestration.recipes import load_recipe
-from orchestration.sweeping.config import check_sweep, load_sweep, sweep_key
+from orchestration.sweeping.config import sweep_key
 from orchestration.sweeping.item_grid import item_tree
+from orchestration.sweeping.loading import check_sweep, load_sweep
 from orchestration.sweeping.study import num_wanted, planned_points
 
 # Keys of the sweep files that restated these items: what was begun with a file goes on with the item.

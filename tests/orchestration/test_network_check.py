@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from models.errors import UserError
-from orchestration.sweeping.config import load_sweep
+from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.sweep import check_networks
 
 

@@ -16,7 +16,7 @@ from orchestration.experiment import ExperimentConfig
 from orchestration.recipes import list_recipes, load_recipe, parse_overrides, split_name
 from orchestration.recipes.library import VARIABLE, method_files, setting_files, using_folder
 from orchestration.recipes.matrix import matrix_lines
-from orchestration.sweeping.config import load_sweep
+from orchestration.sweeping.loading import load_sweep
 
 SETTING = "description: my screws\nextends: digits\ndata: {image_size: 8}\ntraining: {epochs: 2}\n"
 METHOD = """

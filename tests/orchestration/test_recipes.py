@@ -11,7 +11,7 @@ from models.errors import UserError
 from orchestration.commands.command import field_rows
 from orchestration.experiment import ExperimentConfig
 from orchestration.recipes import load_recipe
-from orchestration.sweeping.config import load_sweep
+from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.named import list_sweeps
 
 
@@ -129,7 +129,7 @@ def test_help_lists_every_field_with_a_description():
     ("change", "parts"),
     [
         ({"space": {"defence.lower_bound": {"type": "float", "low": -5, "high": 10}}}, ["lower_bound at -5.0", "greater than"]),
-        ({"space": {"defence.lowr_bound": {"type": "float", "low": 5, "high": 10}}}, ["lowr_bound", "'lower_bound'"]),
+        ({"space": {"defence.lowr_bound": {"type": "float", "low": 5, "high": 10}}}, ["lowr_bound", "'defence.lower_bound'"]),
         ({"space": {"training.epochs": {"type": "int", "low": 9, "high": 3}}}, ["low 9", "below high 3"]),
         ({"space": {"training.epochs": {"type": "int", "low": 1, "high": 3, "above": "nothing"}}}, ["nothing", "not a dimension"]),
         ({"space": {"training.redraw": {"type": "choice", "choices": ["each_batch", "each_moon"]}}}, ["each_moon", "each_batch"]),

@@ -9,8 +9,8 @@ from models.errors import UserError
 from models.layers.channel_statistics import parse_normalization
 from orchestration.catalogue import catalogue
 from orchestration.search_space import chosen_fields
-from orchestration.sweeping.config import check_sweep, load_sweep
 from orchestration.sweeping.item_grid import item_tree
+from orchestration.sweeping.loading import check_sweep, load_sweep
 from orchestration.sweeping.named import list_sweeps
 from orchestration.sweeping.search import StudySearch
 from orchestration.sweeping.study import num_wanted, open_study, planned_points

@@ -12,9 +12,10 @@ from ray.tune.search import Searcher
 
 from models.errors import UserError
 from orchestration.search_space import Dimension, suggest
-from orchestration.sweeping.config import load_sweep, sweep_key
+from orchestration.sweeping.config import sweep_key
 from orchestration.sweeping.goals import StoppingConfig
 from orchestration.sweeping.grid import grid_points
+from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.search import RememberingAsha, StudySearch
 from orchestration.sweeping.study import num_wanted, open_study, spent
 from orchestration.training.cluster import PATIENCE_S, ClusterLost, ClusterWatch

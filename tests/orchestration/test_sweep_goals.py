@@ -9,8 +9,9 @@ import torch
 
 from models.errors import UserError
 from models.registry import build_model
-from orchestration.sweeping.config import load_sweep, sweep_key
+from orchestration.sweeping.config import sweep_key
 from orchestration.sweeping.findings import conclude_search, importances, infeasible, proxy_correlations, rungs, show_trials, top_trials
+from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.plots import write_plots
 from orchestration.sweeping.search import RememberingAsha, Search, StudySearch
 from orchestration.sweeping.study import best_trials, open_study, proxy_values

@@ -16,7 +16,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from orchestration.home import Home, Workplace
-from orchestration.sweeping.config import load_sweep
+from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.sweep import run_sweep
 from orchestration.tracking.tracker import PARENT_TAG
 

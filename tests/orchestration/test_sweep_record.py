@@ -15,9 +15,9 @@ from models.errors import UserError
 from orchestration.home import Workplace
 from orchestration.run_folder import RunFolder
 from orchestration.sweeping import study as study_module
-from orchestration.sweeping.config import load_sweep
 from orchestration.sweeping.listed_experiments import Listed, train_listed
 from orchestration.sweeping.listener import is_full_disk
+from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.search import StudySearch
 from orchestration.sweeping.study import RETRY, only_driver, open_study, spent
 from orchestration.sweeping.trial_runs import complete_trial_runs, trial_run

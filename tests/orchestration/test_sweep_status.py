@@ -10,7 +10,8 @@ from models.errors import UserError
 from models.files import write_text
 from orchestration.cli import main
 from orchestration.run_folder import RunFolder
-from orchestration.sweeping.config import load_sweep, sweep_key
+from orchestration.sweeping.config import sweep_key
+from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.search import StudySearch
 from orchestration.sweeping.status import find_sweep, is_held, list_sweep_keys, sweep_status
 from orchestration.sweeping.study import open_study

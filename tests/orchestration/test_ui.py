@@ -9,7 +9,7 @@ import pytest
 
 from orchestration.cli import main
 from orchestration.commands import ui
-from orchestration.sweeping.config import load_sweep
+from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.study import open_study
 
 
