@@ -215,7 +215,9 @@ def test_resample_on_forward_redraws_at_each_call(model, name):
 @torch.no_grad()
 def test_a_draw_does_not_depend_on_the_batch_size(model, name):
     x = images(6)
-    assert torch.allclose(model(x)[:2], model(x[:2]), atol=1e-5)
+    whole = model(x)[:2]
+    # Relative to the largest logit: generated weights of an untrained network make logits of about a hundred.
+    assert torch.allclose(whole, model(x[:2]), rtol=0, atol=1e-5 * max(1.0, float(whole.abs().max())))
 
 
 @torch.no_grad()

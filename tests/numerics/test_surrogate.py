@@ -33,7 +33,7 @@ def test_workers_share_the_sums_of_the_whole_batch(monkeypatch: pytest.MonkeyPat
     features = torch.rand(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     logits, y = features[:, :4] * 3, torch.arange(6) % 4
     first, second = (last_layer_gradient_sums(features[part], logits[part], y[part]) for part in (slice(3), slice(3, 6)))
-    monkeypatch.setattr("trainers.soft_labels.world", lambda: (0, 2))
+    monkeypatch.setattr("trainers.distributed.world", lambda: (0, 2))
     monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: tensor.add_(second))
     together = last_layer_gradient_sums(features[:3], logits[:3], y[:3])
     monkeypatch.undo()

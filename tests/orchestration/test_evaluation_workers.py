@@ -27,7 +27,7 @@ def test_small_work_stays_here_and_other_work_goes_to_ray(monkeypatch, tmp_path,
     places = []
     monkeypatch.setattr(evaluation_run, "_run_here", lambda *arguments: places.append("here"))
     monkeypatch.setattr(evaluation_run, "run_on_ray", lambda *arguments: places.append("ray"))
-    task = SimpleNamespace(key="a", cost=cost, title="pgd_20 T1 block 1/1")
+    task = SimpleNamespace(key="a", succeeds="", cost=cost, title="pgd_20 T1 block 1/1")
     job = Evaluation([task], torch.zeros(1), torch.zeros(1), tmp_path / "records.jsonl")
     run_jobs([job], **settings)
     assert places == [place]
