@@ -78,6 +78,15 @@ class TradesFamily(PerturbableObjective):
 
     config: TradesFamilyConfig
     divergence_name: DivergenceName = "kl"
+    ascent_passes = 6.0
+
+    def outer_passes(self) -> float:
+        """Two cross-entropies' worth: clean and adversarial images."""
+        return 6.0
+
+    def attack_passes(self, attack_steps: int) -> float:
+        """One pass more than that of cross-entropy: the clean logits."""
+        return 2.0 * attack_steps + 1 if attack_steps else 0.0
 
     def attack_noise(self) -> WeightNoiseConfig | None:
         """Return the noise on the weights that are attacked, or None for the weights themselves."""

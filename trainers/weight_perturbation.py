@@ -56,6 +56,8 @@ class PerturbableObjective(Objective):
     """
 
     config: PerturbableConfig
+    ascent_passes = 3.0
+    """What the weight perturbation costs for one image, as `passes` counts."""
 
     def __init__(self, config: PerturbableConfig) -> None:
         super().__init__(config)
@@ -64,6 +66,19 @@ class PerturbableObjective(Objective):
     @abstractmethod
     def attack(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> Tensor:
         """Return the adversarial examples of this step."""
+
+    @abstractmethod
+    def outer_passes(self) -> float:
+        """Return what the loss and its gradients cost for one image without attack and weight perturbation, as `passes` counts."""
+
+    def attack_passes(self, attack_steps: int) -> float:
+        """Return what the attack costs for one image, as `passes` counts."""
+        return 2.0 * attack_steps
+
+    def passes(self, attack_steps: int, num_members: int, epoch: int) -> float:
+        settings = self.config.weight_perturbation
+        ascends = settings is not None and epoch >= settings.warmup_epochs
+        return num_members * (self.attack_passes(attack_steps) + (self.ascent_passes if ascends else 0.0) + self.outer_passes())
 
     @abstractmethod
     def outer_loss(

@@ -19,6 +19,7 @@ from models.randomness import is_randomized
 from models.registry import build_model
 from orchestration.experiment import ExperimentConfig
 from trainers.data import DATASETS
+from trainers.objective import build_objective
 
 GPU_FLOPS = 2e14
 """Floating-point operations a second in training: a quarter of the bf16 peak of an H100 or H200."""
@@ -28,10 +29,6 @@ CORE_FLOPS = 1e10
 """Of one CPU core."""
 
 _STREAMED_SIDE = 224
-_OUTER_STEP = {"natural": 3.0, "adversarial": 3.0, "trades": 7.0, "label_smoothing": 7.0, "rat_surrogate": 9.0, "rat_direct": 9.0}
-_TAYLOR = {1: 1.35, 2: 2.2}  # times TRADES
-_PERTURBATION = 5.0
-_ENSEMBLE_STEP = {"adp": 3.0, "gal": 6.0, "trs": 12.0, "red": 6.0, "ensemble_adversarial": 3.0}
 
 
 @dataclass(frozen=True)
@@ -53,23 +50,10 @@ class Cost:
 def training_cost(experiment: ExperimentConfig) -> Cost:
     """Return the estimate for a whole training, validation apart."""
     training = experiment.training
-    attack = 2.0 * training.attack.steps
-    name = training.objective.name
+    objective = build_objective(training.objective)
     members = getattr(experiment.defence.parameters, "num_members", 1)
-    if name == "natural":
-        passes = _OUTER_STEP[name]
-    elif name == "rat_taylor":
-        passes = _TAYLOR[getattr(training.objective, "order", 2)] * (attack + _OUTER_STEP["trades"])
-    elif name == "dverge":
-        passes = 2.0 * getattr(training.objective, "steps", 10) + members * 3.0
-    elif name in _ENSEMBLE_STEP:
-        clean = name in ("adp", "gal", "trs") or getattr(training.objective, "ce_on", "adv") == "clean"
-        passes = (0.0 if clean else attack) + _ENSEMBLE_STEP[name]
-    else:
-        passes = attack + _OUTER_STEP.get(name, _OUTER_STEP["adversarial"])
-    if getattr(training.objective, "weight_perturbation", None) is not None:
-        passes += _PERTURBATION
-    return _timed(passes * members * _num_train(experiment) * training.epochs, experiment, GPU_FLOPS)
+    passes = sum(objective.passes(training.attack.steps, members, epoch) for epoch in range(training.epochs))
+    return _timed(passes * _num_train(experiment), experiment, GPU_FLOPS)
 
 
 def evaluation_cost(experiment: ExperimentConfig, suite: Suite) -> Cost:

@@ -46,6 +46,11 @@ def ensemble_examples(model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: St
             return dataclasses.replace(context, redraw=redraw).adversarial_examples(model, x_BCHW, y_B)
 
 
+def example_passes(attack_steps: int, num_members: int, example: EnsembleExample) -> float:
+    """Return what such an example costs, counted as `Objective.passes` does."""
+    return 2.0 * attack_steps * (num_members if example in ("mean_loss", "mean_prob") else 1)
+
+
 @contextlib.contextmanager
 def _common_members(model: nn.Module, context: StepContext) -> Iterator[None]:
     """Within, the members that are drawn depend on seed, epoch and step alone, not on the rank as those that answer examples do."""

@@ -56,6 +56,15 @@ class RegularizedEnsembleObjective(EnsembleObjective):
     def problem(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> RegularizedProblem:
         """Return what this step minimizes, after making its examples and taking its draw."""
 
+    def set_passes(self, regularized: bool) -> float:
+        """Return what one member costs on one set of images: cross-entropy, and, where regularized, the gradient of its input gradient.
+
+        Cached gradients are computed twice, once for their coupling.
+        """
+        if not regularized:
+            return 3.0
+        return 6.0 if self.config.computation == "joint" else 8.0
+
     def terms(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> Mapping[str, Tensor]:
         problem = self.problem(model, x_BCHW, y_B, context)
         return regularized_loss(list(ensemble_in(model).members), problem.sets, problem.y_B, problem.regularizer)

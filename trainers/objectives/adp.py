@@ -76,6 +76,9 @@ class Adp(EnsembleObjective, LossObjective):
 
     config: AdpObjectiveConfig
 
+    def passes(self, attack_steps: int, num_members: int, epoch: int) -> float:
+        return 3.0 * num_members
+
     def prepare(self, model: nn.Module) -> None:
         """Raise a `UserError` unless `model` is an ensemble; warn if its members cannot all differ."""
         super().prepare(model)

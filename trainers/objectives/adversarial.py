@@ -31,6 +31,9 @@ class Adversarial(PerturbableObjective):
     `weight_perturbation` it is AT-AWP.
     """
 
+    def outer_passes(self) -> float:
+        return 3.0
+
     def attack(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> Tensor:
         return context.adversarial_examples(model, x_BCHW, y_B)
 

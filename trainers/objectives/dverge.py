@@ -78,6 +78,13 @@ class Dverge(EnsembleObjective):
         elif not self.config.pretraining_epochs:
             warnings.warn("DVERGE begins with a trained ensemble; set `pretrained` or `pretraining_epochs` to do so", stacklevel=2)
 
+    def passes(self, attack_steps: int, num_members: int, epoch: int) -> float:
+        """A member is trained on the others' examples; their distillation passes through half of a network, on average of layers."""
+        if epoch < self.config.pretraining_epochs:
+            return 3.0 * num_members
+        own = 2.0 * attack_steps + 3.0 if self.config.adversarial_training else 0.0
+        return num_members * (3.0 * (num_members - 1) + self.config.steps + own)
+
     def training_step(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> dict[str, Tensor]:
         total = torch.zeros((), device=x_BCHW.device, dtype=torch.promote_types(x_BCHW.dtype, torch.float32))
         with generated_weights(model):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.ensemble import ensemble_in
 from models.layers.hypernetwork import generated_weights
-from trainers.ensembles.examples import EnsembleExample, ensemble_examples
+from trainers.ensembles.examples import EnsembleExample, ensemble_examples, example_passes
 from trainers.ensembles.objective import EnsembleObjective, member_cross_entropy
 from trainers.objective import ObjectiveConfig, ObjectiveEntry
 from trainers.step import StepContext
@@ -36,6 +36,11 @@ class EnsembleAdversarial(EnsembleObjective):
     """The sum of the members' cross-entropies on adversarial examples."""
 
     config: EnsembleAdversarialConfig
+
+    def passes(self, attack_steps: int, num_members: int, epoch: int) -> float:
+        example = self.config.example
+        attack = 2.0 * attack_steps * num_members if example == "own" else example_passes(attack_steps, num_members, example)
+        return attack + 3.0 * num_members
 
     def training_step(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> dict[str, Tensor]:
         total = torch.zeros((), device=x_BCHW.device, dtype=torch.promote_types(x_BCHW.dtype, torch.float32))

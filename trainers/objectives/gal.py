@@ -53,6 +53,9 @@ class Gal(RegularizedEnsembleObjective):
 
     config: GalObjectiveConfig
 
+    def passes(self, attack_steps: int, num_members: int, epoch: int) -> float:
+        return num_members * self.set_passes(regularized=True)
+
     def problem(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> RegularizedProblem:
         resample(model)
         num_members = ensemble_in(model).num_members

@@ -16,6 +16,9 @@ from trainers.step import StepContext
 class Natural(LossObjective):
     """Cross-entropy on clean images; a randomized model takes a new draw at each step."""
 
+    def passes(self, attack_steps: int, num_members: int, epoch: int) -> float:
+        return 3.0 * num_members
+
     def terms(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> Mapping[str, Tensor]:
         return {}
 

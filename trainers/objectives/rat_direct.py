@@ -50,6 +50,10 @@ class Direct(TradesFamily):
         """Check the scope of the noise."""
         self.config.names(model)
 
+    def outer_passes(self) -> float:
+        """Cross-entropy at w, if it is taken there, and both batches at each w + u."""
+        return (3.0 if self.config.cross_entropy_at == "weights" else 0.0) + 6.0 * self.config.num_noise_samples
+
     def attack_noise(self) -> WeightNoiseConfig | None:
         return self.config if self.config.attack_noise else None
 

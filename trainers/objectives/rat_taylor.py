@@ -70,6 +70,21 @@ class Taylor(TradesFamily):
         if self.config.derivatives == "nested_jvp":
             make_batch_norm_explicit(model)
 
+    def outer_passes(self) -> float:
+        """Each batch: convolutions of values and derivatives with w (backward to maps and weights) and of maps with u (to maps only).
+
+        First order: 2 with w and 1 with u, so 2 * 3 + 1 * 2; second order: 1 more with w and 1 more with u. `antithetic` takes whole
+        passes at w, w + u and, for the second order, w - u.
+        """
+        if not self.uses_derivatives:
+            return 6.0
+        second = self.config.order == 2
+        if self.config.derivatives == "antithetic":
+            one = 9.0
+        else:
+            one = 13.0 if second else 8.0
+        return 2 * one * self.config.num_noise_samples
+
     def attack_noise(self) -> WeightNoiseConfig | None:
         return self.config if self.config.attack_noise else None
 

@@ -19,7 +19,7 @@ from models.errors import UserError
 from models.layers.channel_statistics import is_synchronized
 from models.randomness import resample
 from trainers.distributed import world
-from trainers.ensembles.examples import EnsembleExample, ensemble_examples
+from trainers.ensembles.examples import EnsembleExample, ensemble_examples, example_passes
 from trainers.ensembles.input_gradients import InputSet, gradient_lengths, of_batch_mean, pair_cosines
 from trainers.ensembles.objective import RegularizedEnsembleObjective, RegularizedObjectiveConfig, RegularizedProblem
 from trainers.ensembles.placement import LocalMembers, MemberPlacement, SpreadMembers, gather_batch
@@ -109,6 +109,11 @@ class Red(RegularizedEnsembleObjective):
                 "set training.batch_norm: local"
             )
 
+    def passes(self, attack_steps: int, num_members: int, epoch: int) -> float:
+        attack = example_passes(attack_steps, num_members, self.config.example) if self._needs("adv") else 0.0
+        sets = [self.set_passes(self._regularizes(name)) for name in ("clean", "adv") if self._needs(name)]
+        return attack + num_members * sum(sets)
+
     def problem(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> RegularizedProblem:
         num_members = ensemble_in(model).num_members
         adversarial_BCHW = x_BCHW
@@ -135,6 +140,9 @@ class Red(RegularizedEnsembleObjective):
         config = self.config
         return any(option in (where, "both") for option in (config.ce_on, config.sim_on, config.lip_on))
 
+    def _regularizes(self, name: str) -> bool:
+        return any(option in (name, "both") for option in (self.config.sim_on, self.config.lip_on))
+
     def _sets(self, x_BCHW: Tensor, adversarial_BCHW: Tensor, num_members: int) -> dict[str, InputSet]:
         config = self.config
         weights = {"clean": (1.0, 0.0), "adv": (0.0, 1.0), "both": (0.5, 0.5)}[config.ce_on]
@@ -143,7 +151,7 @@ class Red(RegularizedEnsembleObjective):
             name: InputSet(
                 images[name],
                 weight / num_members,
-                regularized=any(option in (name, "both") for option in (config.sim_on, config.lip_on)),
+                regularized=self._regularizes(name),
             )
             for name, weight in zip(images, weights, strict=True)
             if self._needs(name)

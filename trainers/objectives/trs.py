@@ -116,6 +116,11 @@ class Trs(RegularizedEnsembleObjective):
 
     config: TrsObjectiveConfig
 
+    def passes(self, attack_steps: int, num_members: int, epoch: int) -> float:
+        """The gradient of a squared input gradient, taken for half of the images in each step of the search, costs 5."""
+        searching = self.config.smooth_on == "half_searched"
+        return num_members * ((2 if searching else 1) * self.set_passes(regularized=True) + 2.5 * self.config.search_steps * searching)
+
     def problem(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> RegularizedProblem:
         resample(model)
         sets = {"clean": InputSet(x_BCHW, 1.0, regularized=True)}

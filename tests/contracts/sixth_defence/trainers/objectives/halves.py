@@ -26,6 +26,9 @@ class Halves(LossObjective):
 
     config: HalvesConfig
 
+    def passes(self, attack_steps: int, num_members: int, epoch: int) -> float:
+        return num_members * (2.0 * attack_steps + 6.0)
+
     def loss(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, context: StepContext) -> Mapping[str, Tensor]:
         adversarial_BCHW = context.adversarial_examples(model, x_BCHW, y_B)
         with context.precision.autocast():
