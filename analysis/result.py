@@ -115,6 +115,31 @@ class EvaluationResult:
         rows = [row for row in self.rows if row.attack != "clean" and "T1" in row.protocols and row.in_threat_model and row.finished]
         return tuple(sorted((row for row in rows if row.estimate.value < value), key=lambda row: row.estimate.value))
 
+    @property
+    def warned(self) -> tuple[Verdict, ...]:
+        """The checks that warn."""
+        return tuple(verdict for verdict in self.verdicts if verdict.status is Status.WARN)
+
+    @property
+    def not_run(self) -> tuple[Verdict, ...]:
+        """The checks that did not run although they would say something about this model."""
+        return tuple(verdict for verdict in self.verdicts if verdict.status is Status.SKIPPED and verdict.applies)
+
+    @property
+    def checks_run(self) -> str:
+        """How many checks ran, e.g. `14 of 21`."""
+        return f"{sum(verdict.status is not Status.SKIPPED for verdict in self.verdicts)} of {len(self.verdicts)}"
+
+    @property
+    def basis(self) -> str:
+        """What the numbers license, in a few words: a claim needs all checks that apply."""
+        if not self.finished:
+            return "not finished"
+        if self.marked:
+            return f"invalid: {', '.join(verdict.id for verdict in self.failed)} failed"
+        ran = f"{self.checks_run} checks ran"
+        return f"first look: {ran}" if self.not_run else f"all checks that apply: {ran}"
+
     def frame(self) -> list[dict[str, Any]]:
         """Return the rows as a tidy frame of plain values."""
         return [
@@ -144,6 +169,7 @@ class EvaluationResult:
                 "in_threat_model": row.in_threat_model,
                 "finished": row.finished,
                 "marked": self.marked,
+                "basis": self.basis,
                 "caption": row.caption,
             }
             for row in self.rows

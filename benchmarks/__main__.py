@@ -11,7 +11,7 @@ import sys
 
 import benchmarks
 
-HELPERS = {"__main__", "interval_candidates", "timing", "turns"}
+HELPERS = {"__main__", "broken_models", "honest_models", "interval_candidates", "timing", "turns"}
 HOURS = {"coverage", "learning"}
 
 

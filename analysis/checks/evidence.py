@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from analysis.attacks.registry import AttackEntry, attack_entry
 from analysis.evaluation.measurements import Measurement, common_rows
 from analysis.statistics import paired_difference
+
+_NEXT_TO_NOTHING = 0.01
+_CHANCE = 0.01
+_A_POINT = 0.01
 
 
 class Status(StrEnum):
@@ -24,11 +30,19 @@ class Status(StrEnum):
     SKIPPED = "SKIPPED"
 
 
+class Meaning(StrEnum):
+    """What a failed check says of the numbers."""
+
+    TOO_HIGH = "the numbers are too high"
+    ELSE = "the numbers are about something else than this model under this attack"
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Outcome of one check: what it is, what was seen, what to do about it.
 
-    `attacks`: names of the attacks whose numbers it is about; none: the whole evaluation.
+    `attacks`: names of the attacks whose numbers it is about; none: the whole evaluation. `applies`: False where a skipped check has
+    nothing to say about this kind of model, so that nothing is missing without it. `meaning`: what its failure says of the numbers.
     """
 
     id: str
@@ -37,25 +51,29 @@ class Verdict:
     explanation: str
     advice: str = ""
     attacks: tuple[str, ...] = ()
+    applies: bool = True
+    meaning: Meaning = Meaning.TOO_HIGH
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check's function returns; the advice is shown unless the check passed. `attacks`: see `Verdict`."""
+    """What a check's function returns; the advice is shown unless the check passed. `attacks`, `applies`: see `Verdict`."""
 
     status: Status
     explanation: str
     attacks: tuple[str, ...] = ()
+    applies: bool = True
 
 
 @dataclass(frozen=True)
 class Check:
-    """A check: `run(evidence) -> Finding`."""
+    """A check: `run(evidence) -> Finding`. `meaning`: what a failure says of the numbers."""
 
     id: str
     title: str
     advice: str
     run: Callable[[Evidence], Finding]
+    meaning: Meaning = Meaning.TOO_HIGH
 
 
 class Evidence:
@@ -72,6 +90,27 @@ class Evidence:
     def examination(self) -> dict[str, Any]:
         """What was measured on the model itself; empty if that block is missing."""
         return self.clean.records[0]["block"]["examination"] if self.clean is not None else {}
+
+    @cached_property
+    def accuracy_left(self) -> float:
+        """Share of images and draws that all attacks together leave right under T1, image by image; 1 if there is no such attack."""
+        lowest: dict[int, float] = {}
+        for each in self.attacks:
+            if each.protocol == "T1" and each.in_threat_model:
+                for row, share in zip(each.ids.tolist(), shares(each).tolist(), strict=True):
+                    lowest[row] = min(share, lowest.get(row, 1.0))
+        return sum(lowest.values()) / len(lowest) if lowest else 1.0
+
+    @property
+    def nothing_left(self) -> bool:
+        """Whether the attacks leave next to nothing: then no attack can be too weak, and no number too high."""
+        return self.accuracy_left <= _NEXT_TO_NOTHING
+
+    def masking(self, problem: str) -> Finding:
+        """Return the finding of a check that saw a sign of masked gradients: a failure only where a number can be too high for it."""
+        if self.nothing_left:
+            return Finding(Status.WARN, f"{problem}; but the attacks leave only {self.accuracy_left:.1%}, so no number is too high for it")
+        return Finding(Status.FAIL, problem)
 
     def skippable_share(self, measurement: Measurement) -> float:
         """Return the share of samples that err on every selection draw unattacked: an attack may leave them alone.
@@ -120,6 +159,21 @@ def shares(measurement: Measurement) -> NDArray[np.float64]:
     return measurement.matrix().mean(1)
 
 
+def clearly_more(count: int, total: int, limit: float) -> bool:
+    """Return whether a share is above a limit by more than chance: the lower end of a one-sided 99 % Clopper-Pearson interval is."""
+    return count > 0 and float(stats.beta.ppf(_CHANCE, count, total - count + 1)) > limit
+
+
+def exceeds(excess: float, error: float) -> bool:
+    """Return whether a difference of accuracies is more than a point and more than chance: three standard errors."""
+    return excess > max(_A_POINT, 3 * error) + 1e-12
+
+
 def skipped(reason: str) -> Finding:
-    """Return the finding of a check that has nothing to look at."""
+    """Return the finding of a check that would say something about this model, but has nothing to look at."""
     return Finding(Status.SKIPPED, reason)
+
+
+def does_not_apply(reason: str) -> Finding:
+    """Return the finding of a check that has nothing to say about this kind of model: nothing is missing without it."""
+    return Finding(Status.SKIPPED, reason, applies=False)

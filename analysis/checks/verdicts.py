@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from analysis.attacks.registry import attack_entry
-from analysis.checks.evidence import Check, Evidence, Finding, Status, Verdict, difference, skipped
+from analysis.checks.evidence import Check, Evidence, Finding, Meaning, Status, Verdict, difference, does_not_apply, exceeds, skipped
 from analysis.checks.study_verdicts import STUDY_CHECKS
 from analysis.evaluation.measurements import Measurement, common_rows
 from analysis.evaluation.protocols import SAMPLED
@@ -29,7 +29,9 @@ def run_checks(measurements: Sequence[Measurement]) -> list[Verdict]:
         finding = check.run(evidence)
         needs_advice = finding.status in (Status.WARN, Status.FAIL)
         advice = check.advice if needs_advice else ""
-        verdicts.append(Verdict(check.id, check.title, finding.status, finding.explanation, advice, finding.attacks))
+        verdicts.append(
+            Verdict(check.id, check.title, finding.status, finding.explanation, advice, finding.attacks, finding.applies, check.meaning)
+        )
     return verdicts
 
 
@@ -78,7 +80,7 @@ def _draw_scope(evidence: Evidence) -> Finding:
     if not evidence.examination:
         return skipped("the block that examines the model is missing")
     if not evidence.randomized:
-        return skipped("the model is deterministic")
+        return does_not_apply("the model is deterministic")
     if evidence.examination["shares_draw_in_batch"]:
         return Finding(Status.PASS, "all samples of a batch share a draw: draws are columns of the statistics")
     return Finding(Status.PASS, "each sample of a batch has its own draw; intervals over draws are conservative")
@@ -152,12 +154,12 @@ def _iterative_beats_one_step(evidence: Evidence) -> Finding:
                 continue  # not more of the same step; C9 and C10 compare some of them
             num_compared += 1
             excess, error = difference(iterative, one_step)
-            if excess > 2 * error + 1e-12:
+            if exceeds(excess, error):
                 problems.append(
                     f"{iterative.name} ({iterative.protocol}) leaves {100 * excess:.1f} points more accuracy than {one_step.name}"
                 )
     if problems:
-        return Finding(Status.FAIL, "; ".join(problems))
+        return evidence.masking("; ".join(problems))
     if not num_compared:
         return skipped("the suite has no one-step and iterative attack under the same protocol")
     return Finding(Status.PASS, "no iterative attack is weaker than the one-step attack")
@@ -171,7 +173,20 @@ def _gradient_exists(evidence: Evidence) -> Finding:
     text = f"the input gradient is zero or not finite in {worst:.1%} of samples ({where}) of {evidence.examination['num_samples']}"
     if worst <= 0.005:
         return Finding(Status.PASS, text)
-    return Finding(Status.WARN if worst <= 0.05 else Status.FAIL, text)
+    # A saturated cross-entropy has no gradient where the margin has one: an attack on the margin is then as strong as ever.
+    of_margin = max((share for name, share in shares.items() if name.startswith("margin")), default=worst)
+    if worst > 0.05 and of_margin <= 0.05 and any(not _on_cross_entropy(each) for each in _gradient_attacks(evidence)):
+        return Finding(Status.WARN, f"{text}; attacks on the margin have one, and the suite has such attacks")
+    return Finding(Status.WARN, text) if worst <= 0.05 else evidence.masking(text)
+
+
+def _gradient_attacks(evidence: Evidence) -> list[Measurement]:
+    return evidence.under("T1", lambda entry: entry.uses_gradients and not entry.is_transfer and not entry.one_step)
+
+
+def _on_cross_entropy(measurement: Measurement) -> bool:
+    name, parameters = measurement.attack or "", measurement.header["item"]["parameters"]
+    return name == "apgd_ce" or (name == "pgd" and parameters.get("loss", "cross_entropy") == "cross_entropy")
 
 
 def _state_hygiene(evidence: Evidence) -> Finding:
@@ -223,7 +238,7 @@ def _independence(evidence: Evidence) -> Finding:
     if problems:
         return Finding(Status.FAIL, "; ".join(problems))
     if not evidence.randomized:
-        return skipped("the model is deterministic")
+        return does_not_apply("the model is deterministic")
     if not compared and not enumerated:
         return skipped("nothing was scored on two sets of draws")
     if enumerated:
@@ -280,12 +295,14 @@ def _static_inference(evidence: Evidence) -> Finding:
 def _known_draw_is_lower(evidence: Evidence) -> Finding:
     pairs = evidence.pairs("T2", "T1")
     if not pairs:
-        return skipped("the model is deterministic" if not evidence.randomized else "no attack was run under both T1 and T2")
+        if not evidence.randomized:
+            return does_not_apply("the model is deterministic")
+        return skipped("no attack was run under both T1 and T2")
     problems, seen = [], []
     for known, unknown in pairs:
         excess, error = difference(known, unknown)
         seen.append(f"{known.name}: knowing the draw changes accuracy by {100 * excess:+.1f} points")
-        if excess > 2 * error + 1e-12:
+        if exceeds(excess, error):
             problems.append(f"{known.name}: accuracy against an attacker who knows the draw is {100 * excess:.1f} points higher")
     return Finding(Status.FAIL, "; ".join(problems)) if problems else Finding(Status.PASS, "; ".join(seen))
 
@@ -296,13 +313,15 @@ _RECORD_CHECKS: tuple[Check, ...] = (
         "randomness is alive before and after the attack",
         "Make every random part a random site that `resample` reaches, and no other randomness in forward (dropout in train mode).",
         _randomness_alive,
+        Meaning.ELSE,
     ),
-    Check("C2", "who shares a draw", "", _draw_scope),
+    Check("C2", "who shares a draw", "", _draw_scope, Meaning.ELSE),
     Check(
         "C3",
         "perturbed images are valid",
         "Do not report this attack; mend its projection, or lower its step size if it produces NaN.",
         _validity,
+        Meaning.ELSE,
     ),
     Check(
         "C4",
@@ -315,6 +334,7 @@ _RECORD_CHECKS: tuple[Check, ...] = (
         "radius 0 gives the clean accuracy",
         "Clean and perturbed images do not pass the same way through the model: compare modes, normalization and draws.",
         _zero_radius,
+        Meaning.ELSE,
     ),
     Check(
         "C8",
@@ -333,18 +353,21 @@ _RECORD_CHECKS: tuple[Check, ...] = (
         "the evaluation leaves no trace",
         "Find what writes to the model in forward or in the attack; numbers depend on the order of the blocks.",
         _state_hygiene,
+        Meaning.ELSE,
     ),
     Check(
         "C17",
         "attack and scoring draws are independent",
         "Raise the number of evaluation draws; if it persists, draws leak from the attack into the score.",
         _independence,
+        Meaning.ELSE,
     ),
     Check(
         "C18",
         "outputs are logits",
         "Return logits; with a large or a tiny scale use apgd_margin or apgd_dlr, which do not depend on it.",
         _outputs_are_logits,
+        Meaning.ELSE,
     ),
     Check(
         "C20",

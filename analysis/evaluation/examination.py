@@ -59,7 +59,7 @@ def company_facts(model: nn.Module, x: Tensor, seed: int) -> dict[str, float]:
 
     Returns:
         `batch_size`: how many images follow in the batch. `companions`: which images stand beside it. `order`: its place (0 where each
-        place has a draw of its own). `calls`: how often the model was called before, up to 120 times, of two images.
+        place has a draw of its own). `calls`: how often the model was called before, up to 120 times, of one image.
     """
     (draw,) = seeded_draws(1, seed, "company")
     x = x[: _NUM_IN_COMPANY - _NUM_IN_COMPANY % 2]
@@ -80,11 +80,8 @@ def company_facts(model: nn.Module, x: Tensor, seed: int) -> dict[str, float]:
     }
     if all(site.draw_scope != "per_example" for _, site in random_sites(model)):
         facts["order"] = _differ(answers(x.flip(0)).flip(0), together, rough).float().mean().item()
-    first = answers(x[:2])
-    changed = torch.zeros(len(first), dtype=torch.bool, device=x.device)
-    for _ in range(_NUM_CALLS):
-        changed |= _differ(answers(x[:2]), first)
-    facts["calls"] = changed.float().mean().item()
+    first = answers(x[:1])
+    facts["calls"] = float(any(bool(_differ(answers(x[:1]), first)) for _ in range(_NUM_CALLS)))
     return facts
 
 

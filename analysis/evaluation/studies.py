@@ -24,7 +24,6 @@ from models.threat_model import ThreatModel
 StudyName = Literal["epsilon", "steps", "draws", "random_search", "gradient_resolution", "progress", "unit_test", "calibration"]
 
 _MULTIPLES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
-_LARGE = {"linf": 64 / 255, "l2": 4.0}
 _LARGEST_L2 = 50.0  # what a threat model admits
 
 
@@ -53,20 +52,20 @@ class StudyPoint(Config):
     settings: StudySettings = Field(description="Sizes.")
 
 
-def large_epsilon(threat_model: ThreatModel) -> float:
-    """Return the radius at which a sound attack leaves next to nothing: 64/255 (l2: 4), or 8 epsilon if that is more."""
-    return max(8 * threat_model.epsilon, _LARGE[threat_model.norm])
-
-
 def full_range(threat_model: ThreatModel, num_pixels: int) -> float:
     """Return the radius that holds every image: 1, or under l2 the root of the number of values, at most 50."""
     return 1.0 if threat_model.norm == "linf" else min(math.sqrt(num_pixels), _LARGEST_L2)
 
 
+def half_range(threat_model: ThreatModel, num_pixels: int) -> float:
+    """Return the radius from which on every ball holds the image that is 1/2 everywhere."""
+    return 0.5 if threat_model.norm == "linf" else 0.5 * math.sqrt(num_pixels)
+
+
 def epsilon_levels(threat_model: ThreatModel, num_pixels: int) -> list[float]:
-    """Return the radii of the curve: 1/8 to 8 epsilon (8/255: 1, 2, 4, ... 64 / 255), a large one and the whole range."""
+    """Return the radii of the curve: 1/8 to 8 epsilon (8/255: 1, 2, 4, ... 64 / 255), half of the range and the whole."""
     full = full_range(threat_model, num_pixels)
-    wanted = [multiple * threat_model.epsilon for multiple in _MULTIPLES] + [large_epsilon(threat_model), full]
+    wanted = [multiple * threat_model.epsilon for multiple in _MULTIPLES] + [half_range(threat_model, num_pixels), full]
     levels: list[float] = []
     for level in sorted(level for level in wanted if 0 < level <= full):
         if not levels or not math.isclose(level, levels[-1], rel_tol=1e-9):

@@ -22,7 +22,7 @@ from analysis.result import EvaluationResult, WorstAttack
 from analysis.statistics import Estimate, holm, mcnemar_exact, paired_difference
 from models.errors import UserError
 
-Answer = Literal["first is better", "second is better", "not separable", "not comparable"]
+Answer = Literal["first is better", "second is better", "first seems better", "second seems better", "not separable", "not comparable"]
 
 MIN_TRAINING_SEEDS = 3
 _SIGNIFICANT = 0.05
@@ -37,7 +37,8 @@ class Comparison:
         p_value: two-sided. adjusted_p_value: Holm, over all pairs of the call. method: how they were computed.
         mcnemar_p_value: for two deterministic checkpoints, else None.
         num_seeds: training seeds of the two. seed_deviation: the larger standard deviation over training seeds, or None.
-        answer: what may be said. reason: why, in a sentence.
+        answer: what may be said. reason: why, in a sentence. marked: a check of one of the evaluations failed.
+        first_look: checks that would say something did not run, so that a difference is no more than what it seems.
     """
 
     first: str
@@ -51,6 +52,7 @@ class Comparison:
     answer: Answer
     reason: str
     marked: bool = False
+    first_look: str = ""
 
     def row(self) -> dict[str, Any]:
         """Return the pair as plain values, for tables."""
@@ -108,6 +110,7 @@ def _compare_pair(first: str, firsts: list[EvaluationResult], second: str, secon
     marked = any(result.marked for result in everything)
     nothing: dict[str, Any] = {"p_value": None, "adjusted_p_value": None, "mcnemar_p_value": None, "difference": None}
     facts: dict[str, Any] = {"first": first, "second": second, "num_seeds": (len(firsts), len(seconds)), "marked": marked}
+    facts["first_look"] = next((result.basis for result in everything if result.not_run), "")
     if any(result.worst is None for result in everything):
         return Comparison(
             **facts, **nothing, seed_deviation=None, answer="not comparable", reason="no bounded attack ran against an unknown draw"
@@ -155,6 +158,9 @@ def _answered(draft: Comparison, adjusted: float | None) -> Comparison:
         reason = "the interval excludes 0 and training seeds differ by less than the gap"
         if not enough:
             reason = f"for these checkpoints; of the methods nothing is known with fewer than {MIN_TRAINING_SEEDS} training seeds each"
+        if draft.first_look:
+            answer = "first seems better" if gap > 0 else "second seems better"
+            reason = f"{draft.first_look}, no basis for a claim; {reason}"
     return Comparison(**{**draft.__dict__, "adjusted_p_value": float(adjusted), "answer": answer, "reason": reason})
 
 

@@ -32,6 +32,8 @@ def to_markdown(result: EvaluationResult) -> str:
     if marked:
         failed = ", ".join(verdict.id for verdict in result.failed)
         parts.append(f"{tables.MARK} These numbers must not be believed as they are: {failed} failed.\n")
+    elif result.finished:
+        parts.append(f"{_sentence(_licence(result))}.\n")
     return "\n".join(parts)
 
 
@@ -55,15 +57,32 @@ def conclusion(name: str, result: EvaluationResult) -> str:
         return f"{name}: no bounded attack ran against an unknown draw, so there is no headline."
     if result.marked:
         failed = ", ".join(f"{verdict.id} ({verdict.title})" for verdict in result.failed)
-        return f"{name}: evaluation invalid. Do not quote these numbers: {failed} failed."
+        means = "; ".join(
+            f"{', '.join(verdict.id for verdict in result.failed if verdict.meaning is meaning)}: {meaning.value}"
+            for meaning in dict.fromkeys(verdict.meaning for verdict in result.failed)
+        )
+        return f"{name}: evaluation invalid. Do not quote these numbers: {failed} failed. {means}."
     shown = tables.format_estimate(result.headline)
-    checks = "no check failed"
+    checks = _licence(result)
     if result.headline.shortage:
-        checks += f", but no claim can be made: {result.headline.shortage}"
+        checks += f"; no claim can be made: {result.headline.shortage}"
     if result.header["num_configurations"] == 1:
         return f"{name}: {shown} against an attacker who knows the model; {checks}."
     sentence = f"{name}: {shown} against an attacker who knows that the model is random"
     return f"{sentence}{_below_paper(result.paper, result.headline)}; {checks}."
+
+
+def _licence(result: EvaluationResult) -> str:
+    """Return how many checks ran, what they say, and what that licenses."""
+    warned = ", ".join(f"{verdict.id} ({verdict.title})" for verdict in result.warned)
+    said = f"{result.checks_run} checks ran, none failed" + (f", warnings: {warned}" if warned else "")
+    if not result.not_run:
+        return f"{said}; the others do not apply" if any(not verdict.applies for verdict in result.verdicts) else said
+    return f"a first look, no basis for a claim: {said}; not run: {', '.join(verdict.id for verdict in result.not_run)}"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _below_paper(paper: Estimate | None, headline: Estimate) -> str:

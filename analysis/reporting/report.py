@@ -71,6 +71,7 @@ def _as_json(name: str, result: EvaluationResult) -> dict[str, Any]:
         "conclusion": conclusion(name, result),
         "finished": result.finished,
         "marked": result.marked,
+        "basis": result.basis,
         "headline": None if result.headline is None else result.headline.__dict__,
         "headline_note": headline_note(result) or None,
         "headline_attacks": result.headline_attacks,

@@ -58,6 +58,7 @@ def keep(job: Job, result: EvaluationResult, tracker: Tracker | None, run_id: st
         tracker.log_metrics(run_id, metrics)
         kept = suite_name(suite)
         said = {"evaluation": conclusion(job.name, result), "marked": result.marked}
+        said |= {"basis": result.basis, "checks_run": result.checks_run}
         said["failed_checks"] = ", ".join(verdict.id for verdict in result.failed) or "none"
         # Of the last evaluation, whose metrics replace those of the same name, and of each suite.
         for ending in ("", f".{kept}"):
@@ -74,6 +75,7 @@ def summarize(result: EvaluationResult, suite: str) -> dict[str, Any]:
         "suite": suite_name(suite),
         "finished": result.finished,
         "marked": result.marked,
+        "basis": result.basis,
         "headline": None if result.headline is None else _estimate(result.headline),
         "rows": result.frame(),
         "verdicts": [
@@ -84,16 +86,16 @@ def summarize(result: EvaluationResult, suite: str) -> dict[str, Any]:
 
 
 def compare(jobs: Sequence[Job]) -> None:
-    """Print one table over several models: clean, T0, T1, T2."""
+    """Print one table over several models: clean, T0, T1, T2, and what the numbers license."""
     rows = []
     for job in jobs:
         result = job.result()
         cells = [job.name, "" if result.clean is None else tables.format_estimate(result.clean, marked=result.marked)]
         cells += [_worst(result, protocol) for protocol in ("T0", "T1", "T2")]
-        rows.append(cells)
+        rows.append([*cells, result.basis])
     console.table(
         "test images, worst single attack of the suite under each protocol, 95 % intervals; sentences: worst attack of each image",
-        ["model", "clean", "T0 paper", "T1 unknown draw (EOT)", "T2 known draw"],
+        ["model", "clean", "T0 paper", "T1 unknown draw (EOT)", "T2 known draw", "basis"],
         rows,
     )
 

@@ -27,6 +27,12 @@ PROTOCOLS: tuple[ProtocolName, ...] = ("T0", "T1", "T2")
 SEEDS = " + "
 """Joins the labels of the training seeds of one method."""
 
+_SEEN_FROM_BELOW = {
+    "first is better": "below {reference}",
+    "second is better": "above {reference}",
+    "first seems better": "seems below {reference}",
+    "second seems better": "seems above {reference}",
+}
 _UNTOLD = ("name", "description")
 
 Row = dict[str, Any]
@@ -115,6 +121,9 @@ def metric_rows(runs: Sequence[StoredRun], *, everything: bool) -> list[Row]:
     for name in names:
         rows.append({"metric": name} | {run.label: run.training.get(name) for run in runs})
     for suite in dict.fromkeys(itertools.chain(*(run.evaluations for run in runs))):
+        bases = {run.label: run.evaluations[suite].get("basis") for run in runs if suite in run.evaluations}
+        if any(bases.values()):  # earlier versions did not keep it
+            rows.append({"metric": f"test/{suite}/basis"} | {run.label: bases.get(run.label) for run in runs})
         accuracies = [_accuracies(run.evaluations.get(suite), everything=everything) for run in runs]
         for name in dict.fromkeys(itertools.chain(*accuracies)):
             values = [known.get(name) for known in accuracies]
@@ -144,10 +153,9 @@ def standing_rows(runs: Sequence[StoredRun], pairs: Sequence[Row]) -> tuple[list
             pair = next((pair for pair in pairs if pair["suite"] == suite and _is_pair(pair, reference, run.label)), None)
             if pair is not None:
                 row |= {f"{reference} minus it": pair["difference"], "p (Holm)": pair["p (Holm)"]}
-                row["answer"] = {"first is better": f"below {reference}", "second is better": f"above {reference}"}.get(
-                    pair["answer"], pair["answer"]
-                )
+                row["answer"] = _SEEN_FROM_BELOW.get(pair["answer"], "{answer}").format(reference=reference, answer=pair["answer"])
                 reasons.setdefault(f"{row['answer']}: {pair['reason']}", []).append(run.label)
+            row["basis"] = run.evaluations[suite].get("basis") if suite in run.evaluations else None
             rows.append(row)
     return rows, [f"{', '.join(dict.fromkeys(labels))}: {reason}" for reason, labels in reasons.items()]
 

@@ -10,7 +10,11 @@ from analysis.evaluate import evaluate
 from analysis.evaluation.suites import AttackItem, Suite
 from models import build_model
 
-SUITE = Suite(name="one attack", attacks=(AttackItem(attack="fgsm"),))
+SUITE = Suite(
+    name="one attack",
+    scoring={"num_selection_draws": 1, "num_evaluation_draws": 2, "enumerate_up_to": 0},
+    attacks=(AttackItem(attack="fgsm"),),
+)
 SMALL = {"backbone": "resnet8", "image_shape": (3, 8, 8), "num_classes": 4}
 
 

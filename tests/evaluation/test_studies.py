@@ -216,8 +216,8 @@ def test_a_frozen_draw_alone_is_named_a_transfer_attack():
 
 
 def test_levels():
-    assert epsilon_levels(ThreatModel(), 3072) == pytest.approx([level / 255 for level in (1, 2, 4, 8, 16, 32, 64, 255)])
-    assert epsilon_levels(ThreatModel(norm="l2", epsilon=0.5), 3072)[-2:] == pytest.approx([4.0, 50.0])
+    assert epsilon_levels(ThreatModel(), 3072) == pytest.approx([level / 255 for level in (1, 2, 4, 8, 16, 32, 64, 127.5, 255)])
+    assert epsilon_levels(ThreatModel(norm="l2", epsilon=0.5), 3072)[-3:] == pytest.approx([4.0, 0.5 * 3072**0.5, 50.0])
     assert epsilon_levels(ThreatModel(epsilon=0.3), 64)[-1] == 1.0
     assert doublings(50, 800) == [50, 100, 200, 400, 800]
     assert doublings(20, 10) == [20, 40]

@@ -92,7 +92,7 @@ def more_steps_help(records):
 
 def square_breaks_what_gradients_do_not(records):
     answer(of(records, "apgd_ce"), 1)
-    answer(of(records, "square"), 0)
+    answer(of(records, "square"), 0, rows=slice(0, 16))
 
 
 def knowing_the_draw_hurts(records):
@@ -126,16 +126,18 @@ PLANTED = [
     ("C5", "FAIL", lambda records: answer(of(records, "fgsm", kind="epsilon_zero"), 0)),
     ("C6", "FAIL", largest_radius),
     ("C7", "WARN", more_steps_help),
-    ("C8", "FAIL", lambda records: answer(of(records, "fgsm"), 0)),
+    ("C8", "FAIL", lambda records: answer(of(records, "fgsm"), 0, rows=slice(0, 20))),
+    ("C8", "WARN", lambda records: answer(of(records, "fgsm"), 0)),  # nothing is left that could be too high
     ("C9", "FAIL", square_breaks_what_gradients_do_not),
-    ("C10", "FAIL", lambda records: answer(of(records, "transfer_frozen_draws"), 0)),
+    ("C10", "FAIL", lambda records: answer(of(records, "transfer_frozen_draws"), 0, rows=slice(0, 20))),
     ("C11", "FAIL", facts("random_search", num_searched=100, num_flipped=2)),
     ("C12", "WARN", examination(missing_gradients={"margin, image": 0.03})),
     ("C12", "FAIL", examination(missing_gradients={"margin, image": 0.06})),
     ("C13", "WARN", facts("gradient_resolution", cosines=[0.3])),
     ("C14", "WARN", facts("progress", late_share=0.06)),
     ("C14", "FAIL", facts("progress", num_silent=1)),
-    ("C15", "FAIL", facts("unit_test", num_separated=20, num_found=18, num_found_at_random=0)),
+    ("C15", "FAIL", facts("unit_test", num_separated=20, num_found=2, num_found_at_random=0)),
+    ("C15", "WARN", facts("unit_test", num_separated=20, num_found=15, num_found_at_random=0)),
     ("C15", "WARN", facts("unit_test", num_separated=20, num_found=20, num_found_at_random=15)),
     ("C16", "FAIL", lambda records: of(records, "square")["block"]["hygiene"].update(changed=["buffer 1.running_mean"])),
     ("C16", "FAIL", lambda records: of(records, "square")["block"]["hygiene"].update(training_modules=2)),
