@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from analysis.attacked_model.backward import WithBackward
 from analysis.evaluation.blocks import measure_block
 from analysis.evaluation.calibration import calibration_images, calibration_toys, toy_data
 from analysis.evaluation.queue import BlockQueue, E, Evaluation, Progress
 from analysis.evaluation.records import Record
 from analysis.evaluation.study_runs import Study, StudyOutcome, clean_outcome, run_study
 from analysis.evaluation.suites import Suite
-from analysis.evaluation.tasks import MAX_BLOCK_SIZE, BlockTask, plan_blocks
+from analysis.evaluation.tasks import MAX_BLOCK_SIZE, BlockTask, bare_model, plan_blocks
 from analysis.result import EvaluationResult, collect
 from models.threat_model import ThreatModel
 
@@ -61,13 +62,15 @@ def evaluate(
     records: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
     run_tasks: RunBlocks | None = None,
+    backward: nn.Module | None = None,
 ) -> EvaluationResult:
     """Attack and score a model, and check whether the numbers can be believed.
 
     Args:
-        model: maps pixels in [0,1] (B, C, H, W) to logits (B, K); evaluated in eval mode on the device of its parameters; modes,
-            weights, draws and streams are as before afterwards. `ResampleOnForward` is taken off: protocols control the draws.
-        x, y: test images (N, C, H, W) in [0,1] and labels (N,), on any device.
+        model: maps pixels in [0,1] (B, C, H, W) to logits (B, K), or to a tuple or dictionary with them; evaluated in eval mode
+            on the device of its parameters; modes, weights, draws and streams are as before afterwards. `ResampleOnForward` is taken off:
+            protocols control the draws.
+        x, y: test images (N, C, H, W) in [0,1] and labels (N,): tensors on any device, arrays or lists.
         suite: name, path of a YAML file, or a `Suite`; see `analysis.evaluation.suites.load_suite`.
         defence: its name, for suite `paper`; None: what the model says of itself.
         threat_model: norm and radius; None: linf 8/255.
@@ -78,10 +81,16 @@ def evaluate(
         records: file of JSON lines to continue from and to append to.
         progress: called after each block, and once at the beginning.
         run_tasks: runs the blocks, e.g. on a cluster; None: one after the other in this process.
+        backward: where the model cuts gradients, a module whose gradients attacks use in the place of the model's own: the same images
+            to logits of the same shape, differentiably (BPDA). The model's answers stay its own.
 
     Raises:
         UserError: anything that cannot be evaluated, before any work is done.
     """
+    if backward is not None:
+        spec = getattr(bare_model(model), "spec", None)
+        defence = defence or (spec.defence if spec is not None else None)
+        model = WithBackward(bare_model(model), backward)
     plan = plan_blocks(
         model,
         x,

@@ -68,13 +68,15 @@ class PlainModel(nn.Module):
         model: any classifier.
         dtype: that its images must have.
         cut: run it outside autograd, which it does not bear.
+        has_gradient: whether autograd leads from its logits to its pixels.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, *, cut: bool = False) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, *, cut: bool = False, has_gradient: bool = True) -> None:
         super().__init__()
         self.model = model
         self.dtype = dtype
         self.cut = cut
+        self.has_gradient = has_gradient
         self.train(model.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -143,7 +145,7 @@ def plain_model(model: nn.Module, x: Tensor) -> nn.Module:
         logits_BK = logits_of(output)
     if isinstance(output, Tensor) and output.dtype in _FULL_PRECISION and output.dtype == x.dtype == dtype and logits_BK.requires_grad:
         return model
-    return PlainModel(model, dtype, cut=cut)
+    return PlainModel(model, dtype, cut=cut, has_gradient=logits_BK.requires_grad)
 
 
 def _first_line(error: Exception) -> str:

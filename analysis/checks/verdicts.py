@@ -168,6 +168,13 @@ def _iterative_beats_one_step(evidence: Evidence) -> Finding:
 def _gradient_exists(evidence: Evidence) -> Finding:
     if not evidence.examination:
         return skipped("the block that examines the model is missing")
+    if evidence.examination.get("has_gradient") is False:
+        names = ", ".join(dict.fromkeys(each.name for each in evidence.attacks)) or "nothing"
+        return Finding(
+            Status.FAIL,
+            "no gradient leads from the logits to the pixels (an argmax, a comparison, a cast or another library cuts it), so that the "
+            f"attacks that follow it could not run; what ran instead: {names}",
+        )
     shares = evidence.examination["missing_gradients"]
     where, worst = max(shares.items(), key=lambda entry: entry[1])
     text = f"the input gradient is zero or not finite in {worst:.1%} of samples ({where}) of {evidence.examination['num_samples']}"
@@ -345,7 +352,8 @@ _RECORD_CHECKS: tuple[Check, ...] = (
     Check(
         "C12",
         "the input gradient exists",
-        "Gradients are masked: attack with the margin loss, replace the non-differentiable part in the backward pass, or use square.",
+        "Gradients are masked: attack with the margin loss, give the backward pass of the part that is not "
+        "differentiable (`evaluate(..., backward=module)`), or use square.",
         _gradient_exists,
     ),
     Check(

@@ -213,6 +213,7 @@ def _examine(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> dict[st
         "num_pixels": x[0].numel(),
         "gradient_calls_in_forward": gradient_calls_in_forward(model, x[:2]),
         "shares_draw_in_batch": shares_draw_in_batch(model, x, seed),
+        "has_gradient": getattr(model, "has_gradient", True),
         "missing_gradients": missing_gradients(model, x, y, task.threat_model, seed),
         "outputs": output_facts(model, x, y, seed),
         "company": company_facts(model, x, seed),

@@ -21,6 +21,7 @@ from analysis.attacked_model.identity import identity_hash
 from analysis.attacked_model.plain_model import images_like, plain_model
 from analysis.attacked_model.state_guard import restored_state
 from analysis.attacks.registry import attack_entry, check_attack, parse_attack_parameters
+from analysis.evaluation.gradient_paths import gradient_path, with_substitutes
 from analysis.evaluation.inputs import images_of, labels_of, remarks_on
 from analysis.evaluation.protocols import Scoring
 from analysis.evaluation.studies import StudyPoint, StudySettings, applies, epsilon_levels, study_passes
@@ -173,6 +174,11 @@ def plan_blocks(
     items, changes = fitted_to_classes(items, num_classes)
     for change in changes:
         _logger.warning("%s", change)
+    path = gradient_path(model, x, y)
+    items, more_changes = with_substitutes(items, path, model, x, y)
+    for change in more_changes:
+        _logger.warning("%s", change)
+    studies = chosen.studies if path != "none" else _without_gradients(chosen.studies)
     if chosen.attacks and not items:
         raise UserError(f"no attack of suite {chosen.name!r} works with {num_classes} classes: {'; '.join(changes)}")
     for item in items:
@@ -216,9 +222,9 @@ def plan_blocks(
     probe = _epsilon_zero_item(items, randomized)
     if probe is not None:
         plan += tasks_for(_first(blocks, _EPSILON_ZERO_SAMPLES)[:1], kind="epsilon_zero", item=probe)
-    if chosen.studies is not None:
+    if studies is not None:
         num_pixels = math.prod(x.shape[1:])
-        for item, point, count in _study_items(chosen.studies, threat_model, num_pixels, randomized, configurations):
+        for item, point, count in _study_items(studies, threat_model, num_pixels, randomized, configurations):
             kept = _first(blocks, count)
             plan += tasks_for(kept[:1] if point.name == "calibration" else kept, kind="study", item=item, study=point)
     return [task.model_copy(update={"position": position}) for position, task in enumerate(plan)]
@@ -247,6 +253,13 @@ def estimated_cost(task: BlockTask) -> float:
     repeats = {"T0": scoring.num_repetitions, "T1": 1, "T2": scoring.num_known_draws, "T4": scoring.num_averaged_draws}
     runs = repeats[task.protocol] if task.randomized else 1
     return len(task.ids) * (runs * passes + (draws if task.protocol == "T1" else 2 * runs))
+
+
+def _without_gradients(studies: StudySettings | None) -> StudySettings | None:
+    """Return the studies that do not follow the model's gradients."""
+    if studies is None:
+        return None
+    return studies.model_copy(update={"names": tuple(name for name in studies.names if name == "calibration")})
 
 
 def _protocols(item: AttackItem, randomized: bool) -> list[tuple[RowProtocol, tuple[str, ...]]]:

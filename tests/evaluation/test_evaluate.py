@@ -148,7 +148,8 @@ def test_a_masked_model_is_flagged_and_marked():
     assert not honest.marked
     assert honest.headline.value == 0
     masked = evaluate(Quantized(network), x, y, "quick", threat_model=THREAT)
-    assert masked.headline.value > 0.9  # what a careless evaluation would print
+    assert next(row.estimate.value for row in masked.rows if row.attack == "pgd_20") > 0.9  # what a careless evaluation would print
+    assert masked.headline.value == 0
     assert verdict(masked, "C12").status == "FAIL"
     assert masked.marked
     assert verdict(masked, "C12").advice
