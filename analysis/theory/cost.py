@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.ensemble import INFERENCE_MODES, Ensemble, inference_mode_of
 from models.errors import UserError
 from models.layers.hypernetwork import WeightGenerator
+from models.layers.stochastic_convolution import StochasticConv2d
 from models.modes import mode
 
 ImageShape = tuple[int, int, int]
@@ -61,14 +62,38 @@ def count_bytes(model: nn.Module) -> int:
 def count_macs(model: nn.Module, image_shape: ImageShape) -> int:
     """Return the multiply-accumulates of convolutions and matrix products for one image, in eval mode.
 
-    Weights that a hypernetwork generates are generated beforehand and not counted: see `count_generation_macs`.
+    Weights that a hypernetwork generates are generated beforehand and not counted: see `count_generation_macs`. A stochastic convolution
+    counts with what the mathematical layer needs, its n kept taps, whatever else a form of it computes on this device or for this draw.
     """
     x_BCHW = _images(model, image_shape, 1)
     with mode(model, "eval"):
         model(x_BCHW)
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter, _counting_kept_taps(model, counter) as surplus:
             model(x_BCHW)
-    return counter.get_total_flops() // 2
+    return counter.get_total_flops() // 2 - sum(surplus)
+
+
+@contextlib.contextmanager
+def _counting_kept_taps(model: nn.Module, counter: FlopCounterMode) -> Iterator[list[int]]:
+    """Within, collect by how many multiply-accumulates each call of a stochastic convolution exceeds those of its n taps."""
+    surplus: list[int] = []
+    before: list[int] = []
+
+    def enter(layer: nn.Module, inputs: object) -> None:
+        before.append(counter.get_total_flops())
+
+    def leave(layer: nn.Module, inputs: object, output_BOHW: torch.Tensor) -> None:
+        assert isinstance(layer, StochasticConv2d)
+        needed = layer.num_taps * (layer.in_channels // layer.groups) * output_BOHW.numel()
+        surplus.append((counter.get_total_flops() - before.pop()) // 2 - needed)
+
+    layers = [module for module in model.modules() if isinstance(module, StochasticConv2d)]
+    handles = [handle for each in layers for handle in (each.register_forward_pre_hook(enter), each.register_forward_hook(leave))]
+    try:
+        yield surplus
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @torch.no_grad()

@@ -27,10 +27,6 @@ class DcnConfig(Config):
     )
 
 
-PRESETS: dict[str, dict] = {"paper": {"positions": (2,)}}
-"""Parameters by source."""
-
-
 def add_deformable_convolutions(backbone: Backbone, config: DcnConfig, image_shape: ImageShape) -> None:
     """Replace the convolutions at the configured positions, in place; an impossible one is a `UserError`."""
 

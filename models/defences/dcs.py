@@ -80,9 +80,8 @@ PRESETS: dict[str, dict] = {
     "official": {"kernel_size": 5, "num_taps": 2, "gsat": "chain", "positions": (2,)},
     "common": {"kernel_size": 5, "num_taps": 2, "gsat": "attack", "positions": (2,)},
     "imagenet_official": {"kernel_size": 5, "num_taps": 4, "gsat": "off", "positions": (2,)},
-    "smoke": {"kernel_size": 3, "num_taps": 2, "gsat": "attack", "positions": (2,)},
 }
-"""Parameters by source: the paper's text, the official code, the fair comparison, the official ImageNet script, a small one."""
+"""Parameters by source: the paper's text, the official code, the fair comparison, the official ImageNet script."""
 
 
 def add_stochastic_convolutions(backbone: Backbone, config: DcsConfig, image_shape: ImageShape) -> None:

@@ -21,6 +21,8 @@ from analysis.theory.ensembles import (
 from models import build_model
 from models.ensemble import INFERENCE_MODES, Ensemble
 from models.errors import UserError
+from models.layers.stochastic_convolution import StochasticConv2d
+from models.randomness import resample
 from tests.numerics.ensemble_cases import NUM_CLASSES, TinyNet, batch, tiny_ensemble
 from trainers.attacks import pgd
 
@@ -246,3 +248,16 @@ def test_generated_weights_are_counted_apart_and_saved_on_disk():
     assert row.generation_macs > 0
     assert row.num_bytes < reference.num_bytes
     assert saved_share(generated, plain) == pytest.approx(1 - row.num_parameters / reference.num_parameters)
+
+
+def test_a_stochastic_convolution_counts_with_its_kept_taps_whatever_the_draw_computes():
+    plain = build_model("natural", backbone="resnet8", image_shape=(3, 16, 16))
+    for taps in (1, 2, 3):
+        random = build_model("dcs", backbone="resnet8", image_shape=(3, 16, 16), kernel_size=5, num_taps=taps, positions=(2,))
+        (layer,) = (module for module in random.modules() if isinstance(module, StochasticConv2d))
+        counts = set()
+        for _ in range(8):
+            resample(random)
+            counts.add(count_macs(random, (3, 16, 16)))
+        pixels = 16 * 16 * layer.in_channels * layer.out_channels
+        assert counts == {count_macs(plain, (3, 16, 16)) + (taps - 9) * pixels}
