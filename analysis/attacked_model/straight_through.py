@@ -81,7 +81,7 @@ class _StraightThrough(TorchFunctionMode):
             return self._step(func, name, args, kwargs)
 
     def _step(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        first = args[0] if args else kwargs.get("input")
+        first: Any = args[0] if args else kwargs.get("input")
         if name == "detach" or func == torch.Tensor.data.__get__:  # type: ignore[attr-defined] # a property written in C
             return first
         if name.rstrip("_") in _ROUNDING and isinstance(first, Tensor) and first.is_floating_point():

@@ -52,12 +52,12 @@ def with_substitutes(
         remarks.append(f"no gradient leads from the logits to the pixels: {names} cannot run and are left out")
     num_draws = max((item.num_draws for item in items), default=1)
     added = [
-        AttackItem(attack="square", parameters={"num_queries": 500}, num_draws=num_draws, num_samples=_NUM_SEARCHED),
-        AttackItem(attack="smoothed_gradient", num_draws=num_draws, num_samples=_NUM_SEARCHED),
-        AttackItem(attack="substitute", num_draws=num_draws),
+        AttackItem(name="square", attack="square", parameters={"num_queries": 500}, num_draws=num_draws, num_samples=_NUM_SEARCHED),
+        AttackItem(name="smoothed_gradient", attack="smoothed_gradient", num_draws=num_draws, num_samples=_NUM_SEARCHED),
+        AttackItem(name="substitute", attack="substitute", num_draws=num_draws),
     ]
     if straight_through_helps(model, x, y):
-        added.insert(0, AttackItem(attack="straight_through", num_draws=num_draws))
+        added.insert(0, AttackItem(name="straight_through", attack="straight_through", num_draws=num_draws))
     known = {item.attack for item in kept} | {item.name for item in kept}
     added = [item for item in added if item.attack not in known]
     if added:

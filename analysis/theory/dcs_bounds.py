@@ -72,13 +72,6 @@ def point_probabilities(kernel_size: int, num_taps: int, stride: int, *, disjoin
     return PointProbabilities(same, 1.0 - same - unhit, unhit)
 
 
-def unhit_share(taps: Sequence[int], kernel_size: int, stride: int) -> float:
-    """Return p_u for a given first mask: the share of taps in residue classes that the mask does not hit."""
-    sizes = class_sizes(kernel_size, stride)
-    hit = {class_of(tap, kernel_size, stride) for tap in taps}
-    return sum(size for index, size in enumerate(sizes) if index not in hit) / kernel_size**2
-
-
 def unhit_extremes(kernel_size: int, num_taps: int, stride: int) -> tuple[float, float]:
     """Return the exact smallest and largest p_u of any mask."""
     _check(kernel_size, num_taps, stride)
@@ -212,13 +205,6 @@ def feasibility(kernel_size: int, num_taps: int, stride: int, epsilon_c: float, 
         needed_epsilon_c=1 + (n - s**2) * (k // s) ** 2 / k**2,
         needed_epsilon_l=max(0.0, num_points / s**2 * (1 + ((k - s) ** 2 - 4 * k * s * n) / k**4)),
     )
-
-
-def overlap_distribution(kernel_size: int, num_taps: int) -> tuple[float, ...]:
-    """Return P(two independent uniform masks share j taps), j = 0..n."""
-    _check(kernel_size, num_taps, 1)
-    total, n = kernel_size**2, num_taps
-    return tuple(math.comb(n, j) * math.comb(total - n, n - j) / math.comb(total, n) for j in range(n + 1))
 
 
 def mask_pair(

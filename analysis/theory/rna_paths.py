@@ -7,7 +7,6 @@ Reference: Dong, Chen, Wang, Xu, "Random Normalization Aggregation for Adversari
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -190,9 +189,3 @@ def cosines_between_types(model: nn.Module, x_BCHW: Tensor, y_B: Tensor) -> dict
         for a in range(len(pool))
         for b in range(a + 1, len(pool))
     }
-
-
-def binomial_path_difference(num_layers: int, num_types: int) -> tuple[float, float]:
-    """Return mean L (1 - 1/n) and standard deviation of the difference of two uniform paths, without a model."""
-    same = 1 / num_types
-    return num_layers * (1 - same), math.sqrt(num_layers * same * (1 - same))

@@ -20,20 +20,6 @@ from models.layers.channel_statistics import Normalization2d
 from models.modes import mode
 
 
-def group_norm_gradient(activation_RG: Tensor, gradient_RG: Tensor, eps: float = 0.0) -> Tensor:
-    """Return the gradient at the input of a normalization over groups (Eq. 4, GN).
-
-    Args:
-        activation_RG: Y, what is normalized.
-        gradient_RG: the gradient with respect to the normalized Y, i.e. gamma times the gradient at the output.
-        eps: added to the variance; the paper has 0.
-    """
-    normalized_RG, deviation_R1 = _normalized(activation_RG, eps)
-    mean_R1 = gradient_RG.mean(dim=1, keepdim=True)
-    along_R1 = (gradient_RG * normalized_RG).mean(dim=1, keepdim=True)
-    return (gradient_RG - mean_R1 - normalized_RG * along_R1) / deviation_R1
-
-
 def group_norm_squared_gradient(activation_RG: Tensor, gradient_RG: Tensor, eps: float = 0.0) -> Tensor:
     """Return the squared norm (R,) of that gradient in closed form (Eq. 5, GN).
 

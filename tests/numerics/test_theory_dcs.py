@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -14,7 +16,6 @@ from analysis.theory.dcs_bounds import (
     feasibility,
     mask_pair,
     mask_pair_with_overlap,
-    overlap_distribution,
     paper_gap_bounds,
     paper_unhit_lower_bound,
     paper_unhit_upper_bound,
@@ -22,7 +23,6 @@ from analysis.theory.dcs_bounds import (
     taps_lower_bound,
     taps_upper_bound,
     unhit_extremes,
-    unhit_share,
 )
 from analysis.theory.dcs_gradients import (
     designed_pairs,
@@ -38,6 +38,19 @@ from models.layers.stochastic_convolution import StochasticConv2d
 from models.randomness import random_sites
 
 SMALL = {"backbone": "resnet8", "image_shape": (3, 8, 8), "num_classes": 4}
+
+
+def unhit_share(taps: Sequence[int], kernel_size: int, stride: int) -> float:
+    """Return p_u for a given first mask: the share of taps in residue classes that the mask does not hit."""
+    sizes = class_sizes(kernel_size, stride)
+    hit = {class_of(tap, kernel_size, stride) for tap in taps}
+    return sum(size for index, size in enumerate(sizes) if index not in hit) / kernel_size**2
+
+
+def overlap_distribution(kernel_size: int, num_taps: int) -> tuple[float, ...]:
+    """Return P(two independent uniform masks share j taps), j = 0..n."""
+    total, n = kernel_size**2, num_taps
+    return tuple(math.comb(n, j) * math.comb(total - n, n - j) / math.comb(total, n) for j in range(n + 1))
 
 
 def test_classes():

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from analysis.theory.rna_paths import (
-    binomial_path_difference,
     cosines_between_types,
     flip_layers,
     get_path,
@@ -23,7 +23,6 @@ from analysis.theory.rna_paths import (
 from analysis.theory.smoothness import (
     batch_group_norm_squared_gradient,
     effective_smoothness,
-    group_norm_gradient,
     group_norm_squared_gradient,
     normalization_gradients,
     transfer_bound,
@@ -31,6 +30,27 @@ from analysis.theory.smoothness import (
 from models import build_model
 
 SMALL = {"backbone": "resnet8", "image_shape": (3, 8, 8), "num_classes": 4}
+
+
+def binomial_path_difference(num_layers: int, num_types: int) -> tuple[float, float]:
+    """Return mean L (1 - 1/n) and standard deviation of the difference of two uniform paths, without a model."""
+    same = 1 / num_types
+    return num_layers * (1 - same), math.sqrt(num_layers * same * (1 - same))
+
+
+def group_norm_gradient(activation_RG: Tensor, gradient_RG: Tensor, eps: float = 0.0) -> Tensor:
+    """Return the gradient at the input of a normalization over groups (Eq. 4, GN).
+
+    Args:
+        activation_RG: Y, what is normalized.
+        gradient_RG: the gradient with respect to the normalized Y, i.e. gamma times the gradient at the output.
+        eps: added to the variance; the paper has 0.
+    """
+    deviation_R1 = (activation_RG.var(dim=1, keepdim=True, correction=0) + eps).sqrt()
+    normalized_RG = (activation_RG - activation_RG.mean(dim=1, keepdim=True)) / deviation_R1
+    mean_R1 = gradient_RG.mean(dim=1, keepdim=True)
+    along_R1 = (gradient_RG * normalized_RG).mean(dim=1, keepdim=True)
+    return (gradient_RG - mean_R1 - normalized_RG * along_R1) / deviation_R1
 
 
 def images(batch=4, dtype=torch.float64):
