@@ -1,0 +1,1 @@
+"""How networks are trained: data, inner attacks, objectives, the fit loop, resumable state. PyTorch, no Ray, no MLflow."""

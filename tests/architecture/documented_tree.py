@@ -1,45 +1,49 @@
-"""The tree in docs/architecture.md, made of the modules' own first lines: `python -m tests.architecture.documented_tree` renews it."""
+"""The tree of the packages with a line for each file, as `docs/architecture.md` shows it.
+
+`python -m tests.architecture.documented_tree` renews it there, between the two marks.
+"""
 
 from __future__ import annotations
 
 import ast
+import textwrap
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from models.files import write_text
+from tests.architecture.source import PACKAGES, ROOT, python_files, tree
+
 PAGE = ROOT / "docs" / "architecture.md"
-BEGIN, END = "<!-- tree: begin -->", "<!-- tree: end -->"
-PACKAGES = ("models", "trainers", "analysis", "orchestration")
+BEGIN, END = "<!-- tree: begin (python -m tests.architecture.documented_tree) -->\n", "<!-- tree: end -->\n"
 WIDTH = 110
 
 
-def first_line(path: Path) -> str:
-    """Return the first line of a module's docstring, cut at a word."""
-    text = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0].strip()
-    if len(text) <= WIDTH:
-        return text
-    return text[:WIDTH].rsplit(" ", 1)[0].rstrip(",;:") + " ..."
-
-
-def tree_text() -> str:
-    """Return the tree, one Markdown line per module, a heading per package."""
+def documented_tree() -> str:
+    """Return the tree in Markdown: a list of files under each folder, each with the first line of its docstring."""
     lines: list[str] = []
-    for package in PACKAGES:
-        folders = sorted({path.parent for path in (ROOT / package).rglob("*.py") if "__pycache__" not in path.parts})
-        for folder in folders:
-            shown = folder.relative_to(ROOT)
-            lines += ["", f"{'#' * (2 + len(shown.parts))} `{shown}/`", ""]
-            about = first_line(folder / "__init__.py") if (folder / "__init__.py").is_file() else ""
-            lines += [about, ""] if about else []
-            lines += [f"- `{path.name}` {first_line(path)}" for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"]
+    folder: Path | None = None
+    for file in sorted(python_files(*PACKAGES), key=lambda file: (file.parent, file.name != "__init__.py", file.name)):
+        name, said = file.relative_to(ROOT), first_line(file)
+        if name.parent != folder:
+            folder = name.parent
+            lines += ["", f"**{folder}/**" + (f" {said}" if name.name == "__init__.py" and said else ""), ""]
+        if name.name != "__init__.py":
+            lines.append(f"- `{name.name}` {said}")
     return "\n".join(lines).strip() + "\n"
 
 
-def page_with_tree() -> str:
-    """Return the page with the tree as it is now."""
-    head, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n\n{tree_text()}\n{END}{tail}"
+def first_line(file: Path) -> str:
+    """Return the first line of a file's docstring, cut at a word; empty without one."""
+    text = (ast.get_docstring(tree(file)) or "").partition("\n")[0]
+    return textwrap.shorten(text, WIDTH, placeholder=" ...")
+
+
+def parts(page: str) -> tuple[str, str, str]:
+    """Return what stands before, between and behind the marks."""
+    before, _, rest = page.partition(BEGIN)
+    between, _, behind = rest.partition(END)
+    return before, between, behind
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page_with_tree())
+    before, _, behind = parts(PAGE.read_text(encoding="utf-8"))
+    write_text(PAGE, f"{before}{BEGIN}{documented_tree()}{END}{behind}")

@@ -1,20 +1,30 @@
-"""docs/architecture.md says what is there: its tree is that of the code, and every file and function that its paths name exists."""
+"""`docs/architecture.md` shows the tree as it is, and names only files that exist."""
+
+from __future__ import annotations
 
 import re
 
-from tests.architecture.documented_tree import BEGIN, PAGE, ROOT, page_with_tree
+import pytest
+
+from tests.architecture.documented_tree import PAGE, documented_tree, first_line, parts
+from tests.architecture.source import PACKAGES, ROOT, python_files
 
 
-def test_the_tree_is_that_of_the_code():
-    assert PAGE.read_text() == page_with_tree(), "`python -m tests.architecture.documented_tree` renews it"
+def test_the_tree_on_the_page_is_that_of_the_files() -> None:
+    _, between, _ = parts(PAGE.read_text(encoding="utf-8"))
+    assert between == documented_tree(), "run: python -m tests.architecture.documented_tree"
 
 
-def test_named_files_and_functions_exist():
-    prose = PAGE.read_text().partition(BEGIN)[0]
-    named = re.findall(r"`((?:models|trainers|analysis|orchestration)/[\w/]+\.py)(?::([\w.]+))?`", prose)
-    assert len(named) > 30
-    for file, function in named:
-        path = ROOT / file
-        assert path.is_file(), file
-        for part in filter(None, function.split(".")):
-            assert re.search(rf"^\s*(?:def|class) {part}\b|^\s*{part}\b.*=", path.read_text(), re.M), f"{file}:{function}"
+@pytest.mark.parametrize(
+    "file", [file for file in python_files(*PACKAGES) if file.name != "__init__.py"], ids=lambda file: str(file.relative_to(ROOT))
+)
+def test_every_file_says_what_it_is(file) -> None:
+    assert first_line(file)
+
+
+def test_every_file_that_the_page_names_exists() -> None:
+    before, _, behind = parts(PAGE.read_text(encoding="utf-8"))
+    named = re.findall(r"`((?:models|trainers|analysis|orchestration)/[\w./*]+)`", before + behind)
+    assert len(named) > 20
+    missing = [name for name in named if not list(ROOT.glob(name))]
+    assert not missing
