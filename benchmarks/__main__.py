@@ -12,7 +12,7 @@ import sys
 import benchmarks
 
 HELPERS = {"__main__", "broken_models", "honest_models", "interval_candidates", "timing", "turns"}
-HOURS = {"coverage", "learning"}
+HOURS = {"checks", "coverage", "learning"}
 
 
 def main(names: list[str]) -> int:

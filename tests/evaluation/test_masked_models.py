@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,8 @@ from analysis.evaluation.suites import AttackItem, Suite
 from analysis.reporting.conclusion import conclusion, to_markdown
 from analysis.result import EvaluationResult
 from benchmarks.broken_models import NegatedGradients, OnBatchStatistics, OneHot, OptimizingAtTestTime, Shattering
+from benchmarks.checks import bounds
+from benchmarks.checks import main as operating_characteristics
 from models.threat_model import ThreatModel
 
 SOUND = StudySettings(names=("epsilon", "unit_test", "random_search"), num_samples=40, steps=20, num_tested=24, num_random_points=20)
@@ -163,3 +166,18 @@ def test_few_images_that_only_a_black_box_breaks_are_no_failure_and_many_are(rob
         planted(records, "square", rng.permutation(60) >= count)
         found = next(each for each in run_checks(measurements(records)) if each.id == "C9")
         assert found.status is status, found
+
+
+def test_operating_characteristics_go_on_where_they_were_killed_and_count_what_the_file_holds(tmp_path, capsys):
+    records = tmp_path / "checks.jsonl"
+    wanted = ["--records", str(records), "--suite", "quick", "--samples", "20", "--seeds", "1", "--only", "broken", "--names", "negated"]
+    assert operating_characteristics(wanted) == 0
+    first = capsys.readouterr().out
+    line = json.loads(records.read_text())
+    assert line["truth"] < line["reported"]
+    records.write_text(records.read_text() + '{"case": ["broken", "cut o')
+    assert operating_characteristics(wanted) == 0
+    assert capsys.readouterr().out == first
+    assert first.count("| negated gradients | 1 |") == 1
+    assert bounds(0, 300)[1] == pytest.approx(1 - 0.05 ** (1 / 300))
+    assert bounds(300, 300)[0] == pytest.approx(0.05 ** (1 / 300))
