@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -15,6 +16,7 @@ from torch import nn
 from models.classifier import ModelSpec
 from models.errors import UserError
 from models.files import whole_file, write_text
+from models.json_text import read_json
 from models.randomness import ResampleOnForward, is_randomized
 from models.registry import build_from_spec, defence_model
 
@@ -77,8 +79,11 @@ def load_pretrained(folder: str | Path, *, resample_on_forward: bool = True, see
     path = folder / WEIGHTS_FILE
     try:
         state = load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise UserError(f"cannot read the weights {path}: {error}") from error
+    strange = not_finite(state)
+    if strange is not None:
+        raise UserError(f"the weights {path} are damaged: {strange} holds values that are not finite")
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -111,22 +116,30 @@ def with_other_parameters(folder: str | Path, parameters: Mapping[str, Any], des
     return save_pretrained(changed, destination, details={**details, "weights_of": str(Path(folder).name), "changed": dict(parameters)})
 
 
+def not_finite(state: Mapping[str, torch.Tensor]) -> str | None:
+    """Return the name of a tensor that holds an infinite value or none at all (NaN), None if all are finite."""
+    return next((name for name, tensor in state.items() if not bool(tensor.isfinite().all())), None)
+
+
 def read_config(folder: str | Path) -> dict[str, Any]:
     """Return config.json of an exported folder as a dictionary; a missing or broken one is a `UserError`."""
     path = Path(folder) / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{Path(folder)} is not an exported model: it has no {CONFIG_FILE}") from None
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+    if not path.is_file():
+        raise UserError(f"{Path(folder)} is not an exported model: it has no file {CONFIG_FILE}")
+    config = read_json(path)
     if config.get("format_version") != FORMAT_VERSION:
         raise UserError(f"{path} has format_version {config.get('format_version')!r}; this version reads {FORMAT_VERSION}")
+    details = config.setdefault("details", {})
+    if not isinstance(config.get("model"), dict) or not isinstance(details, dict):
+        raise UserError(f"{path} is damaged: `model` and `details` should be objects")
     return config
 
 
 def _model_section(folder: Path) -> ModelSpec:
     try:
-        return ModelSpec(**read_config(folder).get("model"))  # type: ignore[arg-type] # whatever it is, the next line says so
-    except (ValidationError, TypeError) as error:
-        raise UserError(f"{folder / CONFIG_FILE} does not describe a model: {error}") from error
+        return ModelSpec.model_validate(read_config(folder)["model"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("model", *first["loc"])))
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{folder / CONFIG_FILE} does not describe a model: {where}: {message}") from None

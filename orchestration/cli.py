@@ -1,11 +1,18 @@
 """The command line: parse, dispatch, and turn errors into one message and an exit code.
 
-Exit codes: 0 done; 1 something failed while running; 2 a mistake in what was asked for; 130 interrupted.
+| exit code | what it says |
+|---|---|
+| 0 | done |
+| 1 | something failed that was not foreseen, or what was asked for is not complete |
+| 2 | a mistake in what was asked for, or in a file that was read |
+| 3 | the environment: a full disk, a place that may not be read or written, a server that is away |
+| 130 | interrupted |
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -27,7 +34,18 @@ EPILOG = """examples:
   rayndom evaluate FOLDER --suite quick          how robust is it, under which protocol
   rayndom reproduce ctrw.table4                  a paper's table, small, beside the printed numbers
 
+exit codes: 0 done; 1 not foreseen, or not complete; 2 a mistake in what was asked or read; 3 the environment (disk, server, permissions);
+130 interrupted
+
 `rayndom COMMAND --help` explains a command."""
+
+ENVIRONMENT = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+    | {errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOLCK, errno.ESTALE}
+)
+"""Errors of the operating system that are nobody's mistake in what was typed."""
+
+RESUMABLE = ("train", "sweep", "evaluate", "reproduce", "demo", "resume")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -91,8 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        console.error(f"{_describe(error)}\n(--debug shows where; the same command goes on from the last finished epoch)")
-        return 1
+        return _last_resort(error, arguments)
 
 
 def _run(arguments: list[str]) -> int:
@@ -112,11 +129,21 @@ def _run(arguments: list[str]) -> int:
         return parsed.run(parsed) or 0
 
 
+def _last_resort(error: Exception, arguments: Sequence[str]) -> int:
+    """Say what was being done when something happened that was not foreseen, and return the exit code."""
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    hint = "; what is finished is kept, and the same command goes on from there" if command in RESUMABLE else ""
+    console.error(f"`rayndom {' '.join(arguments[:2])[:120]}` ended: {_describe(error)}\n(--debug shows where{hint})")
+    away = type(error).__name__ == "StoreAway"  # its module would bring MLflow into commands that do without
+    return 3 if away or (isinstance(error, OSError) and error.errno in ENVIRONMENT) else 1
+
+
 def _describe(error: BaseException) -> str:
     text = str(error).strip()
     if isinstance(error, OSError) and error.strerror:
-        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return text or type(error).__name__
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    # A key or an index says nothing without its kind: `KeyError: 'finished_epochs'`.
+    return text if isinstance(error, RuntimeError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def _version() -> str:

@@ -11,13 +11,14 @@ import hashlib
 import json
 import posixpath
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainSerializer, SerializeAsAny, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from models.backbones import canonical_backbone_name, check_backbone_options
 from models.configuration import Config
-from models.errors import unknown_name
+from models.errors import UserError, unknown_name
 from models.registry import defence_model, parse_defence_parameters
 from models.threat_model import LARGEST_RADIUS, ThreatModel
 from orchestration.catalogue import catalogue
@@ -207,6 +208,23 @@ class ExperimentConfig(Config):
     def flatten(self) -> dict[str, Any]:
         """Return dotted names and values of all fields, e.g. `training.attack.steps: 10`."""
         return flatten(self.model_dump(mode="json"))
+
+
+def read_experiment(content: Any, source: str) -> ExperimentConfig:
+    """Return the experiment that a file of this tool's own holds; `source` names it in errors.
+
+    Raises:
+        UserError: it does not fit: damaged, of another version, or of a defence that this installation does not have.
+    """
+    if not isinstance(content, Mapping):
+        raise UserError(f"{source} is damaged: the experiment should be an object of sections")
+    try:
+        return ExperimentConfig.model_validate(dict(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "experiment"
+        message = first["msg"].removeprefix("Value error, ")[:300]
+        raise UserError(f"{source} cannot be read: {where}: {message}. It is damaged, or of another version.") from None
 
 
 def checked_name(name: str) -> str:

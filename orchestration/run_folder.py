@@ -10,7 +10,7 @@ import contextlib
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,27 @@ import yaml
 
 from models.errors import UserError
 from models.files import write_text
+from models.json_text import read_json
 from models.yaml_text import read_yaml
-from orchestration.experiment import ExperimentConfig
+from orchestration.experiment import ExperimentConfig, read_experiment
 from trainers.checkpoint import STATE_FILE, read_state
 
 RESULT_FILE = "result.json"
 EXPERIMENT_FILE = "config.yaml"
 MODEL_FOLDER = "model"
+
+
+def _problem_with(result: Mapping[str, Any]) -> str | None:
+    """Return what keeps an object from being the result of a finished run, None if nothing does."""
+    metrics, history = result.get("metrics"), result.get("history")
+    epochs, selected = result.get("num_epochs"), result.get("selected_epoch")
+    for name, each in [("metrics", metrics), *(("history", row) for row in (history if isinstance(history, list) else [None]))]:
+        if not isinstance(each, dict) or any(isinstance(value, bool) or not isinstance(value, int | float) for value in each.values()):
+            return f"{name!r} should hold numbers by name"
+    if type(epochs) is not int or type(selected) is not int or not 1 <= selected <= epochs:
+        return f"'selected_epoch' is {selected!r:.50} and 'num_epochs' {epochs!r:.50}"
+    assert isinstance(history, list)
+    return None if len(history) == epochs else f"'num_epochs' is {epochs}, but 'history' holds {len(history)} epochs"
 
 
 @dataclass(frozen=True)
@@ -47,12 +61,13 @@ class RunFolder:
     def result(self) -> dict[str, Any] | None:
         """Return the result of a finished run, None for others."""
         path = self.path / RESULT_FILE
-        if not path.is_file():
+        if not path.exists():
             return None
-        try:
-            return json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is damaged ({error}); delete the folder to train again") from None
+        result = read_json(path)
+        problem = _problem_with(result)
+        if problem is not None:
+            raise UserError(f"{path} is damaged: {problem}; delete the folder to train again")
+        return result
 
     def history(self) -> list[dict[str, float]]:
         """Return the metrics of each epoch that is finished, empty if there is none.
@@ -78,7 +93,7 @@ class RunFolder:
         path = self.path / EXPERIMENT_FILE
         if not path.is_file():
             raise UserError(f"{self.path} is not a run folder: it has no {EXPERIMENT_FILE}")
-        return ExperimentConfig(**read_yaml(path))
+        return read_experiment(read_yaml(path), str(path))
 
     def clear(self) -> None:
         """Forget everything but the lock."""

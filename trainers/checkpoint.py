@@ -5,7 +5,6 @@ A checkpoint folder holds `training.pt` (weights, optimizer, streams, draws, pro
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,19 @@ from models.errors import UserError
 from models.files import whole_file
 
 STATE_FILE = "training.pt"
+START_AGAIN = "Delete the folder to train from the beginning."
+
+_PARTS: dict[str, Any] = {
+    "finished_epochs": int,
+    "seed": int,
+    "weights": dict,
+    "optimizer": dict,
+    "history": list,
+    "best": (dict, type(None)),
+    "validations_since_best": int,
+    "ended": bool,
+}
+"""What a training's state is made of."""
 
 
 def write_state(state: dict[str, Any], folder: Path) -> Path:
@@ -46,6 +58,47 @@ def read_state(folder: Path) -> dict[str, Any]:
     try:
         if not zipfile.is_zipfile(path):
             raise EOFError("it is not whole")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise UserError(f"cannot read the checkpoint {path}: {error}. Delete the folder to train from the beginning.") from error
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    # A file that was changed after it was written makes PyTorch raise nearly anything.
+    except Exception as error:
+        first = str(error).strip().splitlines()
+        reason = first[0] if first else type(error).__name__
+        raise UserError(f"cannot read the checkpoint {path}: {reason[:300]}. {START_AGAIN}") from error
+    problem = _problem_with(state)
+    if problem is not None:
+        raise UserError(f"the checkpoint {path} is damaged: {problem}. {START_AGAIN}")
+    return state
+
+
+def _problem_with(state: Any) -> str | None:
+    """Return what keeps this from being a state that `write_state` was given by a training, None if nothing does."""
+    if not isinstance(state, dict):
+        return f"it holds a {type(state).__name__} instead of named parts"
+    for name, kind in _PARTS.items():
+        if name not in state:
+            return f"{name!r} is missing"
+        if not isinstance(state[name], kind) or (isinstance(state[name], bool) and kind is int):
+            return f"{name!r} is a {type(state[name]).__name__}"
+    epochs, best = state["finished_epochs"], state["best"]
+    if not all(isinstance(metrics, dict) for metrics in state["history"]):
+        return "'history' should hold the metrics of each epoch"
+    if epochs < 1 or epochs != len(state["history"]):
+        return f"'finished_epochs' is {epochs}, but 'history' holds {len(state['history'])} epochs"
+    if state["validations_since_best"] < 0:
+        return "'validations_since_best' is negative"
+    for name, part in (("best", best), ("weights", state)):
+        weights = None if part is None else part.get("weights")
+        if part is not None and not (isinstance(weights, dict) and all(isinstance(each, torch.Tensor) for each in weights.values())):
+            return f"the weights of {name!r} are not named tensors"
+        strange = next((key for key, tensor in (weights or {}).items() if not bool(tensor.isfinite().all())), None)
+        if strange is not None:
+            return f"the weight {strange} holds values that are not finite"
+    if best is not None:
+        score, epoch = best.get("score"), best.get("epoch")
+        if not (isinstance(score, list) and len(score) == 2 and all(isinstance(each, int | float) for each in score)):
+            return "the score of 'best' is not two numbers"
+        if not isinstance(epoch, int) or not 1 <= epoch <= epochs or not isinstance(best.get("metrics"), dict):
+            return "'best' names no epoch that is finished, or no metrics"
+    if not {"state", "param_groups"} <= set(state["optimizer"]):
+        return "'optimizer' is not the state of an optimizer"
+    return None

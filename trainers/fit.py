@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.constraints import apply_constraints
 from models.errors import UserError
 from models.threat_model import ThreatModel
-from trainers.checkpoint import read_state, write_state
+from trainers.checkpoint import START_AGAIN, read_state, write_state
 from trainers.config import TrainingConfig
 from trainers.data import Augmentation, Splits, training_batches
 from trainers.distributed import (
@@ -287,8 +287,16 @@ class _Fit:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["seed"] != self.seed:
             raise UserError(f"the checkpoint is of a run with seed {state['seed']}, this one has seed {self.seed}")
-        self.model.load_state_dict(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if state["finished_epochs"] > self.config.epochs:
+            raise UserError(f"the checkpoint has {state['finished_epochs']} finished epochs, the run is to have {self.config.epochs}")
+        try:
+            if state["best"] is not None:
+                self.model.load_state_dict(state["best"]["weights"])
+            self.model.load_state_dict(state["weights"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        # PyTorch says by several kinds of error that tensors or groups are not those of this model.
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"the checkpoint is of another model: {str(error)[:300]}. {START_AGAIN}") from None
         self.finished_epochs = state["finished_epochs"]
         self.history = state["history"]
         self.best = state["best"]

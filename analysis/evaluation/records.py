@@ -44,6 +44,21 @@ def comparable(record: Record) -> Record:
     return {name: value for name, value in record.items() if name != "measured"}
 
 
+def check_whole(record: Any) -> None:
+    """Raise an error of any kind unless a record has all its parts, columns of one length, and as many bits as it says it has draws."""
+    samples, draws = record["samples"], record["block"]["num_draws"]
+    if not isinstance(record["key"], str) or not record["key"] or not isinstance(record["header"], dict):
+        raise ValueError("no key or no header")
+    correct = samples["correct"]
+    columns = [column for column in samples.values() if isinstance(column, list)] + [*correct.values()]
+    if not columns or len({len(column) for column in columns}) != 1:
+        raise ValueError("columns of different lengths")
+    for name, rows in correct.items():
+        width = 2 * -(-draws[name] // 8)
+        if draws[name] < 1 or any(len(row) != width or len(bytes.fromhex(row)) * 2 != width for row in rows):
+            raise ValueError("other draws than it says")
+
+
 def read_records(path: str | Path) -> dict[str, Record]:
     """Return the records of a file by key; a missing file is empty.
 
@@ -65,8 +80,9 @@ def read_records(path: str | Path) -> dict[str, Record]:
             continue
         try:
             record = json.loads(line)
+            check_whole(record)
             records[record["key"]] = record
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             _logger.warning("%s, line %d is not a whole record and is skipped; its block will be run again", path, number)
     return records
 

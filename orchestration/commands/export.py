@@ -21,6 +21,10 @@ def _run(arguments: argparse.Namespace) -> None:
     from orchestration.home import Home
 
     home = Home.locate(arguments.home)
+    if arguments.register:
+        from orchestration.exporting.registration import checked_registration
+
+        checked_registration(arguments.register)  # before anything is made
     target = resolve_target(arguments.target, home)
     folder = export_target(target, Path(arguments.to))
     registered = None

@@ -15,6 +15,7 @@ from analysis.quantities.quantity import MOST_IMAGES, Subject
 from analysis.quantities.report import Record, choose, compute, metrics_of
 from models.errors import UserError
 from models.files import write_text
+from models.json_text import read_json
 from models.threat_model import ThreatModel
 from models.weights import load_pretrained
 from orchestration import console
@@ -111,7 +112,7 @@ def track(target: Target, records: Sequence[Record], path: Path, home: Home) -> 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        return json.loads(path.read_text())["quantities"]
-    except (json.JSONDecodeError, KeyError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it to analyse again") from None
+    quantities = read_json(path).get("quantities")
+    if not isinstance(quantities, dict):
+        raise UserError(f"{path} is damaged: `quantities` should be an object; delete it to analyse again")
+    return quantities

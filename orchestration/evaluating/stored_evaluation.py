@@ -16,6 +16,7 @@ from analysis.evaluation.records import Record, at_places_of, read_records
 from analysis.evaluation.suites import Suite, list_suites
 from models.errors import UserError
 from models.files import write_text
+from models.json_text import read_json
 from models.threat_model import ThreatModel
 from orchestration.evaluating.evaluation_run import RECORDS_FILE, EvaluationSettings, Job, prepare
 from orchestration.exporting.targets import Target
@@ -48,7 +49,7 @@ def write_kept(folder: Path, summary: Summary) -> Path:
 
 def read_kept(folder: Path) -> dict[str, Summary]:
     """Return the summaries in a folder of records, by suite."""
-    return {path.stem.removeprefix(_RESULT): json.loads(path.read_text()) for path in sorted(folder.glob(f"{_RESULT}*.json"))}
+    return {path.stem.removeprefix(_RESULT): read_json(path) for path in sorted(folder.glob(f"{_RESULT}*.json"))}
 
 
 def result_of(name: str, summary: Summary, folder: Path) -> EvaluationResult:

@@ -3,6 +3,7 @@ traces a model, which freezes its randomness without a word."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException, RestException
@@ -12,6 +13,25 @@ from orchestration.exporting.targets import Target
 from orchestration.home import Home
 from orchestration.tracking.tracker import Tracker
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+
+
+def checked_registration(name: str) -> tuple[str, str]:
+    """Return (name, alias or nothing) of NAME[@ALIAS].
+
+    Raises:
+        UserError: not a name that `models:/NAME@ALIAS` can be written with, or an alias that MLflow keeps for itself.
+    """
+    model_name, at, alias = name.partition("@")
+    for what, part in (("name", model_name), *([("alias", alias)] if at else [])):
+        if not _NAME.fullmatch(part):
+            raise UserError(f"--register {name!r:.100}: the {what} {part!r:.100} should be letters, digits, and . - _ inside")
+    if alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias):
+        raise UserError(
+            f"--register {name!r:.100}: MLflow keeps the alias {alias!r} for versions; choose another, as {model_name}@champion"
+        )
+    return model_name, alias
+
 
 def register_model(home: Home, target: Target, folder: Path, name: str) -> str:
     """Register an exported folder as a new version of NAME, with an alias if NAME@ALIAS, and return its `models:/` URI.
@@ -19,7 +39,7 @@ def register_model(home: Home, target: Target, folder: Path, name: str) -> str:
     Raises:
         UserError: the registry refuses.
     """
-    model_name, _, alias = name.partition("@")
+    model_name, alias = checked_registration(name)
     tracker = Tracker(home, target.experiment.tracking.experiment if target.experiment else "rayndom")
     run_id = target.run_id or tracker.run("export", {"rayndom.export": str(folder)}, name=f"export {folder.name}")
     client = tracker.client

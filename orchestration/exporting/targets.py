@@ -11,7 +11,8 @@ from typing import Any
 
 from models.errors import UserError, nearest
 from models.weights import CONFIG_FILE, read_config
-from orchestration.experiment import ExperimentConfig
+from orchestration import console
+from orchestration.experiment import ExperimentConfig, read_experiment
 from orchestration.home import Home
 from orchestration.recipes import is_recipe, load_recipe, possible_names
 from orchestration.run_folder import RunFolder
@@ -79,13 +80,21 @@ def _run_of_recipe(name: str, home: Home) -> str:
     if RunFolder(home.run(fingerprint)).result() is not None:
         return fingerprint
     stem = Path(name).stem
-    finished = [folder for folder in map(RunFolder, sorted((home.root / "runs").glob("*"))) if folder.result() is not None]
-    found = [folder.path.name for folder in finished if folder.read_config().name == stem]
+    found = [folder.path.name for folder in map(RunFolder, sorted((home.root / "runs").glob("*"))) if _is_run_of(folder, stem)]
     if len(found) == 1:
         return found[0]
     if found:
         raise UserError(f"recipe {stem} has {len(found)} finished runs, none with its own values: name one of {', '.join(found)}")
     raise UserError(f"recipe {stem} has no finished run in {home.root / 'runs'}; `rayndom train {name}` trains it")
+
+
+def _is_run_of(folder: RunFolder, recipe: str) -> bool:
+    """Return whether a folder holds a finished run of a recipe; one that cannot be read is skipped with a warning."""
+    try:
+        return folder.result() is not None and folder.read_config().name == recipe
+    except UserError as error:
+        console.warn(f"skipped: {error}")
+        return False
 
 
 def _local_run(run_id: str, home: Home) -> Target | None:
@@ -100,5 +109,6 @@ def _local_run(run_id: str, home: Home) -> Target | None:
 
 
 def _target(folder: Path, run_id: str | None = None) -> Target:
-    experiment = read_config(folder).get("details", {}).get("experiment")
-    return Target(folder, ExperimentConfig(**experiment) if experiment else None, run_id)
+    experiment = read_config(folder)["details"].get("experiment")
+    source = f"{folder / CONFIG_FILE}: details.experiment"
+    return Target(folder, None if experiment is None else read_experiment(experiment, source), run_id)

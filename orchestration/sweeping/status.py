@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import fcntl
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,10 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
 
 from models.errors import UserError, unknown_name
+from models.json_text import read_json
 from orchestration.home import Home
 from orchestration.run_folder import RunFolder
 from orchestration.sweeping.config import SWEEP_FILE, SweepConfig, dimension_cells, dimension_titles
@@ -124,12 +125,18 @@ def sweep_status(home: Home, key: str) -> SweepStatus:
         UserError: the study cannot be read.
     """
     folder = home.sweep(key)
-    config = SweepConfig(**json.loads((folder / SWEEP_FILE).read_text()))
+    path = folder / SWEEP_FILE
+    try:
+        config = SweepConfig.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         study = optuna.load_study(study_name=config.name, storage=storage_url(folder))
     except Exception as error:
-        raise UserError(f"the study of {key} cannot be read: {error}") from None
+        cause = str(getattr(error, "orig", None) or error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"the study {folder / 'study.db'} cannot be read: {cause[0][:300]}") from None
     bases = config.base_experiments()
     tracked, link = _tracked(Tracker(home, bases[0].tracking.experiment), key)
     again = superseded(study)

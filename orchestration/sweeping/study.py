@@ -19,7 +19,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 
 from models.errors import UserError
 from orchestration.search_space import label
@@ -33,7 +33,7 @@ PROXY = "proxy"  # epoch -> the metric that early stopping watches
 METRICS = "metrics"  # of the finished trial
 
 
-STUDY_ERRORS = (OperationalError, optuna.exceptions.StorageInternalError)
+STUDY_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
 LOCK_PATIENCE_S = 30
 
 

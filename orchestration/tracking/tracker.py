@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import socket
+import sqlite3
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,9 +25,11 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 
 import mlflow
+from alembic.util import CommandError
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
 from models.errors import UserError
 from orchestration.home import Home
@@ -86,7 +89,13 @@ class Tracker:
             else:
                 self.experiment_id = found.experiment_id
         except MlflowException as error:
-            raise UserError(f"cannot use the MLflow store {display_uri(self.uri)}: {error.message}") from None
+            raise UserError(f"cannot use the MLflow store {display_uri(self.uri)}: {_first_line(error.message)}") from None
+        # A database that is cut, of another kind or of another version: SQLAlchemy's and Alembic's errors quote whole statements.
+        except (SQLAlchemyError, CommandError, sqlite3.Error) as error:
+            cause = getattr(error, "orig", None) or error
+            raise UserError(
+                f"cannot use the MLflow store {display_uri(self.uri)}: {_first_line(str(cause))}. It is damaged, or not one."
+            ) from None
         except ImportError as error:
             raise UserError(
                 f"the MLflow store {display_uri(self.uri)} needs the package {error.name}: `make setup EXTRAS=server` installs it"
@@ -205,6 +214,11 @@ class Tracker:
         if self.uri.startswith("http"):
             return f"{display_uri(self.uri)}/#/experiments/{self.experiment_id}/runs/{run_id}"
         return f"run {run_id} (`rayndom ui` opens MLflow)"
+
+
+def _first_line(text: str) -> str:
+    """Return the first line of an error, without the statement that a database library appends."""
+    return (text.strip().splitlines() or ["no reason given"])[0][:300]
 
 
 def _artifact_location(uri: str, home: Home) -> str | None:
