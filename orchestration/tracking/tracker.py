@@ -33,6 +33,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from models.errors import UserError
 from orchestration.home import Home
+from orchestration.tracking.local_store import prepare_store
 
 PARENT_TAG = "mlflow.parentRunId"
 NAME_TAG = "mlflow.runName"
@@ -79,15 +80,10 @@ class Tracker:
         self.uri = home.tracking_uri
         _check_reachable(self.uri)
         _quiet()
+        prepare_store(home)
         self.client = MlflowClient(tracking_uri=self.uri)
         try:
-            found = self.client.get_experiment_by_name(experiment)
-            if found is None:
-                self.experiment_id = self.client.create_experiment(experiment, artifact_location=_artifact_location(self.uri, home))
-            elif found.lifecycle_stage == "deleted":
-                raise UserError(f"the MLflow experiment {experiment!r} was deleted; restore it or choose another name")
-            else:
-                self.experiment_id = found.experiment_id
+            self.experiment_id = self._experiment(experiment, home)
         except MlflowException as error:
             raise UserError(f"cannot use the MLflow store {display_uri(self.uri)}: {_first_line(error.message)}") from None
         # A database that is cut, of another kind or of another version: SQLAlchemy's and Alembic's errors quote whole statements.
@@ -101,6 +97,20 @@ class Tracker:
                 f"the MLflow store {display_uri(self.uri)} needs the package {error.name}: `make setup EXTRAS=server` installs it"
             ) from None
         self._last_step: dict[str, int] = {}
+
+    def _experiment(self, name: str, home: Home) -> str:
+        """Return the id of an experiment, created if there is none; another process may create it at the same time."""
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return self.client.create_experiment(name, artifact_location=_artifact_location(self.uri, home))
+            except MlflowException:
+                found = self.client.get_experiment_by_name(name)
+                if found is None:  # it was not another process that was faster
+                    raise
+        if found.lifecycle_stage == "deleted":
+            raise UserError(f"the MLflow experiment {name!r} was deleted; restore it or choose another name")
+        return found.experiment_id
 
     def run(self, kind: str, identity: Mapping[str, str], name: str, parent: str | None = None) -> str:
         """Return the id of the run with these identifying tags, created if there is none. It is set to RUNNING.
@@ -240,6 +250,7 @@ def download_model(home: Home, target: str, destination: Path) -> Path:
     """
     _check_reachable(home.tracking_uri)
     _quiet()
+    prepare_store(home)
     mlflow.set_tracking_uri(home.tracking_uri)
     try:
         uri = target if target.startswith("models:/") else _model_uri(target)

@@ -1,0 +1,195 @@
+"""The MLflow store that is an SQLite file: made whole or not at all, by one process at a time, and mended when it is opened.
+
+MLflow makes its tables one after the other, for seconds. A process that is killed meanwhile, or a second one that comes in between, would
+leave a file that MLflow refuses for ever. So the file is made beside its place, under a lock, and gets its name when it is finished. What
+an earlier version left half made is made again if nobody wrote a run into it, and migrated otherwise. A home folder that was moved finds
+its artifacts where it lies now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from models.errors import UserError
+from orchestration import console
+from orchestration.home import Home
+
+PATIENCE_S = 180
+"""How long another process that makes the store is waited for; it needs seconds."""
+_SAID_AFTER_S = 3
+
+_LOCATIONS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Columns of MLflow's tables that hold whole addresses of artifacts."""
+
+
+def prepare_store(home: Home) -> None:
+    """Make the home's SQLite store if there is none, or mend it; a store that is a server is left alone.
+
+    Raises:
+        UserError: the file is no SQLite database, cannot be migrated, or another process holds it for minutes.
+        OSError: the disk is full or cannot be written.
+    """
+    store = _file_of(home.tracking_uri)
+    if store is None:
+        return
+    own = store == home.root / "mlflow.db"
+    if _is_whole(store) and not (own and _moved_from(home, store)):
+        return
+    with _only_maker(store):
+        if not _is_whole(store):  # another process may have made it while this one waited
+            _make_or_migrate(home, store)
+        if own:
+            _follow_move(home, store)
+
+
+def _file_of(uri: str) -> Path | None:
+    """Return the file of an SQLite store, None for other stores."""
+    scheme, _, path = uri.partition("://")
+    if scheme.split("+")[0] != "sqlite" or not path.startswith("/") or not path.strip("/"):
+        return None
+    return Path(path[1:].split("?")[0]).absolute()
+
+
+@contextlib.contextmanager
+def _only_maker(store: Path) -> Iterator[None]:
+    """Hold the making of a store for this process; the lock dies with its process."""
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with store.with_name(f"{store.name}.lock").open("a+") as file:
+        began, said = time.monotonic(), False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                waited = time.monotonic() - began
+                if waited > PATIENCE_S:
+                    file.seek(0)
+                    raise UserError(
+                        f"the MLflow store {store} has been made by {file.read() or 'another process'} for {waited:.0f} s; end that process"
+                    ) from None
+                if waited > _SAID_AFTER_S and not said:
+                    console.say(f"waiting for another process that makes the MLflow store {store}")
+                    said = True
+                time.sleep(0.1)
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {os.uname().nodename}")
+        file.flush()
+        yield
+
+
+def _is_whole(store: Path) -> bool:
+    """Whether a store has the tables of the installed MLflow.
+
+    Raises:
+        UserError: it is no SQLite database.
+    """
+    if not store.is_file() or not store.stat().st_size:
+        return False
+    return _rows(store, "SELECT version_num FROM alembic_version") == [(_newest_schema(),)]
+
+
+def _newest_schema() -> str | None:
+    import mlflow
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(mlflow.__file__).parent / "store" / "db_migrations").replace("%", "%%"))
+    return ScriptDirectory.from_config(config).get_current_head()
+
+
+def _rows(store: Path, query: str) -> list[tuple[object, ...]]:
+    """Return what a query finds; nothing where a table is missing."""
+    try:
+        with contextlib.closing(sqlite3.connect(store, timeout=60)) as database:
+            return database.execute(query).fetchall()
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error) or "no such column" in str(error):
+            return []
+        raise UserError(f"the MLflow store {store} cannot be read: {error}") from None
+    except sqlite3.DatabaseError as error:
+        raise UserError(f"the MLflow store {store} is damaged: {error}. Restore it, or move it away: a new one is made.") from None
+
+
+def _make_or_migrate(home: Home, store: Path) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    part = store.with_name(f".{store.name}.part")
+    for rest in store.parent.glob(f"{part.name}*"):  # of a process that was killed: whoever holds the lock is the only maker
+        rest.unlink()
+    empty = not store.is_file() or not store.stat().st_size
+    # Each by itself: an early MLflow has runs and no table of models.
+    if not empty and any(_rows(store, f"SELECT 1 FROM {table} LIMIT 1") for table in ("runs", "registered_models")):
+        with contextlib.closing(sqlite3.connect(store)) as old, contextlib.closing(sqlite3.connect(part)) as copy:
+            old.backup(copy)
+        console.say(f"migrating the MLflow store {store} to this version of MLflow")
+        upgrade = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{part}"]
+        finished = subprocess.run(upgrade, capture_output=True, text=True, check=False)
+        if finished.returncode:
+            reason = (finished.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise UserError(f"the MLflow store {store} is of another version and MLflow cannot migrate it: {reason}. It is left as it was.")
+    else:
+        try:
+            MlflowClient(tracking_uri=f"sqlite:///{part}").search_experiments(max_results=1)
+        except MlflowException as error:
+            raise UserError(f"cannot make the MLflow store {store}: {error.message}") from None
+        with contextlib.closing(sqlite3.connect(part)) as database, database:
+            # MLflow's own experiment would put its artifacts into the folder that this process was started in.
+            location = (home.artifacts / "0").as_uri()
+            database.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = 0", (location,))
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    for suffix in ("-journal", "-wal", "-shm"):  # of the file that is replaced: SQLite would play them back into the new one
+        store.with_name(store.name + suffix).unlink(missing_ok=True)
+    os.replace(part, store)
+
+
+def _moved_from(home: Home, store: Path) -> list[str]:
+    """Return the addresses of folders of artifacts, made as this home's own, that lay elsewhere."""
+    found = set()
+    for table, column in _LOCATIONS[:2]:
+        for (address,) in _rows(store, f"SELECT DISTINCT {column} FROM {table} WHERE {column} LIKE '%{home.artifacts.name}%'"):
+            match = re.match(rf"(?:file://)?/.*?/{home.artifacts.name}(?=/|$)", str(address))
+            if match and unquote(urlsplit(match[0]).path) != str(home.artifacts):
+                found.add(match[0])
+    # An artifact root that the user chose may have the same last name: then the home has no such folder of its own.
+    return sorted(each for each in found if home.artifacts.is_dir() or not Path(unquote(urlsplit(each).path)).is_dir())
+
+
+def _follow_move(home: Home, store: Path) -> None:
+    moved = _moved_from(home, store)
+    if not moved:
+        return
+    if not os.access(store, os.W_OK):
+        console.warn(f"the home folder was moved to {home.root}, and its MLflow store may not be written: artifacts are not found")
+        return
+    with contextlib.closing(sqlite3.connect(store, timeout=60)) as database, database:
+        changed = 0
+        for address in moved:
+            new = home.artifacts.as_uri()
+            for table, column in _LOCATIONS:
+                with contextlib.suppress(sqlite3.OperationalError):  # an MLflow without this table or column
+                    changed += database.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                        (new, len(address) + 1, address, len(address) + 1, f"{address}/"),
+                    ).rowcount
+    places = ", ".join(str(Path(unquote(urlsplit(each).path)).parent) for each in moved)
+    console.say(f"the home folder was moved here from {places}: {changed} addresses in its MLflow store now say {home.root}")
