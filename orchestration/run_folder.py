@@ -7,7 +7,6 @@ it at once.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -22,11 +21,13 @@ from models.files import write_text
 from models.json_text import read_json
 from models.yaml_text import read_yaml
 from orchestration.experiment import ExperimentConfig, read_experiment
+from orchestration.single_process import ADVICE, ENDING_S, holder_of, is_held, only_process
 from trainers.checkpoint import STATE_FILE, read_state
 
 RESULT_FILE = "result.json"
 EXPERIMENT_FILE = "config.yaml"
 MODEL_FOLDER = "model"
+DIVERGED_FILE = "diverged.json"
 
 
 def _problem_with(result: Mapping[str, Any]) -> str | None:
@@ -84,6 +85,15 @@ class RunFolder:
         """Mark the run as finished, atomically."""
         write_text(self.path / RESULT_FILE, json.dumps(result, indent=2))
 
+    def diverged(self) -> str | None:
+        """Return why an earlier training of this run diverged, None if none did: the same training would diverge again."""
+        path = self.path / DIVERGED_FILE
+        return str(json.loads(path.read_text())["reason"]) if path.is_file() else None
+
+    def write_diverged(self, reason: str) -> None:
+        """Keep that the training diverged, which is a result."""
+        write_text(self.path / DIVERGED_FILE, json.dumps({"reason": reason}))
+
     def write_config(self, experiment: ExperimentConfig) -> None:
         """Keep the whole configuration beside the state."""
         write_text(self.path / EXPERIMENT_FILE, yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False))
@@ -96,18 +106,35 @@ class RunFolder:
         return read_experiment(read_yaml(path), str(path))
 
     def clear(self) -> None:
-        """Forget everything but the lock."""
+        """Forget everything but the locks."""
         for entry in self.path.iterdir() if self.path.is_dir() else ():
-            if entry.name != "lock":
+            if entry.name not in ("lock", "command.lock"):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    @property
+    def lock(self) -> Path:
+        """The lock of whoever trains the run: a process, a trial of a sweep, rank 0 of a group."""
+        return self.path / "lock"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process; another process that trains it is waited for. The lock dies with its process."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            try:
-                yield
-            finally:
-                fcntl.flock(file, fcntl.LOCK_UN)
+        with only_process(self.lock, f"the training {self.path.name}", patience_s=None):
+            yield
+
+    @contextlib.contextmanager
+    def commanded(self, name: str, *, wait: bool = False) -> Iterator[None]:
+        """Hold the run for one `rayndom train`: its MLflow run and its folder have one writer.
+
+        Args:
+            name: of the experiment, for messages.
+            wait: for another process that trains it, instead of refusing.
+
+        Raises:
+            UserError: another process trains it, and `wait` is off.
+        """
+        what, advice = f"the training {name} ({self.path.name})", ADVICE
+        with only_process(self.path / "command.lock", what, advice=advice, patience_s=None if wait else ENDING_S):
+            if not wait and is_held(self.lock):
+                raise UserError(f"{what} is being run by {holder_of(self.lock)}. {advice}")
+            yield

@@ -39,6 +39,11 @@ def add_data_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-root", help="folder of the data sets (default: RAYNDOM_DATA, else ./data)")
 
 
+def add_wait(parser: argparse.ArgumentParser) -> None:
+    """Add `--wait`."""
+    parser.add_argument("--wait", action="store_true", help="wait for another process that does the same, instead of refusing")
+
+
 def workplace_of(arguments: argparse.Namespace) -> Workplace:
     """Return the workplace that a command's flags name: `--home`, and `--data-root` and `--address` where it has them."""
     from orchestration.home import Workplace

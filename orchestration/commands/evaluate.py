@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from orchestration import console
-from orchestration.commands.command import Command, add_data_root, workplace_of
+from orchestration.commands.command import Command, add_data_root, add_wait, workplace_of
 
 if TYPE_CHECKING:
     from models.threat_model import ThreatModel
@@ -25,6 +25,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, help="Ray workers; 1: this process (default: one per core or GPU where it pays)")
     parser.add_argument("--gpus-per-worker", type=float, default=0, help="share of a GPU for each worker (default 0)")
     parser.add_argument("--address", help="Ray cluster (default: RAY_ADDRESS, else local)")
+    add_wait(parser)
     add_data_root(parser)
 
 
@@ -55,7 +56,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     name = target.config["model"]["defence"] + (f" {target.experiment.name}" if target.experiment else "")
     job = prepare(target.experiment.name if target.experiment else name, target, settings, workplace)
-    run_jobs([job], workers=arguments.workers, gpus_per_worker=arguments.gpus_per_worker, address=workplace.address)
+    run_jobs([job], workers=arguments.workers, gpus_per_worker=arguments.gpus_per_worker, address=workplace.address, wait=arguments.wait)
     result = show(job)
     tracker, run_id = None, target.run_id
     if target.experiment is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestration import console
-from orchestration.commands.command import Command, add_data_root, workplace_of
+from orchestration.commands.command import Command, add_data_root, add_wait, workplace_of
 
 if TYPE_CHECKING:
     from analysis.reproduction.outcome import ItemOutcome
@@ -39,6 +39,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="list all tables and figures")
     parser.add_argument("--gpus-per-worker", type=float, help="share of a GPU for each worker, instead of the recipes'; 0: train on CPUs")
     parser.add_argument("--address", help="Ray cluster (default: RAY_ADDRESS, else a local Ray)")
+    add_wait(parser)
     add_data_root(parser)
 
 
@@ -59,7 +60,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return _dry_run(plans, workplace)
     if arguments.render:
         return _render_stored(plans, workplace.home)
-    return _reproduce(plans, workplace)
+    return _reproduce(plans, workplace, wait=arguments.wait)
 
 
 def _keys(text: str) -> list[str]:
@@ -111,9 +112,10 @@ def _dry_run(plans: Sequence[ItemPlan], workplace: Workplace) -> int:
     return 0
 
 
-def _reproduce(plans: Sequence[ItemPlan], workplace: Workplace) -> int:
+def _reproduce(plans: Sequence[ItemPlan], workplace: Workplace, *, wait: bool) -> int:
     from orchestration.reproducing.execution import check_before_start, reproduce_item, track_folder
     from orchestration.reproducing.ledger import outcome_folder
+    from orchestration.single_process import ADVICE, ENDING_S, only_process
 
     started = time.monotonic()
     _show_plan(plans, workplace.home)
@@ -123,10 +125,11 @@ def _reproduce(plans: Sequence[ItemPlan], workplace: Workplace) -> int:
     for planned in plans:
         name = planned.item.name
         console.say(f"{name}: {planned.item.title}")
-        outcome, failed, run_id = reproduce_item(planned, workplace)
         folder = outcome_folder(workplace.home, name, planned.scale)
-        files = _render(outcome, folder)
-        track_folder(planned, workplace.home, run_id)
+        with only_process(folder / "lock", f"the reproduction of {name}", advice=ADVICE, patience_s=None if wait else ENDING_S):
+            outcome, failed, run_id = reproduce_item(planned, workplace)
+            files = _render(outcome, folder)
+            track_folder(planned, workplace.home, run_id)
         problems |= {name: failed} if failed else {}
         results[name] = {
             "outcome": str(folder / "outcome.json"),

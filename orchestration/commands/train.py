@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from models.errors import UserError
 from orchestration import console
-from orchestration.commands.command import Command, add_data_root, workplace_of
+from orchestration.commands.command import Command, add_data_root, add_wait, workplace_of
 
 if TYPE_CHECKING:
     from orchestration.experiment import ExperimentConfig
@@ -21,6 +21,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="build the model, run one batch, say what it would cost and where it goes",
     )
+    add_wait(parser)
     parser.add_argument("--restart", action="store_true", help="forget an earlier run of the same configuration")
     parser.add_argument("--address", help="Ray cluster, for runs with several workers (default: RAY_ADDRESS, else local)")
     add_data_root(parser)
@@ -51,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> int | None:
     from orchestration.training.single_run import run_single
 
     started = time.monotonic()
-    result, run_id = run_single(experiment, workplace, restart=arguments.restart)
+    result, run_id = run_single(experiment, workplace, restart=arguments.restart, wait=arguments.wait)
     console.result(
         {
             "fingerprint": experiment.fingerprint,

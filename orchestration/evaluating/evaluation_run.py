@@ -5,6 +5,7 @@ Every finished block is one JSON line, so a killed evaluation goes on where it w
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis.evaluate import BlockQueue, Evaluation, EvaluationResult, Progress, collect, plan_blocks, run_in_order
+from analysis.evaluation.records import read_records
 from analysis.evaluation.suites import Suite, load_suite
 from models.errors import UserError
 from models.threat_model import ThreatModel
@@ -23,6 +25,7 @@ from orchestration import console
 from orchestration.evaluating.block_workers import load_for_blocks, run_on_ray
 from orchestration.exporting.targets import Target
 from orchestration.home import Workplace
+from orchestration.single_process import ADVICE, ENDING_S, only_process
 from trainers.data import DataConfig, evaluation_batches, load_data
 from trainers.validation import limited
 
@@ -61,6 +64,11 @@ class Job(Evaluation):
     target: Target
     settings: EvaluationSettings
     records_path: Path
+
+    def read_again(self) -> None:
+        """Take over what another process has found since the job was planned."""
+        known = read_records(self.records_path)
+        self.done.update({key: known[key] for key in self.keys if key in known})
 
     def result(self) -> EvaluationResult:
         """Return what the finished blocks say."""
@@ -123,6 +131,7 @@ def run_jobs(
     address: str | None = None,
     on_done: Callable[[Job], None] | None = None,
     on_failure: Callable[[Job, Exception], None] | None = None,
+    wait: bool = True,
 ) -> None:
     """Run all pending blocks of all jobs; records are on disk as soon as a block is done. A block of several jobs is run once.
 
@@ -134,7 +143,31 @@ def run_jobs(
         address: of a Ray cluster.
         on_done: called when a job's last block is done.
         on_failure: called when a block of a job cannot be run; the job's other blocks are left out then. None: the error is raised.
+        wait: for another process that evaluates one of the models, instead of refusing: records have one writer.
+
+    Raises:
+        UserError: another process evaluates one of the models, and `wait` is off.
     """
+    with contextlib.ExitStack() as held:
+        # Always in the same order, so that two processes do not wait for each other.
+        for folder in sorted({job.records_path.parent for job in jobs}):
+            names = ", ".join(job.name for job in jobs if job.records_path.parent == folder)
+            held.enter_context(
+                only_process(folder / "lock", f"the evaluation of {names}", advice=ADVICE, patience_s=None if wait else ENDING_S)
+            )
+        for job in jobs:
+            job.read_again()
+        _run_alone(jobs, workers, gpus_per_worker, address, on_done, on_failure)
+
+
+def _run_alone(
+    jobs: Sequence[Job],
+    workers: int | None,
+    gpus_per_worker: float,
+    address: str | None,
+    on_done: Callable[[Job], None] | None,
+    on_failure: Callable[[Job, Exception], None] | None,
+) -> None:
     with console.Board("evaluation", ["model", "blocks", "last block", "accuracy %"]) as board:
         queue = BlockQueue(jobs, _Table(jobs, board).show, on_done, on_failure)
         if not queue.waiting:

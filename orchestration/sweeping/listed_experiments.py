@@ -18,10 +18,9 @@ from orchestration.tracking.background_writer import BackgroundWriter
 from orchestration.tracking.experiment_run import FAILED, ParentRun
 from orchestration.training import cluster
 from orchestration.training.final_measures import kept_protocol_metrics
-from orchestration.training.job import MeasureConfig, TrainingJob, TrialReport, new_start
+from orchestration.training.job import MeasureConfig, TrainingJob, new_start
 from orchestration.training.resources import concurrency, trial_resources
 from orchestration.training.trial import run_trial, tune_resources
-from trainers.fit import TrainingDiverged
 
 
 @dataclass(frozen=True)
@@ -106,12 +105,7 @@ def _train_alike(
     jobs = {each.fingerprint: TrainingJob.at(workplace, each, start=start, measure=measure) for each in experiments}
 
     def trial(settings: dict[str, Any]) -> None:
-        job = jobs[settings["fingerprint"]]
-        try:
-            run_trial(job)
-        except TrainingDiverged as error:
-            # Not raised: Tune would try again, and it would diverge again.
-            tune.report(TrialReport(0, {}, job.experiment.fingerprint, failed=str(error)).to_result())
+        run_trial(jobs[settings["fingerprint"]])
 
     tune.Tuner(
         tune.with_resources(trial, tune_resources(experiments[0])),

@@ -193,7 +193,10 @@ class StudySearch(Searcher):
         values = [result.get(metric, nothing) for metric in self.metrics]
         bounded = {constraint: result.get(constraint.metric, nothing) for constraint in self.config.constraints}
         finite = all(math.isfinite(value) for value in (*values, *bounded.values()))
-        if error:
+        if not error and result.get("failed"):
+            trial.set_user_attr("reason", result["failed"])
+            self.study.tell(trial, state=TrialState.FAIL)
+        elif error:
             trial.set_user_attr(RETRY, True)
             self.study.tell(trial, state=TrialState.FAIL)
         elif result.get("finished") and finite:

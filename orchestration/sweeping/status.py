@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import datetime
-import fcntl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -17,6 +15,7 @@ from models.errors import UserError, unknown_name
 from models.json_text import read_json
 from orchestration.home import Home
 from orchestration.run_folder import RunFolder
+from orchestration.single_process import is_held
 from orchestration.sweeping.config import SWEEP_FILE, SweepConfig, dimension_cells, dimension_titles
 from orchestration.sweeping.goals import format_goal
 from orchestration.sweeping.study import METRICS, best_trials, is_feasible, num_wanted, spent, storage_url, superseded
@@ -195,19 +194,6 @@ def _state(home: Home, trial: FrozenTrial, fingerprint: str) -> str:
             return "starting"
         return "running" if is_held(folder.path / "lock") else "interrupted"
     return {TrialState.PRUNED: "stopped early", TrialState.FAIL: "failed", TrialState.WAITING: "waiting"}[trial.state]
-
-
-def is_held(lock: Path) -> bool:
-    """Return whether a process trains the run that this lock belongs to."""
-    if not lock.is_file():
-        return False
-    with lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        fcntl.flock(file, fcntl.LOCK_UN)
-        return False
 
 
 def _first(metrics: dict[str, float], names: Iterable[str]) -> float | None:

@@ -33,7 +33,7 @@ from orchestration.sweeping.findings import conclude_search, infeasible, show_tr
 from orchestration.sweeping.goals import RepeatsConfig, format_goal
 from orchestration.sweeping.listed_experiments import Listed, train_listed
 from orchestration.sweeping.search import Search, run_search
-from orchestration.sweeping.study import only_driver
+from orchestration.sweeping.study import ENDING_S, only_driver
 from orchestration.tracking.experiment_run import ParentRun
 from orchestration.tracking.tracker import Tracker
 from orchestration.training.final_measures import MARKED_METRIC, kept_protocol_metrics
@@ -42,15 +42,20 @@ from orchestration.training.training_run import build_for
 from trainers.data import Splits, load_data
 
 
-def run_sweep(config: SweepConfig, workplace: Workplace, *, evaluate: bool = True) -> dict[str, Any]:
+def run_sweep(config: SweepConfig, workplace: Workplace, *, evaluate: bool = True, wait: bool = False) -> dict[str, Any]:
     """Run a sweep to its end, or go on with it; return a summary.
+
+    Args:
+        config: the sweep. workplace: where.
+        evaluate: also evaluate the winner and the baselines.
+        wait: for another process that runs it, instead of refusing.
 
     Raises:
         UserError: a mistake, found before any worker starts.
     """
     check_networks(config, workplace.data_root)
     baselines = [config.baseline_experiment(recipe) for recipe in config.baselines]
-    with only_driver(workplace.home.sweep(sweep_key(config)), config.name):
+    with only_driver(workplace.home.sweep(sweep_key(config)), config.name, patience_s=None if wait else ENDING_S):
         tracker = Tracker(workplace.home, config.experiment({}).tracking.experiment)
         console.say(f"if it is interrupted, however that happens, it goes on with:  {resume_command()}")
         summary: dict[str, Any] = {"complete": False}

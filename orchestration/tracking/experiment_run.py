@@ -46,6 +46,15 @@ class ExperimentRun:
         self.identity = dict(tags or {}) | {FINGERPRINT_TAG: experiment.fingerprint}
         self._run_id: str | None = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether this process has opened it."""
+        return self._run_id is not None
+
+    def replace_earlier(self) -> None:
+        """Leave the earlier run of this training as it is: the next one that is opened is a new one, and names it."""
+        self.tracker.replace(self.kind, self.identity, self.parent)
+
     def open(self) -> str:
         """Return the run's id, created or found, with its parameters and configuration; it is set to running by the first call."""
         if self._run_id is None:

@@ -9,24 +9,21 @@ its artifacts where it lies now.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from models.errors import UserError
 from orchestration import console
 from orchestration.home import Home
+from orchestration.single_process import only_process
 
 PATIENCE_S = 180
 """How long another process that makes the store is waited for; it needs seconds."""
-_SAID_AFTER_S = 3
 
 _LOCATIONS = (
     ("experiments", "artifact_location"),
@@ -51,7 +48,8 @@ def prepare_store(home: Home) -> None:
     own = store == home.root / "mlflow.db"
     if _is_whole(store) and not (own and _moved_from(home, store)):
         return
-    with _only_maker(store):
+    lock = store.with_name(f"{store.name}.lock")
+    with only_process(lock, f"the making of the MLflow store {store}", advice="End that process.", patience_s=PATIENCE_S):
         if not _is_whole(store):  # another process may have made it while this one waited
             _make_or_migrate(home, store)
         if own:
@@ -64,34 +62,6 @@ def _file_of(uri: str) -> Path | None:
     if scheme.split("+")[0] != "sqlite" or not path.startswith("/") or not path.strip("/"):
         return None
     return Path(path[1:].split("?")[0]).absolute()
-
-
-@contextlib.contextmanager
-def _only_maker(store: Path) -> Iterator[None]:
-    """Hold the making of a store for this process; the lock dies with its process."""
-    store.parent.mkdir(parents=True, exist_ok=True)
-    with store.with_name(f"{store.name}.lock").open("a+") as file:
-        began, said = time.monotonic(), False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                waited = time.monotonic() - began
-                if waited > PATIENCE_S:
-                    file.seek(0)
-                    raise UserError(
-                        f"the MLflow store {store} has been made by {file.read() or 'another process'} for {waited:.0f} s; end that process"
-                    ) from None
-                if waited > _SAID_AFTER_S and not said:
-                    console.say(f"waiting for another process that makes the MLflow store {store}")
-                    said = True
-                time.sleep(0.1)
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        file.flush()
-        yield
 
 
 def _is_whole(store: Path) -> bool:

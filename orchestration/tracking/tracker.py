@@ -41,6 +41,8 @@ ARTIFACTS_VARIABLE = "MLFLOW_DEFAULT_ARTIFACT_ROOT"  # MLflow's own name for it
 FINGERPRINT_TAG = "rayndom.fingerprint"
 KIND_TAG = "rayndom.kind"
 SWEEP_TAG = "rayndom.sweep"
+REPLACED_TAG, REPLACES_TAG = "rayndom.replaced", "rayndom.replaces"
+"""Of the run of a training that was started anew, and of the run that was made for the new one."""
 
 _PARAMS_PER_CALL = 90
 _PARAM_LENGTH = 5900
@@ -121,20 +123,29 @@ class Tracker:
             name: shown name.
             parent: id of the parent run.
         """
-        tags = {KIND_TAG: kind, **identity} | ({PARENT_TAG: parent} if parent else {})
-        clauses = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
-        found = self.client.search_runs([self.experiment_id], filter_string=" and ".join(clauses), max_results=1)
-        if found:
-            run_id = found[0].info.run_id
-            self.client.update_run(run_id, status="RUNNING")
-            return run_id
-        return self.client.create_run(self.experiment_id, tags=tags | {NAME_TAG: name}, run_name=name).info.run_id
+        tags = _identifying(kind, identity, parent)
+        found = self._newest_first(tags)
+        current = next((run for run in found if REPLACED_TAG not in run.data.tags), None)
+        if current is not None:
+            self.client.update_run(current.info.run_id, status="RUNNING")
+            return current.info.run_id
+        replaces = {REPLACES_TAG: found[0].info.run_id} if found else {}
+        return self.client.create_run(self.experiment_id, tags=tags | replaces | {NAME_TAG: name}, run_name=name).info.run_id
+
+    def replace(self, kind: str, identity: Mapping[str, str], parent: str | None = None) -> None:
+        """Mark the runs with these identifying tags as replaced: they stay as they are, and `run` makes a new one that names the last."""
+        for run in self._newest_first(_identifying(kind, identity, parent)):
+            if REPLACED_TAG not in run.data.tags:
+                self.client.set_tag(run.info.run_id, REPLACED_TAG, "true")
+
+    def _newest_first(self, tags: Mapping[str, str]) -> list[Run]:
+        clauses = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        return list(self.client.search_runs([self.experiment_id], clauses, max_results=1000, order_by=["attributes.start_time DESC"]))
 
     def find_run(self, fingerprint: str) -> str | None:
         """Return the id of a run (not of a trial) with this fingerprint, if there is one."""
-        clause = f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'"
-        found = self.client.search_runs([self.experiment_id], filter_string=clause, max_results=1)
-        return found[0].info.run_id if found else None
+        found = self._newest_first({FINGERPRINT_TAG: fingerprint})
+        return next((run.info.run_id for run in found if REPLACED_TAG not in run.data.tags), None)
 
     def children(self, parent: str, kind: str) -> list[Run]:
         """Return the runs of a kind below a parent run."""
@@ -229,6 +240,10 @@ class Tracker:
 def _first_line(text: str) -> str:
     """Return the first line of an error, without the statement that a database library appends."""
     return (text.strip().splitlines() or ["no reason given"])[0][:300]
+
+
+def _identifying(kind: str, identity: Mapping[str, str], parent: str | None) -> dict[str, str]:
+    return {KIND_TAG: kind, **identity} | ({PARENT_TAG: parent} if parent else {})
 
 
 def _artifact_location(uri: str, home: Home) -> str | None:

@@ -27,8 +27,13 @@ class _Follow(UserCallback):
         self.queue.put(metrics[0])
 
 
-def train_in_group(job: TrainingJob, address: str | None, on_epoch: Callable[[EpochReport], None]) -> RunResult:
-    """Train with `resources.workers` workers of the Ray at `address`; `on_epoch` is called here, in the driver.
+def train_in_group(
+    job: TrainingJob, address: str | None, on_epoch: Callable[[EpochReport], None], on_ready: Callable[[], None]
+) -> RunResult:
+    """Train with `resources.workers` workers of the Ray at `address`; the listeners are called here, in the driver.
+
+    Args:
+        job: what to train. address: of Ray. on_epoch: called after every epoch. on_ready: called once the workers are known to fit.
 
     Raises:
         UserError: the workers do not fit the cluster. ray.train.TrainingFailedError: the workers failed for good.
@@ -38,6 +43,7 @@ def train_in_group(job: TrainingJob, address: str | None, on_epoch: Callable[[Ep
     finished = job.folder.result()
     available = cluster.connect(address)
     concurrency(trial_resources(job.experiment.resources), available)
+    on_ready()
     queue = Queue(actor_options={"num_cpus": 0})
 
     @ray.remote(num_cpus=0)

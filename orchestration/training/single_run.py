@@ -73,25 +73,40 @@ class _TrainingProgress:
         return f"{console.duration((time.monotonic() - self.started) / trained * (self.epochs - epoch))} left"
 
 
-def run_single(experiment: ExperimentConfig, workplace: Workplace, *, restart: bool = False) -> tuple[RunResult, str]:
+def run_single(experiment: ExperimentConfig, workplace: Workplace, *, restart: bool = False, wait: bool = False) -> tuple[RunResult, str]:
     """Train, resume or reuse one experiment; return its result and the id of its MLflow run.
 
+    Args:
+        experiment: what is trained. workplace: where.
+        restart: forget an earlier training; its MLflow run stays as it was, and the new one names it.
+        wait: for another process that trains it, instead of refusing.
+
     Raises:
-        UserError: a mistake, found before any worker starts. TrainingDiverged, OSError: while running; finished epochs are kept.
+        UserError: a mistake, found before any worker starts and before an MLflow run is opened; or another process trains it.
+        TrainingDiverged, OSError: while running; finished epochs are kept.
         StoreAway: trained, but the MLflow store stayed away; the same call logs the rest.
     """
     job = TrainingJob.at(workplace, experiment)
+    with job.folder.commanded(experiment.name, wait=wait):
+        return _run_alone(job, workplace, restart)
+
+
+def _run_alone(job: TrainingJob, workplace: Workplace, restart: bool) -> tuple[RunResult, str]:
+    experiment = job.experiment
     tracker = Tracker(workplace.home, experiment.tracking.experiment)
+    run = ExperimentRun(tracker, "run", experiment, experiment.name or experiment.defence.name)
     if restart:
+        run.replace_earlier()
         with job.folder.locked():
             job.folder.clear()
-    run = ExperimentRun(tracker, "run", experiment, experiment.name or experiment.defence.name)
-    run_id = run.open()
-    run.set_tags(experiment.tracking.tags | environment_tags())
-    console.say(f"training {experiment.name}, fingerprint {experiment.fingerprint}; MLflow {tracker.link(run_id)}")
     known = len(job.folder.history())
-    if known:
-        console.say(f"going on after epoch {known}")
+
+    def open_run() -> None:
+        run.set_tags(experiment.tracking.tags | environment_tags())
+        console.say(f"training {experiment.name}, fingerprint {experiment.fingerprint}; MLflow {tracker.link(run.open())}")
+        if known:
+            console.say(f"going on after epoch {known}")
+
     progress = _TrainingProgress(experiment)
     writer = BackgroundWriter(tracker.uri)
 
@@ -105,20 +120,20 @@ def run_single(experiment: ExperimentConfig, workplace: Workplace, *, restart: b
                 if experiment.resources.workers > 1:
                     from orchestration.training.group_run import train_in_group
 
-                    result = train_in_group(job, workplace.address, on_epoch)
+                    result = train_in_group(job, workplace.address, on_epoch, open_run)
                 else:
                     with job.folder.locked():
-                        result = train_here(job, on_epoch=on_epoch, on_step=progress.step)
-        except Exception as error:
-            writer.later(run.end, FAILED, str(error))
-            raise
-        except BaseException:
-            writer.later(run.end, KILLED)
+                        result = train_here(job, on_epoch=on_epoch, on_step=progress.step, on_ready=open_run)
+        except BaseException as error:
+            # What was refused before the run was opened leaves none.
+            if run.is_open:
+                broke = isinstance(error, Exception)
+                writer.later(run.end, FAILED if broke else KILLED, str(error) if broke else None)
             raise
         writer.later(run.log_selected, result.metrics)
-        writer.later(_log_model, tracker, run_id, result)
+        writer.later(_log_model, tracker, run.open(), result)
         writer.later(run.end)
-    return result, run_id
+    return result, run.open()
 
 
 def _log_model(tracker: Tracker, run_id: str, result: RunResult) -> None:

@@ -26,7 +26,7 @@ from orchestration.training.job import TrainingJob
 from trainers.checkpoint import read_state
 from trainers.data import Splits, load_data
 from trainers.distributed import world
-from trainers.fit import FitResult, fit
+from trainers.fit import FitResult, TrainingDiverged, fit
 from trainers.reporting import EpochReport
 
 EpochListener = Callable[[EpochReport], None]
@@ -102,6 +102,7 @@ def train_here(
     *,
     on_epoch: EpochListener = lambda report: None,
     on_step: StepListener = lambda step, num_steps: None,
+    on_ready: Callable[[], None] = lambda: None,
 ) -> RunResult:
     """Train in this process, or go on where an earlier process stopped, or reuse a finished run.
 
@@ -110,6 +111,7 @@ def train_here(
     Args:
         job: what to train.
         on_epoch, on_step: listeners; called on every worker.
+        on_ready: called before anything is reported, once data, network and device are there.
 
     Raises:
         UserError: something does not fit. TrainingDiverged: the loss is not finite. OSError: a checkpoint could not be written.
@@ -119,6 +121,7 @@ def train_here(
     environment = collect_environment()  # now: code may be edited while it trains
     finished = folder.result()
     if finished is not None:
+        on_ready()
         _replay(finished["history"], on_epoch)
         if "model/parameters" not in finished["metrics"]:  # trained before costs were measured
             image_shape = tuple(read_config(folder.model)["model"]["image_shape"])
@@ -129,23 +132,32 @@ def train_here(
     device = device_for(experiment)
     splits = load_data(experiment.data, job.data_root, device)
     model = build_for(experiment, splits)
+    on_ready()
+    diverged = folder.diverged()
+    if diverged is not None:
+        raise TrainingDiverged(f"{diverged} (found by an earlier start; `rayndom train --restart` trains it again)")
     if rank == 0:
         folder.write_config(experiment)
     resume_from = None
     if folder.has_state:
         resume_from = folder.path
         _replay(read_state(folder.path)["history"], on_epoch)
-    outcome = fit(
-        model,
-        splits,
-        experiment.threat_model,
-        experiment.training,
-        seed=experiment.seed,
-        device=device,
-        augmentation=experiment.data.training_augmentation(),
-        reporter=_FolderReporter(folder, on_epoch, on_step),
-        resume_from=resume_from,
-    )
+    try:
+        outcome = fit(
+            model,
+            splits,
+            experiment.threat_model,
+            experiment.training,
+            seed=experiment.seed,
+            device=device,
+            augmentation=experiment.data.training_augmentation(),
+            reporter=_FolderReporter(folder, on_epoch, on_step),
+            resume_from=resume_from,
+        )
+    except TrainingDiverged as error:
+        if rank == 0:
+            folder.write_diverged(str(error))
+        raise
     record = _record(outcome)
     if rank == 0:
         record["metrics"] |= cost_metrics(model, splits.image_shape)

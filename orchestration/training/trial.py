@@ -19,12 +19,23 @@ from orchestration.training.final_measures import protocol_metrics
 from orchestration.training.job import TrainingJob, TrialReport
 from orchestration.training.resources import DRIVER_BUNDLE, trial_resources
 from orchestration.training.training_run import RunResult, train_here
+from trainers.fit import TrainingDiverged
 from trainers.reporting import EpochReport
 
 
 def run_trial(job: TrainingJob) -> None:
-    """Train, and report every epoch, then once more at the end with the selected epoch's metrics, as `TrialReport`s."""
+    """Train, and report every epoch, then once more at the end with the selected epoch's metrics, as `TrialReport`s.
+
+    A training that diverges is reported as failed and not raised: Tune would try again, and it would diverge again.
+    """
     job = job.with_own_cores()
+    try:
+        _train_and_report(job)
+    except TrainingDiverged as error:
+        tune.report(TrialReport(0, {}, job.experiment.fingerprint, failed=str(error)).to_result())
+
+
+def _train_and_report(job: TrainingJob) -> None:
     if job.experiment.resources.workers > 1:
         train_group(job, callbacks=[TuneReportCallback()])
         return

@@ -179,8 +179,8 @@ def test_a_store_of_an_earlier_mlflow_is_migrated_with_its_runs(tmp_path, monkey
     with contextlib.closing(sqlite3.connect(home.root / "mlflow.db")) as database, database:
         database.execute("INSERT INTO experiments VALUES (0, 'Default', '/nowhere', 'active')")
         database.execute(
-            "INSERT INTO runs (run_uuid, name, experiment_id, status, user_id, lifecycle_stage) "
-            "VALUES ('a', 'b', 0, 'FINISHED', 'u', 'active')"
+            "INSERT INTO runs (run_uuid, name, experiment_id, status, user_id, start_time, lifecycle_stage) "
+            "VALUES ('a', 'b', 0, 'FINISHED', 'u', 1, 'active')"
         )
     tracker = Tracker(home, "rayndom")
     assert [run.info.run_id for run in tracker.client.search_runs(["0"])] == ["a"]

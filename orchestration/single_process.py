@@ -1,0 +1,80 @@
+"""One process at a time: what two commands must not do at once is held by a lock file, which says who holds it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from models.errors import UserError
+from orchestration import console
+
+_SAID_AFTER_S = 3
+ENDING_S = 2
+"""A process that was just killed may still be ending."""
+ADVICE = "`--wait` waits for it and then reuses what it found."
+
+
+@contextlib.contextmanager
+def only_process(lock: Path, what: str, *, advice: str = "", patience_s: float | None = 0) -> Iterator[None]:
+    """Hold a lock file for this process. The lock dies with its process, however that ends.
+
+    Args:
+        lock: file of the lock; made if it is not there, with its folder.
+        what: what is done under it, for the message, e.g. `the sweep NAME`.
+        advice: ends the message of the error.
+        patience_s: seconds to wait for another process; None: until it has ended.
+
+    Raises:
+        UserError: another process still holds it after `patience_s` seconds; the message names that process.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a+") as file:
+        began, said = time.monotonic(), False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                waited = time.monotonic() - began
+                if patience_s is not None and waited >= patience_s:
+                    raise UserError(f"{what} is being run by {holder_of(lock)}. {advice}".rstrip()) from None
+                if waited > _SAID_AFTER_S and not said:
+                    console.say(f"waiting for {holder_of(lock)}, which runs {what}")
+                    said = True
+                time.sleep(0.1)
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()} ({_command()})")
+        file.flush()
+        yield
+
+
+def holder_of(lock: Path) -> str:
+    """Return who holds a lock, as the process wrote it there."""
+    return lock.read_text(errors="replace").strip() or "another process"
+
+
+def is_held(lock: Path) -> bool:
+    """Return whether a living process holds a lock."""
+    if not lock.is_file():
+        return False
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        fcntl.flock(file, fcntl.LOCK_UN)
+        return False
+
+
+def _command() -> str:
+    """Return what this process was started for, shortened."""
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return shlex.join(words)[:200]
