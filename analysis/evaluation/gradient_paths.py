@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Literal
 
@@ -15,6 +16,8 @@ from analysis.attacks.registry import attack_entry
 from analysis.evaluation.suites import AttackItem
 from models.modes import mode
 from trainers.attacks import AttackLoss, cross_entropy, margin
+
+_logger = logging.getLogger(__name__)
 
 GradientPath = Literal["whole", "zero", "none"]
 
@@ -71,7 +74,8 @@ def straight_through_helps(model: nn.Module, x: Tensor, y: Tensor) -> bool:
     network = plain_model(model, x[:1])
     try:
         return _any_gradient(StraightThroughModel(network), x, y)
-    except Exception:  # a step was taken for another: the model is not one for this attack
+    except Exception as error:  # a step was taken for another: the model is not one for this attack
+        _logger.info("the straight-through attack is not for this model: %s", error)
         return False
 
 
