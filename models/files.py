@@ -57,6 +57,18 @@ def write_text(path: str | Path, text: str) -> Path:
     return path
 
 
+def put_in_place(part: Path, path: Path) -> None:
+    """Give a finished file beside `path`, one that a library wrote, the name `path`, as `whole_file` does with what it is given.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    _sync_folder(path.parent)
+
+
 def is_unfinished(path: Path) -> bool:
     """Return whether a file is one that `whole_file` is writing, or was writing when its process was killed."""
     return path.name.startswith(".") and path.name.endswith(UNFINISHED)

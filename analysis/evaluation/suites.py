@@ -27,7 +27,7 @@ SUITE_FOLDER = Path(__file__).with_suffix("")
 PAPER = "paper"
 DEFAULT_NUM_DRAWS = 1
 _LONGEST_NAME = 80
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_. -]{0,78}[A-Za-z0-9])?")
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_. =-]{0,78}[A-Za-z0-9])?")
 _ROW_NAMES = ("clean",)  # rows that are no attacks
 
 
@@ -61,7 +61,7 @@ class AttackItem(Config):
     def _name_can_be_part_of_a_metric(cls, name: str) -> str:
         if not _NAME.fullmatch(name) or name in _ROW_NAMES:
             raise ValueError(
-                f"an attack's name is at most {_LONGEST_NAME} letters, digits, spaces and _ - . (it becomes part of the names of metrics), "
+                f"an attack's name is at most {_LONGEST_NAME} letters, digits, spaces and _ - . = (it becomes part of metric names), "
                 f"begins and ends with a letter or digit, and is not {' or '.join(map(repr, _ROW_NAMES))}"
             )
         return name

@@ -147,7 +147,7 @@ def _check_options(name: str, entry: BackboneEntry, options: Mapping[str, Any]) 
     hints = get_type_hints(entry.build)
     for option, value in options.items():
         if option in allowed:
-            _check_type(name, option, value, hints[option])
+            _check_type(name, option, value, hints.get(option, Any))
         elif not is_open:
             raise unknown_name(f"option of backbone {name!r}:", option, allowed)
         elif isinstance(value, int | float) and not abs(value) <= LARGEST_OPTION:

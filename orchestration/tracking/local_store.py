@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from models.errors import UserError
+from models.files import put_in_place
 from orchestration import console
 from orchestration.home import Home
 from orchestration.single_process import only_process
@@ -125,11 +126,9 @@ def _make_or_migrate(home: Home, store: Path) -> None:
             # MLflow's own experiment would put its artifacts into the folder that this process was started in.
             location = (home.artifacts / "0").as_uri()
             database.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = 0", (location,))
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
     for suffix in ("-journal", "-wal", "-shm"):  # of the file that is replaced: SQLite would play them back into the new one
         store.with_name(store.name + suffix).unlink(missing_ok=True)
-    os.replace(part, store)
+    put_in_place(part, store)
 
 
 def _moved_from(home: Home, store: Path) -> list[str]:

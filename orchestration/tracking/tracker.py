@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import socket
 import sqlite3
 import time
@@ -44,6 +45,7 @@ SWEEP_TAG = "rayndom.sweep"
 REPLACED_TAG, REPLACES_TAG = "rayndom.replaced", "rayndom.replaces"
 """Of the run of a training that was started anew, and of the run that was made for the new one."""
 
+_NOT_IN_NAMES = re.compile(r"[^\w\-. /:]")
 _PARAMS_PER_CALL = 90
 _PARAM_LENGTH = 5900
 _METRICS_PER_CALL = 900
@@ -199,6 +201,7 @@ class Tracker:
     def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
         """Log final metrics, replacing nothing: those already logged with the same value are left out."""
         known = self.client.get_run(run_id).data.metrics
+        metrics = {_NOT_IN_NAMES.sub(".", key): value for key, value in metrics.items()}
         fresh = {key: value for key, value in metrics.items() if key not in known or not _same(known[key], value)}
         if fresh:
             self._log_batches(run_id, fresh, 0)

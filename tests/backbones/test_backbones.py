@@ -142,7 +142,7 @@ def test_stem_follows_the_image_size_and_can_be_chosen() -> None:
         assert on_meta(name, stem="imagenet").feature_shapes(CIFAR)["1"] == (64, 8, 8)
     assert on_meta("mobilenet_v2").feature_shapes(CIFAR)["8"] == (1280, 4, 4)
     assert on_meta("mobilenet_v2", stem="imagenet").feature_shapes(CIFAR)["8"] == (1280, 1, 1)
-    with pytest.raises(UserError, match=r"unknown stem 'cifar10'.*'cifar'"):
+    with pytest.raises(UserError, match=r"'stem' of backbone 'resnet18'.*'cifar' or 'imagenet' \(got 'cifar10'\)"):
         on_meta("resnet18", stem="cifar10")
 
 

@@ -194,7 +194,9 @@ def test_a_black_box_that_beats_gradients_is_flagged():
     linear[1].weight.data = torch.stack([-pattern(), pattern()])
     linear[1].bias.data = -linear[1].weight.data.sum(1) / 2
     masked = evaluate(Quantized(linear.eval()), x, y, suite, threat_model=ThreatModel(epsilon=2 * SIGNAL))
-    assert verdict(masked, "C9").status == "FAIL"
+    # The gradients are masked, the black box is in the suite, and what it leaves is the headline: 0 %, which is true.
+    assert masked.headline.value == 0
+    assert verdict(masked, "C9").status == "WARN"
     honest = evaluate(linear, x, y, suite, threat_model=ThreatModel(epsilon=2 * SIGNAL))
     assert verdict(honest, "C9").status == "PASS"
 

@@ -38,6 +38,9 @@ class AdversarialTraining(PerturbableObjective):
     def outer_loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, run: StepContext) -> Mapping[str, Tensor]:
         return {"loss": functional.cross_entropy(model(x_adv), y)}
 
+    def outer_passes(self) -> float:
+        return 3.0
+
 
 def with_awp(name: str) -> Objective:
     if name == "at":

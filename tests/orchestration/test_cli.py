@@ -149,7 +149,7 @@ def test_a_full_disk_loses_nothing(capsys, home, monkeypatch):
 
     monkeypatch.setattr(trainers.fit, "write_state", full)
     code, _, err = run(capsys, "train", "at_digits", *TINY, *where)
-    assert code == 1
+    assert code == 3
     assert "No space left on device" in err
     assert "Traceback" not in err
     monkeypatch.setattr(trainers.fit, "write_state", real)

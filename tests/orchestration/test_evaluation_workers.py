@@ -29,5 +29,6 @@ def test_small_work_stays_here_and_other_work_goes_to_ray(monkeypatch, tmp_path,
     monkeypatch.setattr(evaluation_run, "run_on_ray", lambda *arguments: places.append("ray"))
     task = SimpleNamespace(key="a", succeeds="", cost=cost, title="pgd_20 T1 block 1/1")
     job = Evaluation([task], torch.zeros(1), torch.zeros(1), tmp_path / "records.jsonl")
+    job.name, job.read_again = "tiny", lambda: None
     run_jobs([job], **settings)
     assert places == [place]
