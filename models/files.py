@@ -43,7 +43,7 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
             os.replace(part, path)
-    except BaseException:
+    except BaseException:  # Ctrl-C too must not leave the part behind; whatever it was goes on
         part.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)

@@ -57,6 +57,7 @@ class Objective(ABC):
         """Return whether the weights of the loss's terms have reached their values."""
         return True
 
+    @abstractmethod
     def passes(self, attack_steps: int, num_members: int, epoch: int) -> float:
         """Return what one training step costs for one image, counted in forward passes of one network, for estimates before anything runs.
 
@@ -66,7 +67,6 @@ class Objective(ABC):
         Args:
             attack_steps: of the inner attack. num_members: networks of an ensemble; 1 for other models. epoch: 0-based.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say what a step costs: implement `passes`")
 
     def after_optimizer_step(self, model: nn.Module, context: StepContext) -> None:
         """Undo what the step needed on the weights (AWP). Called after each optimizer step, before constraints."""

@@ -21,12 +21,12 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from analysis.attacked_model.draws import FixedDraws
-from analysis.attacked_model.model import AttackedModel, BestPoint
+from analysis.attacked_model.model import AttackedModel
 from analysis.attacks.losses import LossName, attack_loss
 from analysis.attacks.registry import AttackEntry, AttackOutput, AttackProblem, Cost
+from analysis.attacks.restarts import best_of_restarts, cost_of_restarts
 from models.configuration import Config
 from models.errors import UserError
-from models.randomness import derive_seed
 from models.threat_model import PixelFraction
 from trainers.attacks import AttackLoss, ball_around
 
@@ -84,22 +84,17 @@ def _unit_mean_size(gradient: Tensor) -> Tensor:
 
 def _run(model: AttackedModel, problem: AttackProblem, parameters: AggregatedMomentumParameters) -> AttackOutput:
     loss = attack_loss(parameters.loss, problem.num_classes)
-    ball = ball_around(problem.x, problem.threat_model.epsilon, problem.threat_model.norm)
     attacked = model.on(FixedDraws(model.frozen_draws())) if parameters.draws == "held" else model
-    best = BestPoint(exact=True)
-    for restart in range(parameters.restarts):
-        start = ball.random_start(torch.Generator().manual_seed(derive_seed(problem.seed, "start", restart)))
-        x_adv = ascend_along_momenta(attacked, problem, start, parameters, loss)
-        if parameters.restarts == 1:
-            return AttackOutput(x_adv)
-        best.update_(x_adv, *model.score(x_adv, problem.y, loss))
-    return AttackOutput(best.result()[0])
+
+    def climb(start: Tensor) -> Tensor:
+        return ascend_along_momenta(attacked, problem, start, parameters, loss)
+
+    return AttackOutput(best_of_restarts(model, problem, parameters.restarts, loss, climb))
 
 
 def _cost(parameters: AggregatedMomentumParameters, num_draws: int, num_classes: int, fixed_draws: bool) -> Cost:
     del num_classes, fixed_draws
-    passes = parameters.steps * num_draws * parameters.restarts
-    return Cost(passes + (num_draws * parameters.restarts if parameters.restarts > 1 else 0), passes)
+    return cost_of_restarts(parameters.steps, parameters.restarts, num_draws)
 
 
 ATTACKS = (

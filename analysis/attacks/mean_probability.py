@@ -12,10 +12,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from analysis.attacked_model.model import AttackedModel, BestPoint
+from analysis.attacked_model.model import AttackedModel
 from analysis.attacks.registry import AttackEntry, AttackOutput, AttackProblem, Cost
+from analysis.attacks.restarts import best_of_restarts, cost_of_restarts
 from models.configuration import Config
-from models.randomness import derive_seed
 from models.threat_model import PixelFraction
 from trainers.attacks import ball_around, cross_entropy, margin
 
@@ -55,21 +55,18 @@ def _run(model: AttackedModel, problem: AttackProblem, parameters: MeanProbabili
     epsilon = problem.threat_model.epsilon
     ball = ball_around(problem.x, epsilon, problem.threat_model.norm)
     step_size = epsilon / 4 if parameters.step_size is None else parameters.step_size
-    best = BestPoint(exact=True)
-    for restart in range(parameters.restarts):
-        x_adv = ball.random_start(torch.Generator().manual_seed(derive_seed(problem.seed, "start", restart)))
+
+    def climb(x_adv: Tensor) -> Tensor:
         for _ in range(parameters.steps):
             x_adv = ball.ascend_(x_adv, mean_probability_gradient(model, x_adv, problem.y), step_size)
-        if parameters.restarts == 1:
-            return AttackOutput(x_adv)
-        best.update_(x_adv, *model.score(x_adv, problem.y, margin))
-    return AttackOutput(best.result()[0])
+        return x_adv
+
+    return AttackOutput(best_of_restarts(model, problem, parameters.restarts, margin, climb))
 
 
 def _cost(parameters: MeanProbabilityParameters, num_draws: int, num_classes: int, fixed_draws: bool) -> Cost:
     del num_classes, fixed_draws
-    passes = parameters.steps * num_draws * parameters.restarts
-    return Cost(passes + (num_draws * parameters.restarts if parameters.restarts > 1 else 0), passes)
+    return cost_of_restarts(parameters.steps, parameters.restarts, num_draws)
 
 
 ATTACKS = (

@@ -42,6 +42,12 @@ def headline_note(result: EvaluationResult) -> str:
     if not result.below_headline or result.headline is None:
         return ""
     lowest = result.below_headline[0]
+    some, all_images = lowest.estimate.num_samples, result.headline.num_samples
+    if some < all_images:
+        return (
+            f"{lowest.attack} alone is at {100 * lowest.estimate.value:.1f} %, below the worst attack per sample at "
+            f"{100 * result.headline.value:.1f} %: it ran on {some} of the {all_images} images only."
+        )
     return (
         f"{lowest.attack} alone is at {100 * lowest.estimate.value:.1f} %, below the worst attack per sample at "
         f"{100 * result.headline.value:.1f} %: which attack is worst is chosen per image on other draws than those that score, so that "

@@ -76,7 +76,8 @@ def resolve_target(target: str, home: Home) -> Target:
 
 def _run_of_recipe(name: str, home: Home) -> str:
     """Return the fingerprint of a recipe's finished run: the one with the recipe's own values, or the only one."""
-    fingerprint = load_recipe(name).experiment.fingerprint
+    own = load_recipe(name).experiment
+    fingerprint = own.fingerprint
     if RunFolder(home.run(fingerprint)).result() is not None:
         return fingerprint
     stem = Path(name).stem
@@ -84,8 +85,17 @@ def _run_of_recipe(name: str, home: Home) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise UserError(f"recipe {stem} has {len(found)} finished runs, none with its own values: name one of {', '.join(found)}")
+        runs = "\n".join(f"  {run}  {_differences(RunFolder(home.run(run)).read_config(), own)}" for run in found)
+        raise UserError(f"recipe {stem} has {len(found)} finished runs, none with its own values; name one:\n{runs}")
     raise UserError(f"recipe {stem} has no finished run in {home.root / 'runs'}; `rayndom train {name}` trains it")
+
+
+def _differences(experiment: ExperimentConfig, own: ExperimentConfig) -> str:
+    """Return the fields in which a run differs from its recipe, with its values."""
+    usual = own.flatten()
+    operational = ("name", "description", "resources.", "tracking.")
+    differing = {key: value for key, value in experiment.flatten().items() if usual.get(key) != value and not key.startswith(operational)}
+    return ", ".join(f"{key}={value}" for key, value in differing.items())
 
 
 def _is_run_of(folder: RunFolder, recipe: str) -> bool:

@@ -4,12 +4,9 @@ batch, forward, in gradients of first and second order, and in running statistic
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from torch import nn
 
 from models.errors import UserError
@@ -19,6 +16,7 @@ from models.layers.random_normalization import RandomNormalization2d
 from models.randomness import random_sites, resample, seed_streams, set_configuration
 from models.registry import build_model
 from models.threat_model import ThreatModel
+from tests.distributed.pair_of_processes import results_of
 from trainers.config import TrainingConfig
 from trainers.data import Augmentation, DataConfig, load_data
 from trainers.distributed import synchronize_batch_norm
@@ -102,7 +100,7 @@ JOBS = {}
 
 
 def job(function):
-    """Register a function that both processes run; starting a process costs seconds, so all jobs share one pair."""
+    """Register a function that both processes run."""
     JOBS[function.__name__] = function
     return function
 
@@ -110,19 +108,7 @@ def job(function):
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """`both(name)` returns what job `name` returned on rank 0 and on rank 1."""
-    folder = tmp_path_factory.mktemp("gloo")
-    multiprocessing.spawn(_enter, (str(folder),), nprocs=2, join=True)
-    results = [torch.load(folder / f"result-{rank}.pt", weights_only=False) for rank in range(2)]
-    return lambda name: [result[name] for result in results]
-
-
-def _enter(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        torch.save({name: function(rank) for name, function in JOBS.items()}, Path(folder) / f"result-{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    return results_of(__name__, tmp_path_factory.mktemp("gloo"))
 
 
 def rows_of(split: str, rank: int) -> slice:

@@ -256,5 +256,8 @@ def test_a_headline_above_a_listed_attack_is_explained(plain_result):
     lowest = min(row.estimate.value for row in plain_result.rows)
     assert headline_note(plain_result) == "" or plain_result.headline.value > lowest
     above = replace(plain_result, headline=replace(plain_result.headline, value=lowest + 0.05))
+    assert "luck in choosing" in headline_note(above)
+    part = replace(above, headline=replace(above.headline, num_samples=above.headline.num_samples + 1))
+    assert "of the" in headline_note(part) and "luck" not in headline_note(part)
     for text in (headline_note(above), to_markdown(above), render_html("model", above)):
         assert f"alone is at {100 * lowest:.1f} %" in text

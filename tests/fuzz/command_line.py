@@ -18,7 +18,7 @@ PATIENCE_S = 10
 """Longer than this no command may think about input that is wrong."""
 
 SEED = int(os.environ.get("RAYNDOM_FUZZ_SEED", "0"))
-"""Another seed makes other cases: `RAYNDOM_FUZZ_SEED=7 make fuzz`."""
+"""Another seed makes other cases: `RAYNDOM_FUZZ_SEED=7 make test ARGS=tests/fuzz`."""
 
 
 class Hang(BaseException):
