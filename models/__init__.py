@@ -2,6 +2,10 @@
 
 from typing import Any
 
+from models.waiting_threads import spin_briefly
+
+spin_briefly()  # here: every package imports this one, and PyTorch must not have been loaded before
+
 __all__ = ["build_model", "list_backbones", "list_defences"]
 
 

@@ -2,6 +2,8 @@
 
 import os
 
+import models as models  # first of all: it sets what PyTorch reads when it is loaded
+
 # What Ray reads when it is imported, or later: set here, before any module of this package can import it.
 # A driver started by `uv run` would otherwise ship and rebuild the environment for every worker.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")

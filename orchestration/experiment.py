@@ -101,6 +101,10 @@ class ResourcesConfig(Config):
         0, ge=0, le=MOST_WORKERS, description="GPUs of each worker; a fraction shares a GPU between small trials."
     )
 
+    def with_own_cores(self) -> ResourcesConfig:
+        """Return what a worker that Ray starts has: one core unless the recipe says more."""
+        return self.model_copy(update={"cpus_per_worker": self.cpus_per_worker or 1.0})
+
 
 class TrackingConfig(Config):
     """Where a run is recorded. Not part of the fingerprint."""

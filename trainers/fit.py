@@ -34,7 +34,7 @@ from trainers.schedule import learning_rate_factor
 from trainers.signs import CLIPPED_STEPS, gradient_ratios, most_common_answer
 from trainers.step import StepContext
 from trainers.streams import Streams
-from trainers.validation import validate
+from trainers.validation import BATCH_SIZE, validate
 
 SELECTION_METRIC = "validation/robust_accuracy"
 
@@ -108,6 +108,18 @@ def fit(
     return job.run(resume_from)
 
 
+def check_batch_size(batch_size: int, num_images: int, num_workers: int) -> None:
+    """Check that the workers share a batch evenly and that the data has one.
+
+    Raises:
+        UserError: it is not so.
+    """
+    if batch_size % num_workers:
+        raise UserError(f"batch_size {batch_size} cannot be divided among {num_workers} workers")
+    if num_images < batch_size:
+        raise UserError(f"batch_size {batch_size} is larger than the training set ({num_images} images)")
+
+
 class _Fit:
     def __init__(
         self,
@@ -121,10 +133,7 @@ class _Fit:
         reporter: Reporter,
     ) -> None:
         self.rank, self.world_size = world()
-        if config.batch_size % self.world_size:
-            raise UserError(f"batch_size {config.batch_size} cannot be divided among {self.world_size} workers")
-        if len(splits.train) < config.batch_size:
-            raise UserError(f"batch_size {config.batch_size} is larger than the training set ({len(splits.train)} images)")
+        check_batch_size(config.batch_size, len(splits.train), self.world_size)
         self.model = to_channels_last_(model.to(device))
         if config.batch_norm == "synchronized" and self.world_size > 1:
             synchronize_batch_norm(self.model)
@@ -251,7 +260,7 @@ class _Fit:
             self.config.attack,
             validation,
             seed=self.seed,
-            batch_size=256,
+            batch_size=BATCH_SIZE,
         )
         metrics |= measured
         score = (measured[SELECTION_METRIC], measured["validation/clean_accuracy"])

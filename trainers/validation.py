@@ -18,6 +18,9 @@ from trainers.data.split import class_balanced_prefix
 from trainers.distributed import sum_over_workers, world
 from trainers.step import InnerAttackConfig
 
+BATCH_SIZE = 256
+"""Images that are attacked together, whatever the training's batch is: it decides the noise of their starting points."""
+
 
 class ValidationConfig(Config):
     """What is measured on held-out images during training, and how a checkpoint is chosen by it."""

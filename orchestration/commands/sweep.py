@@ -74,10 +74,16 @@ def _dry_run(config: SweepConfig, workplace: Workplace) -> int:
     from orchestration.training.dry_run import dry_run
 
     experiment = config.experiment({})
-    report = dry_run(experiment, workplace)
-    report = {"sweep": sweep_key(config), "trials": num_wanted(config), "at most": f"{num_wanted(config)} x {report['whole run']}"} | report
-    console.result(report)
-    console.table(f"dry run of {config.name}", ["what", "value"], list(report.items()))
+    # As a trial trains: with the cores that Ray gives one, not with all that this process sees.
+    report = dry_run(experiment.model_copy(update={"resources": experiment.resources.with_own_cores()}), workplace)
+    trials, at_most = num_wanted(config), num_wanted(config) * report.total_seconds
+    console.result({"sweep": sweep_key(config), "trials": trials, "at_most_seconds": at_most} | report.to_json())
+    heading = [
+        ("sweep", sweep_key(config)),
+        ("trials", str(trials)),
+        ("at most", f"{console.duration(at_most)}, one trial after the other"),
+    ]
+    console.table(f"dry run of {config.name}", ["what", "value"], heading + report.rows())
     rows = [
         (name, d.type, d.low, d.high, ", ".join(map(str, d.choices)), "log" if d.log else "") for name, d in (config.space or {}).items()
     ]

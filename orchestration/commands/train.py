@@ -19,7 +19,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="build the model, run one batch, say what it would cost and where it goes",
+        help="build the model, run a few batches, say what it would cost and where it goes",
     )
     add_wait(parser)
     parser.add_argument("--restart", action="store_true", help="forget an earlier run of the same configuration")
@@ -45,8 +45,8 @@ def _run(arguments: argparse.Namespace) -> int | None:
         from orchestration.training.dry_run import dry_run
 
         report = dry_run(experiment, workplace)
-        console.result(report)
-        console.table(f"dry run of {experiment.name}", ["what", "value"], list(report.items()))
+        console.result(report.to_json())
+        console.table(f"dry run of {experiment.name}", ["what", "value"], report.rows())
         return 0
 
     from orchestration.training.single_run import run_single

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import socket
@@ -13,6 +14,7 @@ from typing import Any
 import ray
 
 from models.errors import UserError
+from models.waiting_threads import SPIN_COUNT
 from orchestration import console
 from orchestration.training.resources import TrialResources, trials_that_fit
 
@@ -38,10 +40,20 @@ def connect(address: str | None = None, *, dashboard: bool = False, num_cpus: in
             _start(options | {"include_dashboard": dashboard, "num_cpus": num_cpus})
             return ray.cluster_resources()
         try:
-            ray.init(address=address, **options)
+            ray.init(address=address, runtime_env={"env_vars": _variables_of_workers()}, **options)
         except (ConnectionError, TimeoutError, RuntimeError) as error:
             raise UserError(f"no Ray cluster at {address}: {error}") from None
     return ray.cluster_resources()
+
+
+def _variables_of_workers() -> dict[str, str]:
+    """Return what the workers of a cluster need of this process's environment; a local Ray's inherit it.
+
+    Ray refuses a variable that the environment of a submitted job already sets.
+    """
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    of_the_job = (submitted.get("runtime_env") or {}).get("env_vars") or {}
+    return {name: os.environ[name] for name in (SPIN_COUNT,) if name in os.environ and name not in of_the_job}
 
 
 def _start(options: dict[str, Any]) -> None:

@@ -1,67 +1,177 @@
-"""What a run would do and cost, found out by doing one step of it: nothing is written."""
+"""What a run would do and cost, found out by doing a few steps of it: nothing is written."""
 
 from __future__ import annotations
 
 import resource
+import statistics
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from models.randomness import num_configurations
 from orchestration import console
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Workplace
 from orchestration.run_folder import RunFolder
-from orchestration.training.training_run import build_for, device_for
-from trainers.config import TrainingConfig
+from orchestration.training.training_run import build_for, device_for, num_threads
 from trainers.data import Splits, load_data, training_batches
-from trainers.hardware import choose_precision
+from trainers.fit import check_batch_size
+from trainers.hardware import choose_precision, to_channels_last_
 from trainers.objective import build_objective
 from trainers.optimizer import build_optimizer
 from trainers.step import StepContext
 from trainers.streams import Streams
+from trainers.validation import BATCH_SIZE, limited, validate
+
+TIMED_STEPS = 3
+TIMED_VALIDATION_IMAGES = 64
+PATIENCE_S = 60.0
 
 
-def dry_run(experiment: ExperimentConfig, workplace: Workplace) -> dict[str, Any]:
-    """Build the model, train two batches, and return what a run would need.
+@dataclass(frozen=True)
+class DryRun:
+    """What a run would need. Times in seconds, by this machine, beside whatever else it does at this moment.
+
+    Attributes:
+        recipe, fingerprint: of the experiment.
+        state: `new`, `interrupted` (it would go on) or `finished` (it would be reused).
+        folder, store: where it would be written; the MLflow store without a password.
+        training_images, validation_images, test_images, image_shape, num_classes: of the data.
+        num_parameters, num_configurations: of the model; configurations of its randomness, `inf` for a continuum.
+        precision, device, workers, threads: of the run; threads of one worker.
+        first_loss: of the first step, mean over the batch of one worker.
+        step_seconds: median of a few steps of one worker, what workers wait for each other apart.
+        steps_per_epoch, epochs: of the run.
+        batch_size: images of a step, all workers together.
+        validation_seconds: of one validation; number_of_validations: of the run.
+        peak_memory_gib: of the GPU, or of this process.
+    """
+
+    recipe: str
+    fingerprint: str
+    state: str
+    folder: Path
+    store: str
+    training_images: int
+    validation_images: int
+    test_images: int
+    image_shape: tuple[int, ...]
+    num_classes: int
+    num_parameters: int
+    num_configurations: float
+    precision: str
+    device: str
+    workers: int
+    threads: int
+    first_loss: float
+    step_seconds: float
+    steps_per_epoch: int
+    epochs: int
+    batch_size: int
+    validation_seconds: float
+    number_of_validations: int
+    peak_memory_gib: float
+
+    @property
+    def images_per_second(self) -> float:
+        return self.batch_size / self.step_seconds
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Without validation."""
+        return self.step_seconds * self.steps_per_epoch
+
+    @property
+    def total_seconds(self) -> float:
+        return self.epoch_seconds * self.epochs + self.validation_seconds * self.number_of_validations
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON types; keys are names."""
+        derived = {name: getattr(self, name) for name in ("images_per_second", "epoch_seconds", "total_seconds")}
+        return vars(self) | derived | {"folder": str(self.folder), "num_configurations": str(self.num_configurations)}
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return what a person reads, as pairs of a word and a value."""
+        return [
+            ("recipe", self.recipe),
+            ("fingerprint", self.fingerprint),
+            ("run", {"interrupted": "interrupted, would be resumed"}.get(self.state, self.state)),
+            ("folder", str(self.folder)),
+            ("MLflow store", self.store),
+            ("training / validation / test images", f"{self.training_images} / {self.validation_images} / {self.test_images}"),
+            ("image", "x".join(map(str, self.image_shape)) + f", {self.num_classes} classes"),
+            ("parameters", f"{self.num_parameters:,}"),
+            ("configurations of the randomness", str(self.num_configurations)),
+            ("arithmetic", self.precision),
+            ("device", f"{self.device}, {self._workers()}"),
+            ("loss of the first step", f"{self.first_loss:.4f}"),
+            ("memory", f"{self.peak_memory_gib:.2f} GiB {'of this process' if self.device == 'cpu' else 'of the device'} at the peak"),
+            ("one step", f"{self.step_seconds:.3f} s ({two_digits(self.images_per_second)} images/s)"),
+            ("one epoch", f"{console.duration(self.epoch_seconds)} ({self.steps_per_epoch} steps)"),
+            ("validation", f"{console.duration(self.validation_seconds)}, {self.number_of_validations} times"),
+            ("whole run", f"{console.duration(self.total_seconds)} ({two_digits(self.total_seconds / 3600)} hours)"),
+        ]
+
+    def _workers(self) -> str:
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return threads if self.workers == 1 else f"{self.workers} workers of {threads}, their waiting for each other not counted"
+
+
+def dry_run(experiment: ExperimentConfig, workplace: Workplace) -> DryRun:
+    """Build the model, train a few batches as one worker of the run would, validate a few images, and return what a run would need.
 
     Raises:
         UserError: the run could not start.
     """
-    home, device = workplace.home, device_for(experiment)
+    home, device, training = workplace.home, device_for(experiment), experiment.training
+    threads = num_threads(experiment.resources)
+    torch.set_num_threads(threads)
     splits = load_data(experiment.data, workplace.data_root, device)
-    model = build_for(experiment, splits).to(device).to(memory_format=torch.channels_last)
-    training = experiment.training
-    seconds, loss = _time_step(experiment, training, splits, model, device)
-    steps = len(splits.train) // training.batch_size
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    total = seconds * steps * training.epochs
+    check_batch_size(training.batch_size, len(splits.train), experiment.resources.workers)
+    model = to_channels_last_(build_for(experiment, splits).to(device))
+    step_seconds, loss = _time_steps(experiment, splits, model, device)
+    held_out = splits.validation if training.validation.select_on == "validation" else splits.test
+    validated = limited(held_out, training.validation.num_examples)
     folder = RunFolder(home.run(experiment.fingerprint))
-    state = "finished" if folder.result() else "interrupted, would be resumed" if folder.has_state else "new"
-    return {
-        "recipe": experiment.name,
-        "fingerprint": experiment.fingerprint,
-        "run": state,
-        "folder": str(folder.path),
-        "MLflow store": home.tracking_uri if home.tracking_uri.startswith("sqlite") else home.tracking_uri.split("@")[-1],
-        "training / validation / test images": f"{len(splits.train)} / {len(splits.validation)} / {len(splits.test)}",
-        "image": "x".join(map(str, splits.image_shape)) + f", {splits.num_classes} classes",
-        "parameters": f"{parameters:,}",
-        "configurations of the randomness": str(num_configurations(model)),
-        "arithmetic": choose_precision(training.precision, device).name,
-        "device": str(device),
-        "loss of the first step": f"{loss:.4f}",
-        "memory": _memory(device),
-        "one step": f"{seconds:.3f} s ({training.batch_size / seconds:.0f} images/s)",
-        "one epoch": f"{console.duration(seconds * steps)} ({steps} steps), validation apart",
-        "whole run": f"{console.duration(total)}, validation apart ({total / 3600:.2f} {device.type} hours)",
-    }
+    return DryRun(
+        recipe=experiment.name,
+        fingerprint=experiment.fingerprint,
+        state="finished" if folder.result() else "interrupted" if folder.has_state else "new",
+        folder=folder.path,
+        store=home.tracking_uri if home.tracking_uri.startswith("sqlite") else home.tracking_uri.split("@")[-1],
+        training_images=len(splits.train),
+        validation_images=len(splits.validation),
+        test_images=len(splits.test),
+        image_shape=splits.image_shape,
+        num_classes=splits.num_classes,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_configurations=num_configurations(model),
+        precision=choose_precision(training.precision, device).name,
+        device=str(device),
+        workers=experiment.resources.workers,
+        threads=threads,
+        first_loss=loss,
+        step_seconds=step_seconds,
+        steps_per_epoch=len(splits.train) // training.batch_size,
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        validation_seconds=_time_validation(experiment, validated, model) * len(validated),
+        number_of_validations=-(-training.epochs // training.validation.every),
+        peak_memory_gib=_peak_memory(device),
+    )
 
 
-def _time_step(
-    experiment: ExperimentConfig, training: TrainingConfig, splits: Splits, model: torch.nn.Module, device: torch.device
-) -> tuple[float, float]:
+def _time_steps(experiment: ExperimentConfig, splits: Splits, model: nn.Module, device: torch.device) -> tuple[float, float]:
+    """Return the median seconds of a step, and the loss of the first one.
+
+    The steps are those of the middle of the run: terms that join later are counted.
+    """
+    training = experiment.training
     objective = build_objective(training.objective)
     objective.prepare(model)
     optimizer = build_optimizer(model, training.optimizer)
@@ -74,35 +184,59 @@ def _time_step(
         num_epochs=training.epochs,
         steps_per_epoch=len(splits.train) // training.batch_size,
     )
-    context.streams.begin_epoch(model, 0)
-    batches = iter(
-        training_batches(
-            splits.train,
-            training.batch_size,
-            experiment.data.training_augmentation(),
-            order_generator=context.streams.data_order,
-            augmentation_generator=context.streams.augmentation,
-        )
-    )
     model.train()
-    seconds, loss = 0.0, float("nan")
-    # The second step is timed: the first one pays for lazy initialization.
-    for index in range(2):
-        try:
-            x_BCHW, y_B = next(batches)
-        except StopIteration:
-            break
+    seconds: list[float] = []
+    first_loss = float("nan")
+    began = time.perf_counter()
+    batches = _batches(experiment, splits, context)
+    for index in range(1 + TIMED_STEPS):
+        context.epoch = 0 if index == 0 else training.epochs // 2
+        context.step = context.epoch * context.steps_per_epoch
+        context.streams.begin_epoch(model, context.epoch)
+        x_BCHW, y_B = next(batches)
         started = time.perf_counter()
         optimizer.zero_grad()
         terms = objective.training_step(model, x_BCHW, y_B, context)
         optimizer.step()
-        value = terms["loss"].item()
-        seconds = time.perf_counter() - started
-        loss = value if index == 0 else loss
-    return seconds, loss
+        objective.after_optimizer_step(model, context)
+        loss = terms["loss"].item()
+        seconds.append(time.perf_counter() - started)
+        if index == 0:
+            first_loss = loss
+        elif time.perf_counter() - began > PATIENCE_S:
+            break
+    return statistics.median(seconds[1:]), first_loss  # the first one pays for lazy initialization
 
 
-def _memory(device: torch.device) -> str:
+def _batches(experiment: ExperimentConfig, splits: Splits, context: StepContext) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield one worker's rows of the first batches, again and again."""
+    workers = experiment.resources.workers
+    while True:
+        yield from training_batches(
+            splits.train,
+            max(1, experiment.training.batch_size // workers),
+            experiment.data.training_augmentation(),
+            order_generator=context.streams.data_order,
+            augmentation_generator=context.streams.augmentation,
+            rank=0,
+            world_size=workers,
+        )
+
+
+def _time_validation(experiment: ExperimentConfig, held_out: Any, model: nn.Module) -> float:
+    """Return the seconds that one image of a validation takes, workers sharing the images."""
+    training, few = experiment.training, limited(held_out, TIMED_VALIDATION_IMAGES)
+    started = time.perf_counter()
+    validate(model, few, experiment.threat_model, training.attack, training.validation, seed=experiment.seed, batch_size=BATCH_SIZE)
+    return (time.perf_counter() - started) / len(few) / experiment.resources.workers
+
+
+def _peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on the GPU at the peak"
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB of this process at the peak"
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def two_digits(value: float) -> str:
+    """Return a positive number with at least two digits that count: `0.043`, `1.2`, `480`."""
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.2g}"

@@ -75,8 +75,7 @@ class TrainingJob:
 
     def with_own_cores(self) -> TrainingJob:
         """Return the job with as many threads per worker as Ray gives it cores: one unless the recipe says more."""
-        resources = self.experiment.resources
-        resources = resources.model_copy(update={"cpus_per_worker": resources.cpus_per_worker or 1.0})
+        resources = self.experiment.resources.with_own_cores()
         return dataclasses.replace(self, experiment=self.experiment.model_copy(update={"resources": resources}))
 
     def to_json(self) -> dict[str, Any]:

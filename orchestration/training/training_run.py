@@ -18,7 +18,7 @@ from models.errors import UserError
 from models.registry import build_model
 from models.weights import load_pretrained, read_config, save_pretrained
 from orchestration.environment import collect_environment
-from orchestration.experiment import ExperimentConfig
+from orchestration.experiment import ExperimentConfig, ResourcesConfig
 from orchestration.run_folder import RunFolder
 from orchestration.training.card import model_card
 from orchestration.training.final_measures import cost_metrics
@@ -97,6 +97,13 @@ def build_for(experiment: ExperimentConfig, splits: Splits) -> nn.Module:
     )
 
 
+def num_threads(resources: ResourcesConfig) -> int:
+    """Return the threads of one worker: those of the recipe, else one where several workers share the machine, else all there are."""
+    if resources.cpus_per_worker is None and resources.workers > 1:
+        return 1
+    return max(1, int(resources.cpus_per_worker or os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+
+
 def train_here(
     job: TrainingJob,
     *,
@@ -127,8 +134,7 @@ def train_here(
             image_shape = tuple(read_config(folder.model)["model"]["image_shape"])
             finished["metrics"] |= cost_metrics(load_pretrained(folder.model, resample_on_forward=False), image_shape)
         return as_result(folder, finished, reused=True)
-    threads = experiment.resources.cpus_per_worker
-    torch.set_num_threads(max(1, int(threads or os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)))
+    torch.set_num_threads(num_threads(experiment.resources))
     device = device_for(experiment)
     splits = load_data(experiment.data, job.data_root, device)
     model = build_for(experiment, splits)

@@ -6,12 +6,12 @@ import copy
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from orchestration.home import Workplace
 from orchestration.sweeping.loading import load_sweep
 from tests.fuzz.broken_values import Case, leaf_cases, leaves, section_cases
 from tests.fuzz.command_line import SEED, complaint, rayndom
@@ -38,12 +38,9 @@ BASE: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def nothing_is_trained(monkeypatch):
-    """The dry run of a sweep that is in order trains two steps; here only what comes before is of interest."""
-
-    def report_of(experiment: object, workplace: Workplace) -> dict[str, Any]:
-        return {"whole run": "0 s"}
-
-    monkeypatch.setattr("orchestration.training.dry_run.dry_run", report_of)
+    """The dry run of a sweep that is in order trains a few steps; here only what comes before is of interest."""
+    report = SimpleNamespace(total_seconds=0.0, to_json=dict, rows=list)
+    monkeypatch.setattr("orchestration.training.dry_run.dry_run", lambda experiment, workplace: report)
 
 
 def check(folder: Path, tree: Any) -> Any:
