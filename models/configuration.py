@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
@@ -34,6 +34,12 @@ class Config(BaseModel):
     def stored_earlier(cls, parameters: dict[str, Any]) -> dict[str, Any]:
         """Return parameters as an earlier version stored them, with what has been added since at the value that it stood for."""
         return parameters
+
+    def changed(self, **fields: Any) -> Self:
+        """Return the record with some fields changed, checked as a new one: an unknown field or a value that is not allowed is pydantic's
+        error, as in a file."""
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**given | fields)
 
     @property
     def revision(self) -> int:

@@ -28,7 +28,7 @@ from models.configuration import Config
 from models.errors import UserError, unknown_name
 from models.layers.host_mirror import HostMirror
 from models.randomness import RandomModule, derive_seed, per_example_rows, random_sites
-from models.registry import BuildRequest, parse_defence_section, section_stored_earlier
+from models.registry import BuildRequest, fitted_section, parse_defence_section, section_stored_earlier
 
 InferenceMode = Literal["rsi_sample", "rsi_call", "mean_prob", "mean_logit", "majority"]
 """`rsi_sample`: each example of a batch is answered by a member of its own; `rsi_call`: one member answers the whole batch;
@@ -299,6 +299,16 @@ class EnsembleConfig(Config):
         if issubclass(entry.config, EnsembleConfig):
             raise ValueError(f"members of an ensemble cannot be ensembles themselves: {entry.name!r} is one")
         return {"name": entry.name, **parameters.model_dump(mode="json")}
+
+
+def num_members_of(config: Config) -> int:
+    """Return how many networks a defence's parameters ask for: 1 unless they are those of an ensemble."""
+    return config.num_members if isinstance(config, EnsembleConfig) else 1
+
+
+def fit_members(config: EnsembleConfig, backbone: Backbone) -> EnsembleConfig:
+    """Return the parameters with the members' defence fitted to a backbone; what `DefenceModel.fit` of an ensemble is."""
+    return config if config.member is None else config.changed(member=fitted_section(config.member, backbone))
 
 
 def build_members(config: EnsembleConfig, request: BuildRequest) -> list[nn.Module]:

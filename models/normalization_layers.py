@@ -95,6 +95,19 @@ def replaceable_normalizations(
     return [layer.name for layer in layers]
 
 
+def fitting_kinds(backbone: Backbone, kinds: Iterable[str]) -> tuple[str, ...]:
+    """Return those kinds whose groups divide the channels of each of the backbone's BatchNorm2d layers."""
+    channels = {plain_batch_norm(name, get_module(backbone, name)).num_features for name in backbone.normalization_layers()}
+
+    def fits(kind: str) -> bool:
+        try:
+            return all(parse_normalization(kind).groups(number) for number in channels)
+        except UserError:
+            return False
+
+    return tuple(filter(fits, kinds))
+
+
 def _check_fit(layer: NormalizationLayer, kind: NormalizationType, image_shape: ImageShape) -> None:
     channels, height, width = layer.shape
     try:

@@ -26,6 +26,11 @@ def tap(backbone: Backbone, position: int) -> str:
     return key
 
 
+def nearest_tap(backbone: Backbone, position: int) -> int:
+    """Return a 0-based position, moved to the backbone's last tap if it lies beyond."""
+    return min(position, len(backbone.taps) - 1)
+
+
 def convolution_after_tap(backbone: Backbone, position: int, image_shape: tuple[int, int, int]) -> str:
     """Return the dotted name of the first main-path convolution that runs after the tap at `position`.
 
@@ -85,6 +90,12 @@ def convolutions(backbone: Backbone, positions: Sequence[int]) -> list[str]:
         if list(positions).count(position) > 1:
             raise UserError(f"position {position} is given twice")
     return [names[position - 1] for position in positions]
+
+
+def nearest_convolutions(backbone: Backbone, positions: Sequence[int]) -> tuple[int, ...]:
+    """Return 1-based positions with those beyond the backbone's convolutions moved to its last one, each once."""
+    last = len(spatial_convolutions(backbone))
+    return tuple(dict.fromkeys(min(position, last) for position in positions))
 
 
 def keeps_size_when_padded(conv: nn.Conv2d) -> bool:

@@ -62,6 +62,8 @@ class DefenceModel:
         change: `(backbone, config, image_shape)` replaces layers of a backbone in place: all that most defences are. It may raise a
             `UserError` where it does not fit the backbone. Such defences can be stacked.
         build: `(config, request) -> nn.Module`, instead of `change`, for a defence that is more than layers in one network.
+        fit: `(config, backbone) -> config` for another backbone than the one the parameters were chosen for: places that it does not have
+            become its last one, what does not fit its layers is left out. None: the parameters fit every backbone.
         presets: named sets of parameters by source, e.g. `paper`, `official`, `common`.
     """
 
@@ -70,6 +72,7 @@ class DefenceModel:
     config: type[Config]
     change: Change | None = None
     build: Callable[[Any, BuildRequest], nn.Module] | None = None
+    fit: Callable[[Any, Backbone], Config] | None = None
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -106,26 +109,36 @@ def defence_model(name: str) -> DefenceModel:
 
 def parse_defence_parameters(name: str, parameters: Mapping[str, Any]) -> Config:
     """Validate the parameters of a defence; the error names the field, what is allowed and the nearest field."""
-    entry = defence_model(name)
+    return parse_parameters("defence", name, defence_model(name).config, parameters)
+
+
+def parse_parameters(kind: str, name: str, config: type[Config], parameters: Mapping[str, Any]) -> Config:
+    """Validate the parameters of something that is known by name; the error names it, the field, what is allowed and the nearest field."""
     for key in parameters:
-        if key not in entry.config.model_fields:
-            close = nearest(key, entry.config.model_fields)
+        if key not in config.model_fields:
+            close = nearest(key, config.model_fields)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise UserError(f"defence {name!r} has no parameter {key!r}.{hint} It has: {', '.join(entry.config.model_fields) or 'none'}.")
+            raise UserError(f"{kind} {name!r} has no parameter {key!r}.{hint} It has: {', '.join(config.model_fields) or 'none'}.")
     try:
-        return entry.config(**parameters)
+        return config(**parameters)
     except ValidationError as error:
         details = "; ".join(
             f"{'.'.join(map(str, item['loc'])) or name}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"
             for item in error.errors()
         )
-        raise UserError(f"defence {name!r}: {details}") from None
+        raise UserError(f"{kind} {name!r}: {details}") from None
 
 
 def parse_defence_section(section: Mapping[str, Any]) -> tuple[DefenceModel, Config]:
     """Return the entry and the parameters of a section `{"name": ..., parameters}`; errors are those of the two functions above."""
     parameters = {key: value for key, value in section.items() if key != "name"}
     return defence_model(section["name"]), parse_defence_parameters(section["name"], parameters)
+
+
+def fitted_section(section: Mapping[str, Any], backbone: Backbone) -> dict[str, Any]:
+    """Return a section `{"name": ..., parameters}` as it fits a backbone; see `DefenceModel.fit`."""
+    entry, parameters = parse_defence_section(section)
+    return {"name": entry.name, **(entry.fit(parameters, backbone) if entry.fit else parameters).model_dump(mode="json")}
 
 
 def section_stored_earlier(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,9 +231,11 @@ __all__ = [
     "build_model",
     "defence_model",
     "defence_models",
+    "fitted_section",
     "list_backbones",
     "list_defences",
     "parse_defence_parameters",
     "parse_defence_section",
+    "parse_parameters",
     "section_stored_earlier",
 ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from models.configuration import Config
 from models.errors import unknown_name
 from models.files import scan
 from orchestration.search_space import Dimension
@@ -21,6 +23,29 @@ class Paper:
 
 
 @dataclass(frozen=True)
+class Informed:
+    """A search space that theory has bounded, points to try first, and what it says."""
+
+    space: Mapping[str, Dimension]
+    points: tuple[Mapping[str, Any], ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What a paper's theory says of a search before anything is trained.
+
+    Attributes:
+        settings: what a sweep's file may say of it, under `prior.<name of the defence>`.
+        inform: (settings, parameters of the defence, space) -> the space after theory was asked. A `UserError` where it leaves nothing
+            of the space; a space that it says nothing of comes back as it is.
+    """
+
+    settings: type[Config]
+    inform: Callable[[Any, Any, Mapping[str, Dimension]], Informed]
+
+
+@dataclass(frozen=True)
 class Defence:
     """A defence as users meet it.
 
@@ -31,6 +56,7 @@ class Defence:
         paper: None for methods without one of their own.
         search_space: dotted field of the experiment -> dimension; what a sweep searches unless it says otherwise.
         deviations: where the code knowingly differs from the paper.
+        prior: what theory says of a search; None: nothing.
     """
 
     name: str
@@ -39,6 +65,7 @@ class Defence:
     paper: Paper | None = None
     search_space: Mapping[str, Dimension] = field(default_factory=dict)
     deviations: tuple[str, ...] = ()
+    prior: Prior | None = None
 
 
 @functools.cache

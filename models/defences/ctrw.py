@@ -17,7 +17,7 @@ from models.configuration import Config
 from models.errors import UserError
 from models.layer_replacement import get_module, plain_convolution, set_module
 from models.layers.random_weight import RandomFeatureWeight, RandomFilterConv2d, SigmaBounds
-from models.positions import convolution_after_tap, output_shape, tap
+from models.positions import convolution_after_tap, nearest_tap, output_shape, tap
 from models.randomness import DrawScope
 from models.registry import DefenceModel
 
@@ -81,13 +81,8 @@ class CtrwConfig(Config):
 PRESETS: dict[str, dict] = {
     "paper": {"constraint": "project", "lower_bound": 1000.0, "upper_bound": 2400.0, "position": 0},
     "official": {"constraint": "floor", "lower_bound": 2048.0, "position": 0},
-    "common": {"constraint": "floor", "lower_bound": 2048.0, "position": 0},
-    "imagenet_official": {"constraint": "floor", "lower_bound": float(CIFAR_IMAGE_SIZE), "position": 0},
-    "without_constraint": {"constraint": "none", "position": 0},
-    "fixed_std": {"constraint": "fixed", "lower_bound": 1000.0, "position": 0},
 }
-"""Parameters by source: the paper's text, the official code, the fair comparison, the official ImageNet model (a floor of 1 per
-element), and two rows of Table 1."""
+"""Parameters by source: the paper's text, the official code."""
 
 
 def add_random_weights(backbone: Backbone, config: CtrwConfig, image_shape: ImageShape) -> None:
@@ -128,6 +123,11 @@ def _feature_weight(shape: tuple[int, int, int], config: CtrwConfig) -> RandomFe
     return RandomFeatureWeight(shape, config.initial_mu, config.start_sigma(bounds, size), bounds, draw_scope=config.draw_scope)
 
 
+def fit(config: CtrwConfig, backbone: Backbone) -> CtrwConfig:
+    """Return the parameters with a position that the backbone has."""
+    return config.changed(position=nearest_tap(backbone, config.position))
+
+
 DEFENCE_MODELS = (
-    DefenceModel("ctrw", "constrained trainable random weights on a feature map", CtrwConfig, add_random_weights, presets=PRESETS),
+    DefenceModel("ctrw", "constrained trainable random weights on a feature map", CtrwConfig, add_random_weights, fit=fit, presets=PRESETS),
 )

@@ -13,7 +13,7 @@ from models.configuration import Config
 from models.errors import UserError
 from models.layer_replacement import plain_convolution, replace_named
 from models.layers.deformable_convolution import DeformableConv2d
-from models.positions import convolutions
+from models.positions import convolutions, nearest_convolutions
 from models.registry import DefenceModel
 
 
@@ -39,8 +39,17 @@ def add_deformable_convolutions(backbone: Backbone, config: DcnConfig, image_sha
     replace_named(backbone, convolutions(backbone, config.positions), deformable)
 
 
+def fit(config: DcnConfig, backbone: Backbone) -> DcnConfig:
+    """Return the parameters with positions that the backbone has."""
+    return config.changed(positions=nearest_convolutions(backbone, config.positions))
+
+
 DEFENCE_MODELS = (
     DefenceModel(
-        "dcn", "deformable convolution with learned offsets, deterministic: baseline of DCS", DcnConfig, add_deformable_convolutions
+        "dcn",
+        "deformable convolution with learned offsets, deterministic: baseline of DCS",
+        DcnConfig,
+        add_deformable_convolutions,
+        fit=fit,
     ),
 )

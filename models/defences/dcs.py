@@ -17,7 +17,7 @@ from models.errors import UserError
 from models.layer_replacement import plain_convolution, replace_named
 from models.layers.stochastic_convolution import StochasticConv2d
 from models.layers.tap_masks import TapMaskSpace
-from models.positions import convolutions, keeps_size_when_padded
+from models.positions import convolutions, keeps_size_when_padded, nearest_convolutions
 from models.randomness import DrawScope
 from models.registry import DefenceModel
 
@@ -76,12 +76,10 @@ class DcsConfig(Config):
 
 
 PRESETS: dict[str, dict] = {
-    "paper": {"kernel_size": 5, "num_taps": 2, "gsat": "attack", "positions": (2,)},
     "official": {"kernel_size": 5, "num_taps": 2, "gsat": "chain", "positions": (2,)},
     "common": {"kernel_size": 5, "num_taps": 2, "gsat": "attack", "positions": (2,)},
-    "imagenet_official": {"kernel_size": 5, "num_taps": 4, "gsat": "off", "positions": (2,)},
 }
-"""Parameters by source: the paper's text, the official code, the fair comparison, the official ImageNet script."""
+"""Parameters by source: the official code, the fair comparison."""
 
 
 def add_stochastic_convolutions(backbone: Backbone, config: DcsConfig, image_shape: ImageShape) -> None:
@@ -117,12 +115,18 @@ def add_stochastic_convolutions(backbone: Backbone, config: DcsConfig, image_sha
     replace_named(backbone, convolutions(backbone, config.positions), stochastic)
 
 
+def fit(config: DcsConfig, backbone: Backbone) -> DcsConfig:
+    """Return the parameters with positions that the backbone has."""
+    return config.changed(positions=nearest_convolutions(backbone, config.positions))
+
+
 DEFENCE_MODELS = (
     DefenceModel(
         "dcs",
         "deformable convolution with stochasticity: n of k*k taps per draw, with GSAT",
         DcsConfig,
         add_stochastic_convolutions,
+        fit=fit,
         presets=PRESETS,
     ),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import nn
 
-from models.ensemble import Ensemble, EnsembleConfig, InferenceMode, build_members
+from models.ensemble import Ensemble, EnsembleConfig, InferenceMode, build_members, fit_members
 from models.layer_replacement import of_type, replace_modules
 from models.registry import BuildRequest, DefenceModel
 
@@ -48,8 +48,10 @@ def build_gal(config: GalConfig, request: BuildRequest) -> nn.Module:
 
 
 DEFENCE_MODELS = (
-    DefenceModel("gal", "ensemble whose input gradients are spread out (GAL)", GalConfig, build=build_gal),
-    DefenceModel("adp", "ensemble with diverse non-true probabilities (ADP)", AveragedEnsembleConfig, build=build_averaged),
-    DefenceModel("dverge", "ensemble of distilled vulnerabilities (DVERGE)", AveragedEnsembleConfig, build=build_averaged),
-    DefenceModel("trs", "smooth ensemble of dissimilar gradients (TRS)", AveragedEnsembleConfig, build=build_averaged),
+    DefenceModel("gal", "ensemble whose input gradients are spread out (GAL)", GalConfig, build=build_gal, fit=fit_members),
+    DefenceModel(
+        "adp", "ensemble with diverse non-true probabilities (ADP)", AveragedEnsembleConfig, build=build_averaged, fit=fit_members
+    ),
+    DefenceModel("dverge", "ensemble of distilled vulnerabilities (DVERGE)", AveragedEnsembleConfig, build=build_averaged, fit=fit_members),
+    DefenceModel("trs", "smooth ensemble of dissimilar gradients (TRS)", AveragedEnsembleConfig, build=build_averaged, fit=fit_members),
 )

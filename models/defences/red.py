@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from models.ensemble import Ensemble, EnsembleConfig, build_members
+from models.ensemble import Ensemble, EnsembleConfig, build_members, fit_members
 from models.registry import BuildRequest, DefenceModel
 
 
@@ -20,4 +20,4 @@ def build_red(config: RedConfig, request: BuildRequest) -> nn.Module:
     return Ensemble(build_members(config, request), config.inference)
 
 
-DEFENCE_MODELS = (DefenceModel("red", "random ensemble: one of N diverse members answers", RedConfig, build=build_red),)
+DEFENCE_MODELS = (DefenceModel("red", "random ensemble: one of N diverse members answers", RedConfig, build=build_red, fit=fit_members),)

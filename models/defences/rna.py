@@ -16,7 +16,7 @@ from models.backbones.base import Backbone, ImageShape
 from models.configuration import Config
 from models.layer_replacement import replace_named
 from models.layers.random_normalization import RandomNormalization2d, check_pool
-from models.normalization_layers import replaceable_normalizations
+from models.normalization_layers import fitting_kinds, replaceable_normalizations
 from models.randomness import DrawScope
 from models.registry import DefenceModel
 
@@ -48,13 +48,8 @@ class RnaConfig(Config):
         return check_pool(pool)
 
 
-PRESETS: dict[str, dict] = {
-    "paper": {"pool": ("bn", "in"), "choice": "per_layer"},
-    "official": {"pool": ("bn", "gn_size_1"), "choice": "per_layer", "last_normalization": "plain"},
-    "common": {"pool": ("bn", "in"), "choice": "per_layer"},
-    "imagenet": {"pool": ("bgn_size_1", "gn_size_1", "bgn_size_2", "gn_size_2"), "choice": "per_layer"},
-}
-"""Parameters by source: the paper's text, the official code, the fair comparison, the paper's ImageNet pool."""
+PRESETS: dict[str, dict] = {"official": {"pool": ("bn", "gn_size_1"), "choice": "per_layer", "last_normalization": "plain"}}
+"""Parameters by source: the official code."""
 
 
 def add_random_normalizations(backbone: Backbone, config: RnaConfig, image_shape: ImageShape) -> None:
@@ -86,12 +81,18 @@ def add_random_normalizations(backbone: Backbone, config: RnaConfig, image_shape
     replace_named(backbone, names, random_normalization)
 
 
+def fit(config: RnaConfig, backbone: Backbone) -> RnaConfig:
+    """Return the parameters with those normalizations that the backbone's layers can have."""
+    return config.changed(pool=fitting_kinds(backbone, config.pool))
+
+
 DEFENCE_MODELS = (
     DefenceModel(
         "rna",
         "random normalization aggregation: each layer draws one of several normalizations",
         RnaConfig,
         add_random_normalizations,
+        fit=fit,
         presets=PRESETS,
     ),
 )

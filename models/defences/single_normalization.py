@@ -62,16 +62,6 @@ class SingleNormalizationConfig(Config):
         return parse_normalization(f"{self.normalization}_groups_{self.num_groups or 32}")
 
 
-PRESETS: dict[str, dict] = {
-    "bn": {"normalization": "bn"},
-    "bgn32": {"normalization": "bgn", "num_groups": 32},
-    "in": {"normalization": "in"},
-    "gn32": {"normalization": "gn", "num_groups": 32},
-    "ln": {"normalization": "ln"},
-}
-"""The rows of the paper's Tables 1 and 2."""
-
-
 def replace_normalizations(backbone: Backbone, config: SingleNormalizationConfig, image_shape: ImageShape) -> None:
     """Replace the BatchNorm layers of `backbone` by the configured normalization, in place.
 
@@ -100,6 +90,5 @@ DEFENCE_MODELS = (
         "one normalization (BN, BGN, IN, GN or LN) in place of BatchNorm, adversarially trained: baselines of RNA",
         SingleNormalizationConfig,
         replace_normalizations,
-        presets=PRESETS,
     ),
 )

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from models.backbones.base import Backbone, ImageShape
 from models.configuration import Config
 from models.errors import UserError
-from models.registry import DefenceModel, parse_defence_section, section_stored_earlier
+from models.registry import DefenceModel, fitted_section, parse_defence_section, section_stored_earlier
 
 NAME = "stacked"
 
@@ -63,4 +63,9 @@ def change_by_all(backbone: Backbone, config: StackedConfig, image_shape: ImageS
         entry.change(backbone, parameters, image_shape)
 
 
-DEFENCE_MODELS = (DefenceModel(NAME, "several defences in one network", StackedConfig, change_by_all),)
+def fit(config: StackedConfig, backbone: Backbone) -> StackedConfig:
+    """Return the stack with each defence fitted to the backbone."""
+    return config.changed(defences=tuple(fitted_section(section, backbone) for section in config.defences))
+
+
+DEFENCE_MODELS = (DefenceModel(NAME, "several defences in one network", StackedConfig, change_by_all, fit=fit),)

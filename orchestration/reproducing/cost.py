@@ -15,6 +15,7 @@ from torch import nn
 from analysis.evaluation.suites import Suite
 from analysis.evaluation.tasks import BlockTask, estimated_cost
 from analysis.theory.cost import count_macs
+from models.ensemble import num_members_of
 from models.randomness import is_randomized
 from models.registry import build_model
 from orchestration.experiment import ExperimentConfig
@@ -51,7 +52,7 @@ def training_cost(experiment: ExperimentConfig) -> Cost:
     """Return the estimate for a whole training, validation apart."""
     training = experiment.training
     objective = build_objective(training.objective)
-    members = getattr(experiment.defence.parameters, "num_members", 1)
+    members = num_members_of(experiment.defence.parameters)
     passes = sum(objective.passes(training.attack.steps, members, epoch) for epoch in range(training.epochs))
     return _timed(passes * _num_train(experiment), experiment, GPU_FLOPS)
 

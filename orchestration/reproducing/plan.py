@@ -23,7 +23,7 @@ from models.weights import with_other_parameters
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
 from orchestration.recipes import load_recipe
-from orchestration.reproducing.scaling import changed, scaled
+from orchestration.reproducing.scaling import scaled
 from orchestration.run_folder import RunFolder
 
 ALL = "all"
@@ -282,7 +282,7 @@ def _experiment(run: Run, scale: Scale, gpus_per_worker: float | None) -> Experi
     if key not in _EXPERIMENTS:
         experiment = scaled(recipe_experiment(run.recipe, run.overrides), run, scale)
         if gpus_per_worker is not None:
-            experiment = changed(experiment, resources=changed(experiment.resources, gpus_per_worker=gpus_per_worker))
+            experiment = experiment.changed(resources=experiment.resources.changed(gpus_per_worker=gpus_per_worker))
         _EXPERIMENTS[key] = experiment
     return _EXPERIMENTS[key]
 

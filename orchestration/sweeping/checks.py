@@ -12,7 +12,6 @@ from orchestration.search_space import RECIPE, Dimension, is_active, ordered, sp
 from orchestration.sweeping.config import SweepConfig
 from orchestration.sweeping.goals import RATES, epoch_metrics, final_metrics, is_accuracy
 from orchestration.sweeping.grid import grid_points
-from orchestration.sweeping.theory_prior import applies
 from trainers.data import DATASETS
 
 NO_DIMENSIONS = {
@@ -40,7 +39,7 @@ def check_goals(config: SweepConfig) -> None:
         known = [*epoch_metrics(experiment), *final_metrics(experiment, config.measure.suite)]
         for metric in config.final_metrics:
             if metric not in known:
-                raise unknown_name("metric", metric, known)
+                raise UserError(f"{where}: {unknown_name('metric', metric, known)}")
         if config.repeats is not None and experiment.seed in config.repeats.seeds:
             raise UserError(f"{where}: repeats.seeds: {experiment.seed} is the seed of the search itself; name further ones")
         if config.needs_protocols and experiment.data.validation_size == 0:
@@ -60,9 +59,9 @@ def check_goals(config: SweepConfig) -> None:
     if config.stopping is not None:
         watched = [metric for metric in epoch_metrics(config.base_experiments()[0]) if is_accuracy(metric)]
         if config.stopping.metric not in watched:
-            raise unknown_name("metric that stopping can watch: it is maximized,", config.stopping.metric, watched)
+            raise UserError(f"{where}: {unknown_name('metric that stopping can watch: it is maximized,', config.stopping.metric, watched)}")
     if config.prior is not None:
-        unused = [name for name in applies(config.prior) if name not in {base.defence.name for base in config.base_experiments()}]
+        unused = [name for name in config.prior if name not in {base.defence.name for base in config.base_experiments()}]
         if unused:
             raise UserError(f"{where}: prior.{unused[0]}: no recipe of this sweep is of the defence {unused[0]!r}")
 

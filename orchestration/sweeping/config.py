@@ -7,11 +7,13 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from models.configuration import Config
-from models.errors import UserError
+from models.errors import UserError, unknown_name
+from models.registry import parse_parameters
 from orchestration import recipes
+from orchestration.catalogue import catalogue
 from orchestration.experiment import ExperimentConfig, checked_name
 from orchestration.search_space import RECIPE, Dimension, chosen_fields
 from orchestration.sweeping.goals import (
@@ -20,7 +22,6 @@ from orchestration.sweeping.goals import (
     StoppingConfig,
     SweepObjective,
 )
-from orchestration.sweeping.theory_prior import PriorConfig
 from orchestration.training.final_measures import MARKED_METRIC
 from orchestration.training.job import MeasureConfig
 
@@ -43,6 +44,9 @@ BUDGET_FIELDS = {
 # Fields that came later: at their defaults they are not part of a sweep's key, so that earlier sweeps keep theirs.
 LATER_FIELDS = {"recipes", "constraints", "measure", "points", "prior"}
 
+EARLIER_PRIORS = ("ctrw", "dcs")
+"""The key of a sweep with a prior has one for each of these, asked for or not: so it was when they were the only ones."""
+
 
 class SweepConfig(Config):
     """One sweep."""
@@ -62,7 +66,9 @@ class SweepConfig(Config):
     points: tuple[dict[str, Any], ...] = Field(
         (), description="Values of dimensions tried first, the others proposed; with the sampler `grid` the only ones that are visited."
     )
-    prior: PriorConfig | None = Field(None, description="Bounds of the papers' theory that bound the space or seed it.")
+    prior: Mapping[str, SerializeAsAny[Config]] | None = Field(
+        None, description="Defence -> what its paper's theory is asked; its answer bounds the space or seeds it."
+    )
     objectives: tuple[SweepObjective, ...] = Field(
         (SweepObjective(metric="validation/robust_accuracy"),),
         min_length=1,
@@ -87,6 +93,25 @@ class SweepConfig(Config):
     @classmethod
     def _name_is_one_of_a_file(cls, name: str) -> str:
         return checked_name(name)
+
+    @field_validator("prior", mode="before")
+    @classmethod
+    def _priors_are_those_of_defences(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        theories = {name: record.prior.settings for name, record in catalogue().items() if record.prior is not None}
+        parsed = {}
+        for name, settings in value.items():
+            if name not in theories:
+                raise unknown_name("prior", str(name)[:100], theories)
+            if settings is None:
+                continue
+            if isinstance(settings, Mapping):
+                settings = parse_parameters("prior", name, theories[name], settings)
+            if not isinstance(settings, theories[name]):
+                raise ValueError(f"{name} should be a mapping of {', '.join(theories[name].model_fields)}; it is {settings!r:.100}")
+            parsed[name] = settings
+        return parsed
 
     @model_validator(mode="after")
     def _trials_are_bounded(self) -> SweepConfig:
@@ -150,6 +175,8 @@ def sweep_key(config: SweepConfig) -> str:
     unused = {name for name in LATER_FIELDS if getattr(config, name) == fields[name].get_default(call_default_factory=True)}
     bases = [experiment.scientific() for experiment in config.base_experiments()]
     definition = config.model_dump(mode="json", exclude=BUDGET_FIELDS | unused) | {"base": bases if config.recipes else bases[0]}
+    if "prior" in definition:
+        definition["prior"] = dict.fromkeys(EARLIER_PRIORS) | definition["prior"]
     digest = hashlib.blake2b(json.dumps(definition, sort_keys=True).encode(), digest_size=4).hexdigest()
     return f"{config.name}-{digest}"
 

@@ -15,7 +15,6 @@ from orchestration.search_space import RECIPE, Dimension, flatten_by_recipe, joi
 from orchestration.sweeping.checks import check_goals, check_space
 from orchestration.sweeping.config import SweepConfig
 from orchestration.sweeping.named import sweep_tree
-from orchestration.sweeping.theory_prior import inform
 
 
 def load_sweep(sweep: str, overrides: dict[str, Any] | None = None) -> SweepConfig:
@@ -79,12 +78,16 @@ def _whole_space(config: SweepConfig, source: str) -> dict[str, Dimension]:
 
 def _informed(config: SweepConfig) -> SweepConfig:
     """Return the sweep after the theory it names was asked; the answers are in `remarks`."""
-    if config.prior is None:
+    if not config.prior:
         return config
     space, points, remarks = dict(config.space or {}), list(config.points), list(config.remarks)
     for recipe, experiment in zip(config.all_recipes, config.base_experiments(), strict=True):
+        theory = defence_record(experiment.defence.name).prior
+        if theory is None or experiment.defence.name not in config.prior:
+            continue
         names = [name for name in space if not config.recipes or split(name)[0] == recipe]
-        found = inform(config.prior, experiment, {split(name)[1] if config.recipes else name: space[name] for name in names})
+        own = {split(name)[1] if config.recipes else name: space[name] for name in names}
+        found = theory.inform(config.prior[experiment.defence.name], experiment.defence.parameters, own)
         prefix = scoped(recipe, "") if config.recipes else ""
         space |= {prefix + name: dimension for name, dimension in found.space.items()}
         chosen = {RECIPE: recipe} if config.recipes else {}

@@ -91,10 +91,11 @@ def test_it_is_trained_evaluated_analysed_exported_and_used(project: Path, tmp_p
 @pytest.mark.timeout(600)
 def test_it_is_swept_over_its_own_search_space(project: Path) -> None:
     settings = "".join(f"  {flag.removeprefix('--').replace('=', ': ')}\n" for flag in SMALL)
-    (project / "small.yaml").write_text(f"recipe: channel_gain_digits\nnum_trials: 2\nsettings:\n{settings}")
+    prior = "prior: {channel_gain: {at_least: 0.25}}"
+    (project / "small.yaml").write_text(f"recipe: channel_gain_digits\nnum_trials: 2\n{prior}\nsettings:\n{settings}")
     rayndom(project, "sweep", "small.yaml", "--no-evaluation")
     home = project / "home"
     assert json.loads((home / "exports" / "small" / CONFIG_FILE).read_text())["model"]["defence"] == "channel_gain"
     swept = [yaml.safe_load(path.read_text()) for path in (home / "runs").glob("*/config.yaml")]
     sigmas = {run["defence"]["sigma"] for run in swept} - {0.2}
-    assert len(sigmas) >= 2 and all(0.05 <= sigma <= 0.5 for sigma in sigmas)
+    assert len(sigmas) >= 2 and 0.25 in sigmas and all(0.25 <= sigma <= 0.5 for sigma in sigmas)

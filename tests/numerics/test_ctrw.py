@@ -11,7 +11,7 @@ from torch import nn
 
 from models import build_model
 from models.constraints import apply_constraints
-from models.defences.ctrw import PRESETS, CtrwConfig
+from models.defences.ctrw import PRESETS
 from models.errors import UserError
 from models.layers.random_weight import RandomFeatureWeight, RandomFilterConv2d, SigmaBounds
 from models.randomness import ResampleOnForward, frozen, num_configurations, random_sites, resample, seed_streams
@@ -289,11 +289,6 @@ def test_the_sum_of_bounds_follows_the_size_of_the_map():
     ((_, site),) = random_sites(build_model("ctrw", backbone="resnet18", position=4, bounds_refer_to="feature_map"))
     assert site.bounds.lower == 2048
     assert num_configurations(site) == float("inf")
-
-
-def test_presets_are_valid():
-    for preset in PRESETS.values():
-        CtrwConfig(**preset)
 
 
 def test_mistakes_are_explained():

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from models import build_model
-from models.defences.dcs import PRESETS, DcsConfig
 from models.errors import UserError
 from models.layers.deformable_convolution import DeformableConv2d
 from models.layers.stochastic_convolution import StochasticConv2d
@@ -168,11 +167,6 @@ def test_deformable_convolution_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = model(images())
     assert (rough.float() - exact).abs().max() < 0.05 * exact.abs().max() + 0.05
-
-
-def test_presets_are_valid():
-    for preset in PRESETS.values():
-        DcsConfig(**preset)
 
 
 @pytest.mark.parametrize(

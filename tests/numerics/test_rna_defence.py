@@ -10,9 +10,6 @@ import torch
 from torch import nn
 
 from models import build_model
-from models.defences.rna import PRESETS, RnaConfig
-from models.defences.single_normalization import PRESETS as SINGLE_PRESETS
-from models.defences.single_normalization import SingleNormalizationConfig
 from models.errors import UserError
 from models.layer_replacement import of_type, replace_modules
 from models.layers.random_normalization import RandomNormalization2d
@@ -61,7 +58,7 @@ def test_number_of_paths(backbone, last, layers):
 @pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "layers"), [("wrn34_10", 30), ("resnet50", 53)])
 def test_number_of_paths_of_large_networks(backbone, layers):
-    model = build_model("rna", backbone=backbone, image_shape=(3, 32, 32), **PRESETS["imagenet"])
+    model = build_model("rna", backbone=backbone, image_shape=(3, 32, 32), pool=("bgn_size_1", "gn_size_1", "bgn_size_2", "gn_size_2"))
     assert num_configurations(model) == 4**layers
 
 
@@ -189,18 +186,6 @@ def test_every_backbone_with_batch_norm(backbone):
             resample(model)
             outputs.add(model(images(1, 32)).sum().item())
     assert len(outputs) == 3
-
-
-def test_presets_are_valid():
-    for preset in PRESETS.values():
-        RnaConfig(**preset)
-    assert {SingleNormalizationConfig(**preset).kind().name for preset in SINGLE_PRESETS.values()} == {
-        "bn",
-        "bgn_groups_32",
-        "in",
-        "gn_groups_32",
-        "ln",
-    }
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,14 @@ import yaml
 from models.errors import UserError
 from models.layers.channel_statistics import parse_normalization
 from orchestration.catalogue import catalogue
+from orchestration.defences.ctrw import CtrwPrior, initial_lower_bound
 from orchestration.search_space import chosen_fields
+from orchestration.sweeping.config import SweepConfig, sweep_key
 from orchestration.sweeping.item_grid import item_tree
 from orchestration.sweeping.loading import check_sweep, load_sweep
 from orchestration.sweeping.named import list_sweeps
 from orchestration.sweeping.search import StudySearch
 from orchestration.sweeping.study import num_wanted, open_study, planned_points
-from orchestration.sweeping.theory_prior import CtrwPrior, ctrw_lower_bound
 
 JOINT = {
     "description": "two recipes",
@@ -107,7 +108,7 @@ def test_explicit_points_come_first_or_are_all_there_is(tmp_path):
 
 def test_lemma_1_bounds_or_seeds_ctrw_and_says_when_it_leaves_nothing():
     # With mu = 1 and sigma = 1: 1000 / E|1 + delta|, and E|1 + delta| = 1.16663 for a standard normal delta.
-    assert ctrw_lower_bound(CtrwPrior(), 1.0) == pytest.approx(1000 / 1.16663, rel=0.02)
+    assert initial_lower_bound(CtrwPrior(), 1.0) == pytest.approx(1000 / 1.16663, rel=0.02)
     seeded = load_sweep("ctrw_theory_digits")
     assert 840 < seeded.points[0]["defence.lower_bound"] < 875
     bounded = load_sweep("ctrw_theory_digits", {"prior": {"ctrw": {"use": "bound"}}})
@@ -126,6 +127,34 @@ def test_equation_12_bounds_or_seeds_dcs_and_says_when_it_leaves_nothing():
     assert bounded.space["defence.num_taps"].choices == (2, 3)
     with pytest.raises(UserError, match="leaves nothing"):  # the paper's own k=5, n=2, S=1 among them
         load_sweep("dcs_theory_digits", {"prior": {"dcs": prior | {"stride": 1}}})
+
+
+@pytest.mark.parametrize(
+    ("prior", "parts"),
+    [
+        ({"ctwr": {}}, ["'ctwr'", "'ctrw'"]),
+        ({"rna": {"use": "seed"}}, ["'rna'", "ctrw, dcs"]),
+        ({"ctrw": {"ues": "seed"}}, ["'ues'", "'use'"]),
+        ({"ctrw": {"use": "never"}}, ["use", "'never'", "'bound' or 'seed'"]),
+        ({"ctrw": 3}, ["ctrw", "mapping", "alpha, use"]),
+        ({"dcs": {"epsilon_c": 1}}, ["epsilon_l"]),
+        (["ctrw"], ["prior"]),
+    ],
+)
+def test_a_mistake_in_a_prior_names_it_and_what_is_allowed(prior, parts):
+    with pytest.raises(UserError) as caught:
+        load_sweep("ctrw_bounds_digits", {"prior": prior})
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_a_prior_that_asks_nothing_of_a_defence_is_none():
+    assert sweep_key(load_sweep("ctrw_theory_digits", {"prior": {"ctrw": {"use": "seed"}, "dcs": None}})) == sweep_key(
+        load_sweep("ctrw_theory_digits")
+    )
+    stored = load_sweep("ctrw_theory_digits").model_dump(mode="json")
+    assert SweepConfig(**stored).prior == load_sweep("ctrw_theory_digits").prior
 
 
 def test_the_name_of_a_recipe_is_a_sweep_over_its_defences_own_space():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.configuration import Config
-from models.ensemble import ensemble_in
+from models.ensemble import ensemble_in, num_members_of
 from models.layers.hypernetwork import generated_weights
 from models.randomness import resample
 from trainers.ensembles.objective import EnsembleObjective
@@ -41,7 +41,7 @@ class AdpObjectiveConfig(ObjectiveConfig):
 
     def problem_with(self, defence: Config, num_classes: int) -> str | None:
         """The determinant of more members than classes minus one is nearly zero, whatever is learned."""
-        num_members = getattr(defence, "num_members", 1)
+        num_members = num_members_of(defence)
         if not self.diversity_weight or num_members <= num_classes - 1:
             return None
         return (
