@@ -43,6 +43,8 @@ def _status(arguments: argparse.Namespace) -> int:
         console.say(f"no sweep was started in {home.root}")
     if arguments.sweep:
         console.table(found[0].key, found[0].columns, found[0].rows)
+        for warning in found[0].warnings:
+            console.warn(warning)
     for each in found:
         console.say(each.summary)
     return 0

@@ -19,6 +19,7 @@ from orchestration.sweeping.goals import format_goal
 from orchestration.sweeping.plots import write_plots
 from orchestration.sweeping.search import Search
 from orchestration.sweeping.study import METRICS, full_trials, is_feasible, proxy_values, superseded
+from trainers.signs import complaints
 
 MIN_TRIALS = 4  # fewer full-budget trials say nothing about importances or ranks
 
@@ -137,6 +138,11 @@ def _value(config: SweepConfig, key: str, metrics: dict[str, float]) -> str:
     return "another value"
 
 
+def not_learning(study: optuna.Study) -> list[tuple[int, str]]:
+    """Return (trial, sentence) of every sign in the selected epoch of a full-budget trial that it did not learn."""
+    return [(trial.number, text) for trial in full_trials(study) for text in complaints(trial.user_attrs.get(METRICS, {})).values()]
+
+
 def top_trials(config: SweepConfig, study: optuna.Study, count: int) -> list[int]:
     """Return the numbers of the best feasible full-budget trials: the front first, each part by the first objective."""
     sign = 1 if config.objectives[0].mode == "max" else -1
@@ -173,6 +179,8 @@ def show_trials(search: Search, winner: int | None) -> None:
         _show_front(search)
     for number, reason in violating.items():
         console.say(f"trial {number} cannot win: not {reason}")
+    for number, sentence in not_learning(search.study):
+        console.warn(f"trial {number}: {sentence}")
 
 
 def _scores(config: SweepConfig, trial: FrozenTrial) -> list[str]:
@@ -213,6 +221,7 @@ def conclude_search(search: Search, winner: int | None) -> dict[str, Any]:
     found = {
         "front": front,
         "infeasible": [{"trial": number, "reason": reason} for number, reason in infeasible(config, search.study)],
+        "not_learning": [{"trial": number, "sign": sentence} for number, sentence in not_learning(search.study)],
         "importances": shares,
         "proxy": [vars(each) for each in correlations],
         "plots": [str(file) for file in files],

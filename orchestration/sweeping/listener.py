@@ -20,6 +20,7 @@ from orchestration.tracking.experiment_run import FAILED, FINISHED, STOPPED_EARL
 from orchestration.training.cluster import ClusterWatch
 from orchestration.training.job import TrialReport
 from orchestration.training.trial import failure_reason
+from trainers.signs import complaints
 
 
 @dataclass
@@ -29,6 +30,7 @@ class TrialRow:
     Attributes:
         title: how lines call it. cells: what the board shows of it beside its progress. remark: ends its first line.
         run: its MLflow run. state, epoch, metrics: how far it is. finished: it has trained to its end.
+        complained: signs that it does not learn which were said already.
     """
 
     title: str
@@ -39,6 +41,7 @@ class TrialRow:
     epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     finished: bool = False
+    complained: set[str] = field(default_factory=set)
 
     @property
     def experiment(self) -> ExperimentConfig:
@@ -107,6 +110,7 @@ class TrialListener(tune.Callback):
         else:
             row.epoch, row.metrics = report.epoch, row.metrics | dict(report.metrics)
             self.writer.later(row.run.log_epoch, report.epoch, report.metrics)
+            self._complain(row, report)
             loss = report.metrics.get("train/loss", float("nan"))
             self._show(f"{row.title}: epoch {_epoch(row)}, loss {loss:.3f}{_accuracies(row.metrics)}; {self._summary()}")
 
@@ -148,6 +152,13 @@ class TrialListener(tune.Callback):
             self.writer.later(row.run.open)
         return self.rows[trial.trial_id]
 
+    def _complain(self, row: TrialRow, report: TrialReport) -> None:
+        """Say each sign that a trial does not learn once, as `train` does."""
+        for sign, sentence in complaints(report.metrics).items():
+            if sign not in row.complained:
+                row.complained.add(sign)
+                console.warn(f"{row.title}, epoch {report.epoch}: {sentence}")
+
     def _fail(self, row: TrialRow, reason: str) -> None:
         row.state = FAILED
         self.failures[row.experiment.fingerprint] = reason
@@ -163,7 +174,13 @@ class TrialListener(tune.Callback):
     def _show(self, event: str) -> None:
         clean, robust = "validation/clean_accuracy", "validation/robust_accuracy"
         rows = [
-            [row.title, row.state, _epoch(row), *row.cells, *(_percent(row.metrics.get(name)) for name in (clean, robust))]
+            [
+                f"{row.title} (!)" if complaints(row.metrics) else row.title,
+                row.state,
+                _epoch(row),
+                *row.cells,
+                *(_percent(row.metrics.get(name)) for name in (clean, robust)),
+            ]
             for row in self.rows.values()
         ]
         self.board.show(rows, self._summary(), event)

@@ -20,6 +20,7 @@ from orchestration.sweeping.config import SWEEP_FILE, SweepConfig, dimension_cel
 from orchestration.sweeping.goals import format_goal
 from orchestration.sweeping.study import METRICS, best_trials, is_feasible, num_wanted, spent, storage_url, superseded
 from orchestration.tracking.tracker import FINGERPRINT_TAG, PARENT_TAG, SWEEP_TAG, Tracker
+from trainers.signs import complaints
 
 CLEAN, ROBUST = "validation/clean_accuracy", "validation/robust_accuracy"
 
@@ -32,6 +33,7 @@ class TrialStatus:
         state: `running`, `interrupted` (its process is gone), `waiting`, `finished`, `stopped early`, `failed`, `infeasible`.
         epoch: last epoch that is known, 0: none. values: of the objectives, metrics: all of them, once finished.
         seconds: since it was proposed, or until it ended.
+        signs: that it does not learn, in words: of its selected epoch, of its last one while it runs.
     """
 
     number: int
@@ -44,6 +46,7 @@ class TrialStatus:
     seconds: float | None
     fingerprint: str
     metrics: Mapping[str, float] = field(default_factory=dict)
+    signs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,11 @@ class SweepStatus:
 
     @property
     def rows(self) -> list[list[Any]]:
-        """Cells of the table of trials, the best marked with a star."""
+        """Cells of the table of trials: the best marked with a star, those with signs that they do not learn with (!)."""
         goals = [objective.metric for objective in self.config.objectives]
         return [
             [
-                f"{each.number}{'*' if each.number in self.best else ''}",
+                f"{each.number}{'*' if each.number in self.best else ''}{' (!)' if each.signs else ''}",
                 each.state,
                 f"{each.epoch}/{self.epochs}",
                 *each.cells,
@@ -86,6 +89,11 @@ class SweepStatus:
             ]
             for each in self.trials
         ]
+
+    @property
+    def warnings(self) -> list[str]:
+        """A line per sign that a trial does not learn."""
+        return [f"trial {each.number}: {sentence}" for each in self.trials for sentence in each.signs]
 
     @property
     def summary(self) -> str:
@@ -180,6 +188,7 @@ def _trial(config: SweepConfig, home: Home, trial: FrozenTrial, metrics: dict[st
         seconds=seconds,
         fingerprint=fingerprint,
         metrics=trial.user_attrs.get(METRICS, {}),
+        signs=tuple(complaints(trial.user_attrs.get(METRICS, metrics)).values()),
     )
 
 

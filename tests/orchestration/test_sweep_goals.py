@@ -9,8 +9,10 @@ import torch
 
 from models.errors import UserError
 from models.registry import build_model
+from orchestration.recipes import load_recipe
 from orchestration.sweeping.config import sweep_key
 from orchestration.sweeping.findings import conclude_search, importances, infeasible, proxy_correlations, rungs, show_trials, top_trials
+from orchestration.sweeping.listener import TrialListener, TrialRow
 from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.plots import write_plots
 from orchestration.sweeping.search import RememberingAsha, Search, StudySearch
@@ -20,6 +22,7 @@ from orchestration.tracking.experiment_run import ParentRun
 from orchestration.tracking.tracker import Tracker
 from orchestration.training.final_measures import MARKED_METRIC, cost_metrics
 from orchestration.training.job import TrialReport
+from trainers.signs import CLIPPED_STEPS, MOST_COMMON_ANSWER
 
 ROBUST, CLEAN, SIZE = "validation/robust_accuracy", "validation/clean_accuracy", "model/parameters"
 
@@ -191,6 +194,32 @@ def test_the_summary_of_a_search_is_shown_and_kept(tmp_path, home, capsys, monke
     assert {each["trial"] for each in found["front"]} == {0, 1, 2, 3, 4}
     names = {item.path for item in tracker.client.list_artifacts(parent, "plots")}
     assert {"plots/pareto_front.png", "plots/parallel_coordinates.png", "plots/history.png"} <= names
+
+
+def test_a_trial_that_did_not_learn_is_said_to_be_one(tmp_path, home, capsys):
+    config = load_sweep("ctrw_bounds_digits", {"num_trials": 2})
+    study = open_study(config, tmp_path)
+    search = StudySearch(config, study)
+    for name, clipped in (("sound", 0.5), ("clipped", 0.95)):
+        search.suggest(name)
+        search.on_trial_complete(name, TrialReport(12, {ROBUST: 0.5, CLIPPED_STEPS: clipped}, "", finished=True).to_result())
+    tracker = Tracker(home, "rayndom")
+    finished = Search(config, study, ParentRun(tracker, tracker.run("sweep", {"rayndom.sweep": "x"}, "x")), tmp_path)
+    show_trials(finished, 0)
+    assert "warning: trial 1: 95 % of the steps were clipped" in capsys.readouterr().err
+    assert [each["trial"] for each in conclude_search(finished, 0)["not_learning"]] == [1]
+
+
+def test_while_trials_run_each_sign_is_said_once(home, capsys):
+    experiment = load_recipe("at_digits").experiment
+    run = ParentRun(Tracker(home, "rayndom"), "").child("trial", experiment, "trial 0")
+    writer = SimpleNamespace(later=lambda *_: None)
+    listener = TrialListener("trial", "trials", [], lambda _: TrialRow("trial 0", [], run), writer, None, wanted=1)
+    trial = SimpleNamespace(trial_id="a", config={})
+    for epoch in (1, 2):
+        report = TrialReport(epoch, {"train/loss": 1.0, MOST_COMMON_ANSWER: 1.0}, "")
+        listener.on_trial_result(epoch, [], trial, report.to_result())
+    assert capsys.readouterr().err.count("warning: trial 0, epoch 1: a network answers one class for all images") == 1
 
 
 def test_accuracies_of_an_invalid_evaluation_carry_their_mark_in_every_table_of_a_sweep(tmp_path, home, capsys):

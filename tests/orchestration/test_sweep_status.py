@@ -16,6 +16,8 @@ from orchestration.sweeping.search import StudySearch
 from orchestration.sweeping.status import find_sweep, is_held, list_sweep_keys, sweep_status
 from orchestration.sweeping.study import open_study
 from orchestration.tracking.tracker import FINGERPRINT_TAG, SWEEP_TAG, Tracker
+from orchestration.training.job import TrialReport
+from trainers.signs import MOST_COMMON_ANSWER
 
 ROBUST, CLEAN = "validation/robust_accuracy", "validation/clean_accuracy"
 
@@ -35,9 +37,11 @@ def begun(home):
         fingerprints.append(config.experiment(search.suggest(name)["values"]).fingerprint)
         run = tracker.run("trial", {SWEEP_TAG: key, FINGERPRINT_TAG: fingerprints[-1]}, name, parent)
         for epoch in (1, 2, 3):
-            tracker.log_epoch(run, epoch, {"train/loss": 1.0, CLEAN: 0.9, ROBUST: 0.1 * epoch})
+            # The first trial answers one class until its selected epoch; the second learns at first and then does not.
+            signs = {MOST_COMMON_ANSWER: 1.0 if name == "a" or (name, epoch) == ("b", 3) else 0.2}
+            tracker.log_epoch(run, epoch, {"train/loss": 1.0, CLEAN: 0.9, ROBUST: 0.1 * epoch} | signs)
             search.on_trial_result(name, {"epoch": epoch, ROBUST: 0.1 * epoch})
-    search.on_trial_complete("a", {"epoch": 12, "finished": True, ROBUST: 0.5})
+    search.on_trial_complete("a", TrialReport(12, {ROBUST: 0.5, MOST_COMMON_ANSWER: 0.3}, "", finished=True).to_result())
     for fingerprint in fingerprints[1:]:
         RunFolder(home.run(fingerprint)).path.mkdir(parents=True)
     with RunFolder(home.run(fingerprints[1])).locked():
@@ -55,6 +59,17 @@ def test_the_state_of_every_trial_is_known(home, begun):
     assert status.trials[0].values == (0.5,)
     assert all(len(row) == len(status.columns) for row in status.rows)
     assert "1/4 trials over, 1 running" in status.summary
+
+
+def test_a_trial_that_does_not_learn_is_said_to_be_one(home, begun, capsys):
+    assert main(["status", begun, "--home", str(home.root)]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.count("warning: trial") == 1
+    assert "trial 1: a network answers one class for all images" in shown.err, "its last epoch counts; of a finished trial the selected one"
+    assert [row[0] for row in sweep_status(home, begun).rows] == ["0*", "1 (!)", "2"]
+    assert main(["status", "--json", "--home", str(home.root)]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert [len(trial["signs"]) for trial in found["trials"]] == [0, 1, 0]
 
 
 def test_looking_changes_nothing(home, begun):
