@@ -263,7 +263,7 @@ class EnsembleConfig(Config):
     inference: InferenceMode = Field(
         "rsi_sample",
         description="How members make one answer: `rsi_sample` (a random member per example), `rsi_call` (a random member per batch), "
-        "`mean_prob`, `mean_logit`, `majority`.",
+        "`mean_prob`, `mean_logit`, `majority`. RED draws; whether per example is not measured (A7).",
     )
     member: dict[str, Any] | None = Field(
         None,

@@ -33,12 +33,12 @@ class WeightNoiseConfig(Config):
     sigma_mode: SigmaMode = Field(
         "absolute",
         description="`absolute`: sigma itself; `relative`: sigma times the root mean square of the weight tensor; "
-        "`relative_per_filter`: of each filter (row of the tensor).",
+        "`relative_per_filter`: of each filter (row of the tensor). `absolute` is the paper's; not measured.",
     )
     noise_scope: NoiseScope = Field(
         "conv",
         description="Which weights have noise: those of convolutions (`conv`), of linear layers too (`conv_fc`), or every parameter "
-        "(`all`).",
+        "(`all`). The paper says weights, its code takes convolutions; not measured.",
     )
 
     def names(self, model: nn.Module) -> list[str]:

@@ -37,7 +37,7 @@ class CtrwConfig(Config):
     bounds_refer_to: Literal["cifar_image", "feature_map"] = Field(
         "cifar_image",
         description="`cifar_image`: A and B are for 3072 elements and are scaled to the size of the feature map; `feature_map`: they are "
-        "the sums themselves.",
+        "the sums themselves, as in the official code. Not measured.",
     )
     position: int = Field(0, ge=0, description="Where: 0 on the image, 1 after the stem, then before each stage, last before the pooling.")
     variant: Literal["in", "out", "both", "filter"] = Field(
@@ -49,7 +49,7 @@ class CtrwConfig(Config):
     initial_sigma: float | None = Field(None, gt=0, description="Start value of sigma; none: 1, or the middle of [A, B] under `project`.")
     draw_scope: DrawScope = Field(
         "global",
-        description="Who shares a draw: all ranks (`global`), a rank's batch (`per_rank`), nobody (`per_example`).",
+        description="Who shares a draw: all ranks (`global`, official code), a rank's batch (`per_rank`), nobody (`per_example`).",
     )
 
     @model_validator(mode="after")

@@ -47,10 +47,11 @@ class DcsConfig(Config):
     initialization: Literal["fresh", "centred"] = Field(
         "fresh",
         description="`fresh`: new weights for the whole kernel; `centred`: the replaced convolution's weights in the middle, zeros around "
-        "(for pretrained backbones).",
+        "(for pretrained backbones). The official code begins with new ones.",
     )
     draw_scope: DrawScope = Field(
-        "global", description="Who shares a draw: all ranks (`global`), a rank's batch (`per_rank`), nobody (`per_example`)."
+        "global",
+        description="Who shares a draw: all ranks (`global`, official code), a rank's batch (`per_rank`), nobody (`per_example`).",
     )
 
     @field_validator("kernel_size")

@@ -39,13 +39,14 @@ class PsRedConfig(EnsembleConfig):
 
     structure: Literal["ha", "flat"] = Field(
         "ha",
-        description="Second linear map of the hypernetwork: one for all input channels of a unit (`ha`), or one per unit (`flat`).",
+        description="Second linear map of the hypernetwork: one for all input channels of a unit (`ha`: measured, it saves 89.34 %; "
+        "the paper has 90 %), or one per unit (`flat`: 56.76 %).",
     )
     embedding_dim: int = Field(128, ge=1, le=4096, description="Dimension of the embedding z of a unit; 128 in the paper.")
     hidden_dim: int = Field(128, ge=1, le=4096, description="Dimension between the two linear maps.")
     share: Literal["none", "hyper"] = Field(
         "none",
-        description="`none`: a hypernetwork per member; `hyper`: one for all members, which saves more (98 %) and makes them more alike.",
+        description="`none`: a hypernetwork per member; `hyper`: one for all members, which saves more (98 %; the paper has 90 %).",
     )
     unit_channels: int | None = Field(
         None,
@@ -53,9 +54,13 @@ class PsRedConfig(EnsembleConfig):
         description="u, input and output channels of a unit; none: the greatest common divisor of all channel numbers (64 for ResNet-18).",
     )
     reduction: WindowReduction = Field(
-        "mean", description="How a unit's window becomes the kernel of a 1x1 convolution: `mean`, `max` or `sum`."
+        "mean",
+        description="How a unit's window becomes the kernel of a 1x1 convolution: `mean`, `max` or `sum`. The paper does not say; "
+        "not measured.",
     )
-    equalize_layers: bool = Field(False, description="Scale each generated convolution to the standard deviation of He initialization.")
+    equalize_layers: bool = Field(
+        False, description="Scale each generated convolution to the standard deviation of He initialization; not measured."
+    )
 
 
 class ParameterSavingEnsemble(Ensemble):

@@ -31,7 +31,7 @@ class RnaConfig(Config):
     )
     choice: Literal["per_layer", "per_network"] = Field(
         "per_layer",
-        description="`per_layer`: each layer chooses for itself, n**L paths; `per_network`: one choice for all layers, n paths.",
+        description="`per_layer`: each layer chooses for itself, n**L paths (the paper); `per_network`: one for all layers, n paths.",
     )
     last_normalization: Literal["plain", "random"] = Field(
         "plain",
@@ -39,7 +39,8 @@ class RnaConfig(Config):
         "(official code).",
     )
     draw_scope: DrawScope = Field(
-        "global", description="Who shares a draw: all ranks (`global`), a rank's batch (`per_rank`), nobody (`per_example`)."
+        "global",
+        description="Who shares a draw: all ranks (`global`, official code), a rank's batch (`per_rank`), nobody (`per_example`).",
     )
 
     @field_validator("pool")

@@ -51,7 +51,7 @@ class DvergeObjectiveConfig(ObjectiveConfig):
         "a trained ensemble.",
     )
     pretraining_epochs: int = Field(0, ge=0, description="Train the members on clean images for this many epochs first, in this run.")
-    adversarial_training: bool = Field(False, description="Add each member's cross-entropy on PGD examples of its own.")
+    adversarial_training: bool = Field(False, description="Add each member's cross-entropy on PGD examples of its own; the paper has both.")
     distillation_weight: float = Field(1.0, ge=0, description="Weight of the distilled examples' loss beside adversarial training.")
 
 

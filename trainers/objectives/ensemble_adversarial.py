@@ -28,7 +28,7 @@ class EnsembleAdversarialConfig(ObjectiveConfig):
     example: Literal["own"] | EnsembleExample = Field(
         "own",
         description="Each member on examples against itself (`own`: N independent adversarial trainings), or all on one example against "
-        "the ensemble: `random_member_per_step`, `random_member`, `mean_loss`, `mean_prob`.",
+        "the ensemble: `random_member_per_step`, `random_member`, `mean_loss`, `mean_prob` (DVERGE's repository). Not measured.",
     )
 
 

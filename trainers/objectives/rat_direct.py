@@ -25,12 +25,16 @@ class DirectConfig(TradesFamilyConfig, WeightNoiseConfig):
     """Parameters of `rat_direct`."""
 
     name: Literal["rat_direct"] = Field("rat_direct", description="TRADES at noisy weights.")
-    divergence: DivergenceName = Field("kl", description="D: `kl`, `ce` (KL without entropy), `mse`.")
+    divergence: DivergenceName = Field(
+        "kl", description="D: `kl` (what the paper calls it), `ce` (KL without entropy), `mse`; not measured."
+    )
     cross_entropy_at: Literal["weights", "noisy_weights"] = Field(
         "weights", description="`weights`: CE(f_w(s), y) as in Eq. 5, one pass more; `noisy_weights`: as in Eq. 2, the cost of TRADES."
     )
     num_noise_samples: int = Field(1, ge=1, le=64, description="Samples of u per step over which E_u is averaged.")
-    attack_noise: bool = Field(True, description="Attack w + u with one u per batch, another than that of the loss, instead of w.")
+    attack_noise: bool = Field(
+        True, description="Attack w + u with one u per batch, another than that of the loss, instead of w (Algorithm 1)."
+    )
 
 
 class Direct(TradesFamily):

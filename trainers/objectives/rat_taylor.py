@@ -32,14 +32,16 @@ class TaylorConfig(TradesFamilyConfig, WeightNoiseConfig):
     """Parameters of `rat_taylor`. The paper uses eta 0.3 with order 1 and 0.2 with order 2."""
 
     name: Literal["rat_taylor"] = Field("rat_taylor", description="Taylor-randomized adversarial training.")
-    order: Literal[0, 1, 2] = Field(2, description="Highest Taylor term: 0 (TRADES), 1, or 2 (first and second).")
+    order: Literal[0, 1, 2] = Field(2, description="Highest Taylor term: 0 (TRADES), 1, or 2 (first and second; the paper reports both).")
     eta: float = Field(0.2, ge=0, description="Weight eta of the first-order term; the second-order one has eta/2.")
-    divergence: DivergenceName = Field("kl", description="D of all terms: `kl`, `ce` (KL without entropy), `mse`.")
+    divergence: DivergenceName = Field(
+        "kl", description="D of all terms: `kl` (the paper, Eq. 2), `ce` (KL without entropy), `mse`; not measured."
+    )
     num_noise_samples: int = Field(1, ge=1, le=64, description="Samples of u per step over which E_u is averaged.")
     derivatives: Literal["exact", "nested_jvp", "antithetic"] = Field(
         "exact",
         description="`exact`: Taylor-mode forward differentiation; `nested_jvp`: exact too, slower, for networks that `exact` does not "
-        "know; `antithetic`: differences at w +- u, with ReLU a finite-size effect and not the derivatives.",
+        "know; `antithetic`: differences at w +- u, with ReLU a finite-size effect and not the derivatives that the paper writes.",
     )
     attack_noise: bool = Field(True, description="Attack w + u with one u per batch (Algorithm 1) instead of w.")
 

@@ -43,7 +43,8 @@ class RedObjectiveConfig(RegularizedObjectiveConfig):
     example: EnsembleExample = Field(
         "random_member_per_step",
         description="What the attack climbs: the random ensemble (`random_member_per_step`), one member per batch (`random_member`), "
-        "the mean loss of all members (`mean_loss`, N times dearer), the mean probability (`mean_prob`).",
+        "the mean loss of all members (`mean_loss`, N times dearer), the mean probability (`mean_prob`). Not in the paper's "
+        "text, not measured.",
     )
     pair_norm: Literal["ordered", "unordered"] = Field(
         "ordered",
@@ -52,16 +53,18 @@ class RedObjectiveConfig(RegularizedObjectiveConfig):
     grad_scale: Literal["per_sample", "batch_mean"] = Field(
         "batch_mean",
         description="Input gradients of the mean loss of a batch of 128, whatever batch and number of workers (lambda_a then acts as "
-        "lambda_a / 128), or of each example's loss. With weights of 10 the latter learns to answer one class (docs/ensembles.md).",
+        "lambda_a / 128), or of each example's loss. Measured: with weights of 10 the latter learns to answer one class (docs/ensembles.md).",
     )
-    lip_power: Literal[1, 2] = Field(1, description="Power of the gradient's length in the Lipschitz regularizer.")
-    sim_on: Where = Field("both", description="Images of the similarity regularizer; `both` takes the mean.")
-    lip_on: Where = Field("both", description="Images of the Lipschitz regularizer; `both` takes the mean.")
+    lip_power: Literal[1, 2] = Field(
+        1, description="Power of the gradient's length in the Lipschitz regularizer: 1 in Eq. 12; 2 not measured."
+    )
+    sim_on: Where = Field("both", description="Images of the similarity regularizer; `both` takes the mean, as Eq. 4 does.")
+    lip_on: Where = Field("both", description="Images of the Lipschitz regularizer; `both` takes the mean, as Eq. 12 does.")
     ce_on: Where = Field("clean", description="Images of the cross-entropy; `adv` is the paper's adversarial training.")
     members: Literal["replicated", "spread"] = Field(
         "replicated",
         description="With several workers: each has all members and a part of the batch (`replicated`), or some of the members and the "
-        "whole batch (`spread`; workers exchange input gradients).",
+        "whole batch (`spread`; workers exchange input gradients). The same numbers.",
     )
 
     @property

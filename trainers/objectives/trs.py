@@ -48,7 +48,8 @@ class TrsObjectiveConfig(RegularizedObjectiveConfig):
     )
     smooth_on: Literal["half_searched", "clean"] = Field(
         "half_searched",
-        description="Images of the smoothness term: the second half of the batch moved to where gradients are large, or the clean batch.",
+        description="Images of the smoothness term: the second half of the batch moved to where gradients are large (official "
+        "code), or the clean batch.",
     )
     initial_epsilon: PixelFraction | None = Field(
         0.01, ge=0, description="Radius of that search in the first epoch; 0.01 on CIFAR-10 (the author); none: a third of the final one."
