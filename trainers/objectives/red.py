@@ -53,7 +53,7 @@ class RedObjectiveConfig(RegularizedObjectiveConfig):
     grad_scale: Literal["per_sample", "batch_mean"] = Field(
         "batch_mean",
         description="Input gradients of the mean loss of a batch of 128, whatever batch and number of workers (lambda_a then acts as "
-        "lambda_a / 128), or of each example's loss. Measured: with weights of 10 the latter learns to answer one class (docs/ensembles.md).",
+        "lambda_a / 128), or of each example's loss. Measured: at 10 the latter learns to answer one class (docs/ensembles.md).",
     )
     lip_power: Literal[1, 2] = Field(
         1, description="Power of the gradient's length in the Lipschitz regularizer: 1 in Eq. 12; 2 not measured."
