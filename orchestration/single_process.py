@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shlex
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from models.errors import UserError
@@ -36,24 +37,54 @@ def only_process(lock: Path, what: str, *, advice: str = "", patience_s: float |
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a+") as file:
-        began, said = time.monotonic(), False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                waited = time.monotonic() - began
-                if patience_s is not None and waited >= patience_s:
-                    raise UserError(f"{what} is being run by {holder_of(lock)}. {advice}".rstrip()) from None
-                if waited > _SAID_AFTER_S and not said:
-                    console.say(f"waiting for {holder_of(lock)}, which runs {what}")
-                    said = True
-                time.sleep(0.1)
+        _take(file.fileno(), what, advice, patience_s, lambda: holder_of(lock))
         file.seek(0)
         file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()} ({_command()})")
         file.flush()
         yield
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path, what: str, *, patience_s: float | None = 60) -> Iterator[None]:
+    """Hold a folder that is not of a home, without leaving a file in it: for what takes seconds.
+
+    Where a file system has no locks for folders (some network folders) it is not held.
+
+    Args:
+        folder: made if it is not there. what: what is done there, for the message. patience_s: as of `only_process`.
+
+    Raises:
+        UserError: another process still holds it after `patience_s` seconds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            _take(descriptor, what, "", patience_s, lambda: "another process")
+        except OSError as error:
+            if error.errno not in (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int, what: str, advice: str, patience_s: float | None, holder: Callable[[], str]) -> None:
+    """Lock an open file or folder, see `only_process`."""
+    began, said = time.monotonic(), False
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            waited = time.monotonic() - began
+            if patience_s is not None and waited >= patience_s:
+                raise UserError(f"{what} is being run by {holder()}. {advice}".rstrip()) from None
+            if waited > _SAID_AFTER_S and not said:
+                console.say(f"waiting for {holder()}, which runs {what}")
+                said = True
+            time.sleep(0.1)
 
 
 def holder_of(lock: Path) -> str:

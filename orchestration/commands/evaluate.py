@@ -35,6 +35,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from models.weights import load_pretrained
     from orchestration.evaluating.evaluation_report import keep, show, suite_name
     from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare, run_jobs
+    from orchestration.exporting.origin import training_run_of
     from orchestration.exporting.targets import resolve_target
     from orchestration.tracking.tracker import Tracker
 
@@ -58,10 +59,10 @@ def _run(arguments: argparse.Namespace) -> int:
     job = prepare(target.experiment.name if target.experiment else name, target, settings, workplace)
     run_jobs([job], workers=arguments.workers, gpus_per_worker=arguments.gpus_per_worker, address=workplace.address, wait=arguments.wait)
     result = show(job)
-    tracker, run_id = None, target.run_id
+    tracker, run_id = None, None
     if target.experiment is not None:
         tracker = Tracker(home, target.experiment.tracking.experiment)
-        run_id = run_id or tracker.find_run(target.experiment.fingerprint)
+        run_id = training_run_of(target, tracker, home)
     summary = keep(job, result, tracker, run_id, name_of_suite)
     from analysis.reporting.report import write_report
 

@@ -12,6 +12,7 @@ from orchestration.commands.command import Command
 def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", help="trained recipe, run (16 digits), MLflow run id (32 digits), exported folder, or models:/NAME@ALIAS")
     parser.add_argument("--to", required=True, help="folder to export to")
+    parser.add_argument("--force", action="store_true", help="replace another exported model in that folder")
     parser.add_argument("--register", metavar="NAME[@ALIAS]", help="also register the model in MLflow under this name")
 
 
@@ -20,15 +21,15 @@ def _run(arguments: argparse.Namespace) -> None:
     from orchestration.exporting.targets import resolve_target
     from orchestration.home import Home
 
-    home = Home.locate(arguments.home)
-    if arguments.register:
+    if arguments.register is not None:
         from orchestration.exporting.registration import checked_registration
 
         checked_registration(arguments.register)  # before anything is made
+    home = Home.locate(arguments.home)
     target = resolve_target(arguments.target, home)
-    folder = export_target(target, Path(arguments.to))
+    folder = export_target(target, Path(arguments.to), replace=arguments.force)
     registered = None
-    if arguments.register:
+    if arguments.register is not None:
         from orchestration.exporting.registration import register_model
 
         registered = register_model(home, target, folder, arguments.register)
@@ -40,7 +41,7 @@ def _run(arguments: argparse.Namespace) -> None:
 EXPORT = Command(
     "export",
     "export a trained model to a folder that loads without Ray or MLflow",
-    ("rayndom export 5a632dea00def935 --to ctrw_digits", "rayndom export RUN_ID --to DIR --register ctrw@champion"),
+    ("rayndom export 5a632dea00def935 --to exports/ctrw", "rayndom export RUN_ID --to DIR --register ctrw@champion"),
     _add,
     _run,
 )

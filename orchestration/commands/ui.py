@@ -21,7 +21,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from orchestration.home import Home
-    from orchestration.tracking.tracker import display_uri
+    from orchestration.tracking.store import display_uri
 
     home = Home.locate(arguments.home)
     environment = dict(os.environ)

@@ -20,6 +20,7 @@ from models.threat_model import ThreatModel
 from models.weights import load_pretrained
 from orchestration import console
 from orchestration.evaluating.evaluation_run import test_images
+from orchestration.exporting.origin import training_run_of
 from orchestration.exporting.targets import Target
 from orchestration.home import Home, Workplace
 from orchestration.tracking.tracker import Tracker
@@ -101,7 +102,7 @@ def track(target: Target, records: Sequence[Record], path: Path, home: Home) -> 
     if target.experiment is None or not path.is_file():
         return None
     tracker = Tracker(home, target.experiment.tracking.experiment)
-    run_id = target.run_id or tracker.find_run(target.experiment.fingerprint)
+    run_id = training_run_of(target, tracker, home)
     if run_id is None:
         return None
     tracker.log_metrics(run_id, metrics_of(records))

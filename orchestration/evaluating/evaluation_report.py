@@ -8,6 +8,7 @@ from typing import Any
 from analysis.reporting import tables
 from analysis.reporting.conclusion import conclusion, headline_note, to_markdown
 from analysis.result import EvaluationResult
+from models.weights import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from orchestration import console
 from orchestration.evaluating.evaluation_run import Job
 from orchestration.evaluating.stored_evaluation import as_kept, write_kept
@@ -65,7 +66,8 @@ def keep(job: Job, result: EvaluationResult, tracker: Tracker | None, run_id: st
             tracker.set_tags(run_id, {f"rayndom.{name}{ending}": value for name, value in said.items()})
         tracker.log_json(run_id, summary, f"evaluation/{suite_name(suite)}.json")
         tracker.log_file(run_id, job.records_path, "evaluation")
-        tracker.log_folder(run_id, job.target.folder, "model")
+        for file in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE):  # a folder that a sweep exported holds more
+            tracker.log_file(run_id, job.target.folder / file, "model")
     return summary
 
 

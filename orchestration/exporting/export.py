@@ -13,7 +13,10 @@ from models.errors import UserError
 from models.files import is_unfinished, whole_file, write_text
 from models.randomness import is_randomized
 from models.weights import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, load_pretrained, read_config
+from orchestration import console
+from orchestration.exporting.contents import same_weights
 from orchestration.exporting.targets import Target
+from orchestration.single_process import only_writer
 from orchestration.training.card import model_card
 
 
@@ -21,28 +24,56 @@ class ExportCheckFailed(RuntimeError):
     """An exported model does not behave as the one that was trained."""
 
 
-def export_target(target: Target, destination: Path, evaluation: dict[str, Any] | None = None) -> Path:
+def export_target(target: Target, destination: Path, *, replace: bool = False) -> Path:
     """Copy a trained model to `destination` and check that it loads, predicts, and is as random as it should be.
 
     Args:
         target: what to export.
-        destination: a folder; created, or one that holds an earlier export.
-        evaluation: `markdown` and `rows` of an evaluation, to be written into the card and config.json.
+        destination: a folder; created, or one that holds an earlier export of the same model.
+        replace: an exported model that is another one.
 
     Raises:
-        UserError: the destination holds something else.
+        UserError: the destination holds something else, or another process exports to it.
         ExportCheckFailed: the exported model fails its check.
     """
-    if destination.exists() and not (destination / CONFIG_FILE).is_file() and not all(_begun(path) for path in destination.iterdir()):
-        raise UserError(f"{destination} is not empty and holds no earlier export; choose another folder")
-    destination.mkdir(parents=True, exist_ok=True)
-    for name in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE):
-        with open(target.folder / name, "rb") as source, whole_file(destination / name) as copy:
-            shutil.copyfileobj(source, copy)
-    if evaluation is not None:
-        record_evaluation(destination, target, evaluation)
-    check_export(destination)
+    _check_place(target, destination, replace)
+    with only_writer(destination, f"the export to {destination}"):
+        other = _check_place(target, destination, replace)  # another process may have exported while this one waited
+        if other is not None:
+            console.say(f"replacing {other} in {destination}")
+        for name in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE):
+            with open(target.folder / name, "rb") as source, whole_file(destination / name) as copy:
+                shutil.copyfileobj(source, copy)
+        check_export(destination)
     return destination
+
+
+def _check_place(target: Target, destination: Path, replace: bool) -> str | None:
+    """Return what other model a destination holds, None if it holds none.
+
+    Raises:
+        UserError: it holds something that is not to be replaced.
+    """
+    if not destination.exists():
+        return None
+    if not destination.is_dir():
+        raise UserError(f"{destination} is a file; choose another folder")
+    if not (destination / CONFIG_FILE).is_file():
+        if all(_begun(path) for path in destination.iterdir()):
+            return None
+        raise UserError(f"{destination} is not empty and holds no earlier export; choose another folder")
+    try:
+        details = read_config(destination)["details"]
+    except UserError as error:
+        raise UserError(f"{destination} holds something else than an exported model ({error}); choose another folder") from None
+    if same_weights(destination, target.folder):
+        return None
+    experiment = details.get("experiment")
+    name = f"the model {experiment['name']}" if isinstance(experiment, dict) and experiment.get("name") else "a model"
+    other = f"{name} ({details['fingerprint']})" if details.get("fingerprint") else name
+    if not replace:
+        raise UserError(f"{destination} holds {other}, not the model of {target.folder}; choose another folder, or replace it with --force")
+    return other
 
 
 def _begun(path: Path) -> bool:

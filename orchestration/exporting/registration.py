@@ -9,6 +9,9 @@ from pathlib import Path
 from mlflow.exceptions import MlflowException, RestException
 
 from models.errors import UserError
+from models.weights import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+from orchestration.exporting.contents import digest_of
+from orchestration.exporting.origin import training_run_of
 from orchestration.exporting.targets import Target
 from orchestration.home import Home
 from orchestration.tracking.tracker import Tracker
@@ -41,18 +44,23 @@ def register_model(home: Home, target: Target, folder: Path, name: str) -> str:
     """
     model_name, alias = checked_registration(name)
     tracker = Tracker(home, target.experiment.tracking.experiment if target.experiment else "rayndom")
-    run_id = target.run_id or tracker.run("export", {"rayndom.export": str(folder)}, name=f"export {folder.name}")
-    client = tracker.client
+    client, digest = tracker.client, digest_of(folder)
+    trained = training_run_of(target, tracker, home)
+    run_id = trained or tracker.run("export", {"rayndom.export": digest}, name=f"export {folder.name}")
+    # Named by what it holds: no later export or evaluation changes the files of a version.
+    path = f"registered/{digest}"
     try:
-        tracker.log_folder(run_id, folder, "model")
+        for file in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE):
+            tracker.log_file(run_id, folder / file, path)
         if not client.search_registered_models(f"name = '{model_name}'"):
             client.create_registered_model(model_name)
-        source = f"{client.get_run(run_id).info.artifact_uri}/model"
+        source = f"{client.get_run(run_id).info.artifact_uri}/{path}"
         version = client.create_model_version(model_name, source, run_id=run_id)
         if alias:
             client.set_registered_model_alias(model_name, alias, version.version)
     except (MlflowException, RestException) as error:
         raise UserError(f"MLflow does not register {name!r}: {error.message}") from None
-    if target.run_id is None:
-        tracker.finish(run_id)
+    finally:
+        if trained is None:
+            tracker.finish(run_id)
     return f"models:/{model_name}@{alias}" if alias else f"models:/{model_name}/{version.version}"

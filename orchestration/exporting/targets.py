@@ -13,10 +13,11 @@ from models.errors import UserError, nearest
 from models.weights import CONFIG_FILE, read_config
 from orchestration import console
 from orchestration.experiment import ExperimentConfig, read_experiment
+from orchestration.exporting.downloads import download_model
 from orchestration.home import Home
 from orchestration.recipes import is_recipe, load_recipe, possible_names
 from orchestration.run_folder import RunFolder
-from orchestration.tracking.tracker import Tracker, download_model
+from orchestration.tracking.tracker import Tracker
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,7 @@ def resolve_target(target: str, home: Home) -> Target:
         tracked = _local_run(target, home)
         if tracked is not None:
             return tracked
-        destination = home.root / "downloads" / re.sub(r"\W+", "-", target)
-        return _target(download_model(home, target, destination), None if target.startswith("models:/") else target)
+        return _target(download_model(home, target), None if target.startswith("models:/") else target)
     if is_recipe(target) or target.endswith((".yaml", ".yml")):
         return _target(RunFolder(home.run(_run_of_recipe(target, home))).model)
     close = nearest(target[:300], possible_names())

@@ -107,7 +107,7 @@ def _run_to_its_end(search: Search, baselines: list[ExperimentConfig], workplace
         jobs = _evaluate(config, experiment, baselines, workplace, tracker)
         summary["evaluation"] = {job.name: conclusion(job.name, job.result()) for job in jobs}
     target = resolve_target(str(workplace.home.run(experiment.fingerprint)), workplace.home)
-    export = export_target(target, workplace.home.root / "exports" / config.name)
+    export = export_target(target, workplace.home.root / "exports" / config.name, replace=True)
     summary["export"] = str(export)
     tracker.log_folder(run_id, export, "winner")
     _keep_search(export / "search", found)

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from orchestration import console
-from orchestration.tracking.tracker import StoreAway, display_uri, is_away
+from orchestration.tracking.store import display_uri
+from orchestration.tracking.tracker import StoreAway, is_away
 
 
 class BackgroundWriter:

@@ -43,7 +43,7 @@ def prepare_store(home: Home) -> None:
         UserError: the file is no SQLite database, cannot be migrated, or another process holds it for minutes.
         OSError: the disk is full or cannot be written.
     """
-    store = _file_of(home.tracking_uri)
+    store = file_of(home.tracking_uri)
     if store is None:
         return
     own = store == home.root / "mlflow.db"
@@ -57,7 +57,7 @@ def prepare_store(home: Home) -> None:
             _follow_move(home, store)
 
 
-def _file_of(uri: str) -> Path | None:
+def file_of(uri: str) -> Path | None:
     """Return the file of an SQLite store, None for other stores."""
     scheme, _, path = uri.partition("://")
     if scheme.split("+")[0] != "sqlite" or not path.startswith("/") or not path.strip("/"):

@@ -8,33 +8,21 @@ Every call leaves the same record when it is made twice, so that `BackgroundWrit
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import re
-import socket
-import sqlite3
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-# With MLflow's own seven tries a call to a server that is away takes minutes. It must fail sooner, to be told and tried again.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-# MLflow prints a link when a run ends, with the user and password that the address may hold; `Tracker.link` shows it without.
-os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-
-import mlflow
-from alembic.util import CommandError
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
-from sqlalchemy.exc import SQLAlchemyError
 
 from models.errors import UserError
 from orchestration.home import Home
-from orchestration.tracking.local_store import prepare_store
+from orchestration.tracking.store import client_of, display_uri, store_errors, store_exists
 
 PARENT_TAG = "mlflow.parentRunId"
 NAME_TAG = "mlflow.runName"
@@ -82,25 +70,24 @@ class Tracker:
 
     def __init__(self, home: Home, experiment: str) -> None:
         self.uri = home.tracking_uri
-        _check_reachable(self.uri)
-        _quiet()
-        prepare_store(home)
-        self.client = MlflowClient(tracking_uri=self.uri)
-        try:
+        self.client = client_of(home)
+        with store_errors(self.uri):
             self.experiment_id = self._experiment(experiment, home)
-        except MlflowException as error:
-            raise UserError(f"cannot use the MLflow store {display_uri(self.uri)}: {_first_line(error.message)}") from None
-        # A database that is cut, of another kind or of another version: SQLAlchemy's and Alembic's errors quote whole statements.
-        except (SQLAlchemyError, CommandError, sqlite3.Error) as error:
-            cause = getattr(error, "orig", None) or error
-            raise UserError(
-                f"cannot use the MLflow store {display_uri(self.uri)}: {_first_line(str(cause))}. It is damaged, or not one."
-            ) from None
-        except ImportError as error:
-            raise UserError(
-                f"the MLflow store {display_uri(self.uri)} needs the package {error.name}: `make setup EXTRAS=server` installs it"
-            ) from None
         self._last_step: dict[str, int] = {}
+
+    @classmethod
+    def existing(cls, home: Home, experiment: str) -> Tracker | None:
+        """Return the tracker of an experiment that the store has; None where it has none: nothing is made.
+
+        Raises:
+            UserError: as above.
+        """
+        if not store_exists(home):
+            return None
+        client = client_of(home)
+        with store_errors(home.tracking_uri):
+            known = client.get_experiment_by_name(experiment)
+        return cls(home, experiment) if known is not None else None
 
     def _experiment(self, name: str, home: Home) -> str:
         """Return the id of an experiment, created if there is none; another process may create it at the same time."""
@@ -145,9 +132,10 @@ class Tracker:
         return list(self.client.search_runs([self.experiment_id], clauses, max_results=1000, order_by=["attributes.start_time DESC"]))
 
     def find_run(self, fingerprint: str) -> str | None:
-        """Return the id of a run (not of a trial) with this fingerprint, if there is one."""
-        found = self._newest_first({FINGERPRINT_TAG: fingerprint})
-        return next((run.info.run_id for run in found if REPLACED_TAG not in run.data.tags), None)
+        """Return the id of the run that trained this fingerprint, if there is one: one of its own rather than one below a sweep."""
+        found = [run for run in self._newest_first({FINGERPRINT_TAG: fingerprint}) if REPLACED_TAG not in run.data.tags]
+        found.sort(key=lambda run: run.data.tags.get(KIND_TAG) != "run")
+        return found[0].info.run_id if found else None
 
     def children(self, parent: str, kind: str) -> list[Run]:
         """Return the runs of a kind below a parent run."""
@@ -162,13 +150,14 @@ class Tracker:
                 return found
 
     def fingerprint_of(self, run_id: str) -> str | None:
-        """Return the fingerprint that a run is tagged with.
+        """Return the fingerprint that a run is tagged with; None: it has none, or its training was started anew.
 
         Raises:
             UserError: there is no such run.
         """
         try:
-            return self.client.get_run(run_id).data.tags.get(FINGERPRINT_TAG)
+            tags = self.client.get_run(run_id).data.tags
+            return None if REPLACED_TAG in tags else tags.get(FINGERPRINT_TAG)
         except MlflowException:
             raise UserError(f"no run {run_id} in the MLflow store {display_uri(self.uri)}") from None
 
@@ -240,11 +229,6 @@ class Tracker:
         return f"run {run_id} (`rayndom ui` opens MLflow)"
 
 
-def _first_line(text: str) -> str:
-    """Return the first line of an error, without the statement that a database library appends."""
-    return (text.strip().splitlines() or ["no reason given"])[0][:300]
-
-
 def _identifying(kind: str, identity: Mapping[str, str], parent: str | None) -> dict[str, str]:
     return {KIND_TAG: kind, **identity} | ({PARENT_TAG: parent} if parent else {})
 
@@ -258,56 +242,3 @@ def _artifact_location(uri: str, home: Home) -> str | None:
 
 def _same(known: float, value: float) -> bool:
     return known == value or (math.isnan(known) and math.isnan(value))
-
-
-def download_model(home: Home, target: str, destination: Path) -> Path:
-    """Fetch the exported model of an MLflow run id (of a sweep: its winner) or `models:/NAME@ALIAS` to `destination`; return its folder.
-
-    Raises:
-        UserError: no such run or model, or it holds no exported model.
-    """
-    _check_reachable(home.tracking_uri)
-    _quiet()
-    prepare_store(home)
-    mlflow.set_tracking_uri(home.tracking_uri)
-    try:
-        uri = target if target.startswith("models:/") else _model_uri(target)
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(destination)))
-    except MlflowException as error:
-        raise UserError(f"no exported model at {target!r} in {display_uri(home.tracking_uri)}: {error.message}") from None
-    except (OSError, ImportError) as error:
-        raise UserError(f"cannot fetch the model of {target!r}: {error}") from None
-
-
-def _model_uri(run_id: str) -> str:
-    """Return where a run keeps its exported model: a training run its own, a sweep its winner's."""
-    folders = {item.path for item in MlflowClient().list_artifacts(run_id) if item.is_dir}
-    return f"runs:/{run_id}/{'winner' if 'winner' in folders and 'model' not in folders else 'model'}"
-
-
-def display_uri(uri: str) -> str:
-    """Return a URI without user name and password."""
-    parts = urlsplit(uri)
-    if parts.password or parts.username:
-        return uri.replace(parts.netloc, (parts.hostname or "") + (f":{parts.port}" if parts.port else ""))
-    return uri
-
-
-def _check_reachable(uri: str) -> None:
-    parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https"):
-        return
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    try:
-        socket.create_connection((parts.hostname or "", port), timeout=5).close()
-    except OSError as error:
-        raise UserError(
-            f"the MLflow server {display_uri(uri)} cannot be reached: {error}. Start it, or unset MLFLOW_TRACKING_URI to use the "
-            "SQLite store of the home folder."
-        ) from None
-
-
-def _quiet() -> None:
-    for name in ("mlflow.store.db.utils", "alembic", "mlflow.tracking"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for each try; what follows says it once

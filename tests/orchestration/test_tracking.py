@@ -12,7 +12,8 @@ from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
 from orchestration.recipes import load_recipe
 from orchestration.tracking.background_writer import BackgroundWriter
-from orchestration.tracking.tracker import PARENT_TAG, StoreAway, Tracker, display_uri
+from orchestration.tracking.store import display_uri
+from orchestration.tracking.tracker import PARENT_TAG, StoreAway, Tracker
 from tests.orchestration.services import TrackingServer
 
 

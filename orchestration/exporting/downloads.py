@@ -1,0 +1,55 @@
+"""Models fetched from an MLflow store into the home's `downloads`, each under a name of what it holds, so that none stands for another."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import mlflow
+
+from models.errors import UserError
+from models.weights import CONFIG_FILE, WEIGHTS_FILE
+from orchestration.exporting.contents import digest_of
+from orchestration.home import Home
+from orchestration.single_process import only_process
+from orchestration.tracking.store import client_of, display_uri
+
+
+def download_model(home: Home, target: str) -> Path:
+    """Fetch the exported model of an MLflow run id (of a sweep: its winner) or `models:/NAME@ALIAS`; return its folder.
+
+    Raises:
+        UserError: no such run or model, or it holds no exported model, or none any more.
+    """
+    client = client_of(home)
+    mlflow.set_tracking_uri(home.tracking_uri)
+    downloads = home.root / "downloads"
+    part = downloads / ".part"
+    shown = f"{target!r} in {display_uri(home.tracking_uri)}"
+    with only_process(downloads / ".lock", f"the download of {target}", patience_s=None):
+        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed: whoever holds the lock is the only one
+        try:
+            uri = target if target.startswith("models:/") else _model_uri(client, target)
+            part.mkdir()
+            fetched = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(part)))
+        except mlflow.MlflowException as error:
+            raise UserError(f"no exported model at {shown}: {error.message}") from None
+        except (OSError, ImportError) as error:
+            raise UserError(f"cannot fetch the model of {shown}: {error}") from None
+        lacking = [name for name in (WEIGHTS_FILE, CONFIG_FILE) if not (fetched / name).is_file()]
+        if lacking:
+            shutil.rmtree(part)
+            raise UserError(f"no exported model at {shown}: {', '.join(lacking)} is not there, or not any more")
+        folder = downloads / f"{re.sub(r'[^A-Za-z0-9]+', '-', target)}-{digest_of(fetched)}"
+        if not folder.is_dir():
+            os.rename(fetched, folder)
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _model_uri(client: mlflow.MlflowClient, run_id: str) -> str:
+    """Return where a run keeps its exported model: a training run its own, a sweep its winner's."""
+    folders = {item.path for item in client.list_artifacts(run_id) if item.is_dir}
+    return f"runs:/{run_id}/{'winner' if 'winner' in folders and 'model' not in folders else 'model'}"
