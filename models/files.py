@@ -69,6 +69,16 @@ def put_in_place(part: Path, path: Path) -> None:
     _sync_folder(path.parent)
 
 
+def put_folder_in_place(part: Path, path: Path) -> None:
+    """Give a finished folder beside `path` the name `path`, which nothing has yet.
+
+    Raises:
+        OSError: the name is taken, or the folder above cannot be written.
+    """
+    os.rename(part, path)
+    _sync_folder(path.parent)
+
+
 def is_unfinished(path: Path) -> bool:
     """Return whether a file is one that `whole_file` is writing, or was writing when its process was killed."""
     return path.name.startswith(".") and path.name.endswith(UNFINISHED)

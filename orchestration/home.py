@@ -35,6 +35,12 @@ class Home:
         return cls(root)
 
     @property
+    def shown(self) -> Path:
+        """The home as a command line may name it: relative where it lies below the folder that one is in."""
+        here = Path.cwd()
+        return self.root.relative_to(here) if self.root.is_relative_to(here) and self.root != here else self.root
+
+    @property
     def tracking_uri(self) -> str:
         """Absolute URI of the MLflow store: MLFLOW_TRACKING_URI if set, else an SQLite file in the home."""
         return os.environ.get(TRACKING_VARIABLE) or f"sqlite:///{self.root / 'mlflow.db'}"

@@ -20,6 +20,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from orchestration.exporting.export import export_target
     from orchestration.exporting.targets import resolve_target
     from orchestration.home import Home
+    from orchestration.recipes import is_recipe
 
     if arguments.register is not None:
         from orchestration.exporting.registration import checked_registration
@@ -34,6 +35,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
         registered = register_model(home, target, folder, arguments.register)
         console.say(f"registered as {registered}")
+    if is_recipe(arguments.to):
+        console.warn(f"{arguments.to} is a recipe too: a command that names it here now means this folder")
     console.result({"folder": str(folder), "registered": registered})
     console.say(f"exported to {folder}: weights, configuration, card; checked that it loads and predicts")
 

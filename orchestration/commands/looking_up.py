@@ -81,7 +81,13 @@ KINDS: Mapping[str, Callable[[], Described]] = {
 }
 
 
+RUNS = "runs"
+
+
 def _list(arguments: argparse.Namespace) -> None:
+    if arguments.kind == RUNS:
+        _list_runs(arguments)
+        return
     if arguments.kind in ("methods", "settings", "recipes"):
         from orchestration.recipes.library import problems
 
@@ -115,6 +121,45 @@ def _list_recipes(as_json: bool) -> None:
         console.say(line)
 
 
+def _list_runs(arguments: argparse.Namespace) -> None:
+    """Print the trainings of the home, the newest at the end."""
+    from orchestration.exporting.home_runs import differences_of, in_words, runs_in
+    from orchestration.home import Home
+
+    home = Home.locate(arguments.home)
+    found = sorted(runs_in(home), key=lambda run: run.changed)
+    rows, described = [], []
+    for run in found:
+        changes, evaluation = differences_of(run), run.evaluation
+        headline = evaluation["headline"] if evaluation else None
+        described.append(
+            {
+                "name": run.experiment.name,
+                "run": run.fingerprint,
+                "trained as": sorted(run.kinds),
+                "differs from its recipe in": changes,
+                "state": run.state,
+                "epochs": run.epochs,
+                "T1": headline and {key: headline[key] for key in ("accuracy", "low", "high")} | {"suite": (evaluation or {})["suite"]},
+                "date": run.changed.isoformat(timespec="seconds"),
+            }
+        )
+        shown = "there is no such recipe here" if changes is None else in_words(changes)
+        kinds = ", ".join(sorted(run.kinds))
+        total = run.experiment.training.epochs
+        t1 = f"{100 * headline['accuracy']:.1f} %" if headline else ""
+        t1 += " (do not quote)" if evaluation and evaluation["marked"] else ""
+        epochs = f"{run.epochs}/{total}" + ("" if run.state == "finished" else f" {run.state}")
+        rows.append([run.experiment.name, run.fingerprint, kinds, shown, epochs, t1, f"{run.changed:%Y-%m-%d %H:%M}"])
+    console.result(described)
+    if arguments.json:
+        return
+    if not rows:
+        console.say(f"nothing was trained in {home.root}")
+        return
+    console.table(None, ["name", "run", "trained as", "differs from its recipe in", "epochs", "T1", "date"], rows)
+
+
 def _show(arguments: argparse.Namespace) -> None:
     from orchestration.recipes import load_recipe
 
@@ -145,14 +190,18 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _add_kind(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", choices=tuple(KINDS), help="what to list; recipes: a matrix of methods and settings")
+    parser.add_argument(
+        "kind", choices=(*KINDS, RUNS), help="what to list; recipes: a matrix of methods and settings; runs: what was trained in this home"
+    )
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", nargs="?", help="name of a recipe, or a YAML file")
 
 
-LIST = Command("list", "list what there is", ("rayndom list recipes", "rayndom list defences --json"), _add_kind, _list)
+LIST = Command(
+    "list", "list what there is", ("rayndom list recipes", "rayndom list defences --json", "rayndom list runs"), _add_kind, _list
+)
 SHOW = Command(
     "show",
     "show a recipe's whole configuration and where each value comes from",

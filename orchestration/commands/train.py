@@ -70,8 +70,11 @@ def _run(arguments: argparse.Namespace) -> int | None:
         f"(on {experiment.training.validation.select_on} images, cheap attack)"
     )
     console.say(f"model {result.folder.model}")
-    console.say(f"next:  rayndom evaluate {run_id} --suite quick")
-    console.say(f"       rayndom export {run_id} --to {experiment.name}")
+    flag = f" --home {arguments.home}" if arguments.home else ""
+    # Not to a folder of the recipe's name here: commands that name the recipe would find that folder first.
+    exports = workplace.home.shown / "exports" / (experiment.name or experiment.defence.name)
+    console.say(f"next:  rayndom evaluate {run_id} --suite quick{flag}")
+    console.say(f"       rayndom export {run_id} --to {exports}{flag}")
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import mlflow
 
 from models.errors import UserError
+from models.files import put_folder_in_place
 from models.weights import CONFIG_FILE, WEIGHTS_FILE
 from orchestration.exporting.contents import digest_of
 from orchestration.home import Home
@@ -44,7 +44,7 @@ def download_model(home: Home, target: str) -> Path:
             raise UserError(f"no exported model at {shown}: {', '.join(lacking)} is not there, or not any more")
         folder = downloads / f"{re.sub(r'[^A-Za-z0-9]+', '-', target)}-{digest_of(fetched)}"
         if not folder.is_dir():
-            os.rename(fetched, folder)
+            put_folder_in_place(fetched, folder)
         shutil.rmtree(part, ignore_errors=True)
     return folder
 

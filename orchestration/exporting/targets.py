@@ -14,8 +14,9 @@ from models.weights import CONFIG_FILE, read_config
 from orchestration import console
 from orchestration.experiment import ExperimentConfig, read_experiment
 from orchestration.exporting.downloads import download_model
+from orchestration.exporting.home_runs import run_of_recipe
 from orchestration.home import Home
-from orchestration.recipes import is_recipe, load_recipe, possible_names
+from orchestration.recipes import is_recipe, possible_names
 from orchestration.run_folder import RunFolder
 from orchestration.tracking.tracker import Tracker
 
@@ -48,6 +49,8 @@ def resolve_target(target: str, home: Home) -> Target:
     """
     path = Path(target)
     if (path / CONFIG_FILE).is_file():
+        if is_recipe(target):
+            console.warn(f"{target} is a folder here and a recipe; the folder's model is taken")
         return _target(path)
     if (path / "model" / CONFIG_FILE).is_file():
         return _target(path / "model")
@@ -65,46 +68,13 @@ def resolve_target(target: str, home: Home) -> Target:
             return tracked
         return _target(download_model(home, target), None if target.startswith("models:/") else target)
     if is_recipe(target) or target.endswith((".yaml", ".yml")):
-        return _target(RunFolder(home.run(_run_of_recipe(target, home))).model)
+        return _target(RunFolder(home.run(run_of_recipe(target, home))).model)
     close = nearest(target[:300], possible_names())
     hint = f" Did you mean the recipe {close[0]!r}?" if close else ""
     raise UserError(
         f"no model {target!r}.{hint} It is neither an exported folder, nor a finished run in {home.root / 'runs'} (16 hexadecimal digits), "
         "nor a recipe, nor an MLflow run id (32), nor models:/NAME@ALIAS"
     )
-
-
-def _run_of_recipe(name: str, home: Home) -> str:
-    """Return the fingerprint of a recipe's finished run: the one with the recipe's own values, or the only one."""
-    own = load_recipe(name).experiment
-    fingerprint = own.fingerprint
-    if RunFolder(home.run(fingerprint)).result() is not None:
-        return fingerprint
-    stem = Path(name).stem
-    found = [folder.path.name for folder in map(RunFolder, sorted((home.root / "runs").glob("*"))) if _is_run_of(folder, stem)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        runs = "\n".join(f"  {run}  {_differences(RunFolder(home.run(run)).read_config(), own)}" for run in found)
-        raise UserError(f"recipe {stem} has {len(found)} finished runs, none with its own values; name one:\n{runs}")
-    raise UserError(f"recipe {stem} has no finished run in {home.root / 'runs'}; `rayndom train {name}` trains it")
-
-
-def _differences(experiment: ExperimentConfig, own: ExperimentConfig) -> str:
-    """Return the fields in which a run differs from its recipe, with its values."""
-    usual = own.flatten()
-    operational = ("name", "description", "resources.", "tracking.")
-    differing = {key: value for key, value in experiment.flatten().items() if usual.get(key) != value and not key.startswith(operational)}
-    return ", ".join(f"{key}={value}" for key, value in differing.items())
-
-
-def _is_run_of(folder: RunFolder, recipe: str) -> bool:
-    """Return whether a folder holds a finished run of a recipe; one that cannot be read is skipped with a warning."""
-    try:
-        return folder.result() is not None and folder.read_config().name == recipe
-    except UserError as error:
-        console.warn(f"skipped: {error}")
-        return False
 
 
 def _local_run(run_id: str, home: Home) -> Target | None:

@@ -137,6 +137,10 @@ class Tracker:
         found.sort(key=lambda run: run.data.tags.get(KIND_TAG) != "run")
         return found[0].info.run_id if found else None
 
+    def kinds(self, fingerprint: str) -> frozenset[str]:
+        """Return the kinds of the runs with this fingerprint: how it came to be trained."""
+        return frozenset(run.data.tags[KIND_TAG] for run in self._newest_first({FINGERPRINT_TAG: fingerprint}) if KIND_TAG in run.data.tags)
+
     def children(self, parent: str, kind: str) -> list[Run]:
         """Return the runs of a kind below a parent run."""
         clauses = f"tags.`{PARENT_TAG}` = '{parent}' and tags.`{KIND_TAG}` = '{kind}'"

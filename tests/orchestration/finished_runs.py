@@ -11,7 +11,7 @@ from orchestration.run_folder import RunFolder
 from orchestration.tracking.experiment_run import ExperimentRun
 from orchestration.tracking.tracker import Tracker
 
-METRICS = {"validation/clean_accuracy": 0.9, "validation/robust_accuracy": 0.5, "train/loss": 1.0}
+METRICS = {"validation/clean_accuracy": 0.9, "validation/robust_accuracy": 0.5, "train/loss": 1.0, "time/examples_per_second": 100.0}
 
 
 def finish(home: Home, recipe: str = "at_digits", *flags: str, kind: str | None = None, weights_seed: int = 0) -> ExperimentConfig:
