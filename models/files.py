@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib
+import logging
 import os
 import pkgutil
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypeVar
+
+Entry = TypeVar("Entry")
+
+_logger = logging.getLogger(__name__)
 
 UNFINISHED = ".part"
 """How the names of files end that are being written, or were when their process was killed; they begin with a dot."""
@@ -117,38 +122,68 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def scan(package: str, name: str) -> dict[str, Any]:
+_broken: dict[str, dict[str, str]] = {}
+"""Package -> file -> why its entries are not there."""
+
+
+def scan(package: str, name: str, kind: type[Entry]) -> dict[str, Entry]:
     """Import every module of `package` and collect what their tuples called `name` hold, each entry under its own `name`.
+
+    A file that cannot be imported or holds something else is skipped with a logged warning, and `broken_files` says why: whoever asks for
+    a name that is not there is told. A name that two files claim is neither's.
 
     Args:
         package: dotted name; it is imported when this is called, not before.
         name: of the tuple that a module of the package may define.
+        kind: what the entries are.
 
     Returns:
         Entries in the order of their files' names.
-
-    Raises:
-        ImportError: a module cannot be imported; the message names it.
-        ValueError: two entries have one name.
     """
-    entries: dict[str, Any] = {}
+    entries: dict[str, Entry] = {}
+    file_of: dict[str, str] = {}
+    twice: set[str] = set()
     for module in modules_of(package):
-        for entry in getattr(module, name, ()):
-            if entry.name in entries:
-                raise ValueError(f"two files in {package.replace('.', '/')} claim the name {entry.name!r}")
-            entries[entry.name] = entry
-    return entries
+        file = module.__name__.rpartition(".")[2]
+        try:
+            found = {entry.name: entry for entry in getattr(module, name, ()) if _is_a(entry, kind)}  # type: ignore[attr-defined]
+        except (TypeError, AttributeError) as error:
+            skip(package, file, f"{name} should be a tuple of {kind.__name__} entries: {error}")
+            continue
+        for each, entry in found.items():
+            if each in entries:
+                twice.add(each)
+                skip(package, file, f"{file_of[each]}.py claims the name {each!r} too; neither has it")
+            else:
+                entries[each], file_of[each] = entry, file
+    return {each: entry for each, entry in entries.items() if each not in twice}
+
+
+def _is_a(entry: object, kind: type) -> bool:
+    if not isinstance(entry, kind):
+        raise TypeError(f"it holds a {type(entry).__name__}")
+    return True
 
 
 def modules_of(package: str) -> Iterator[ModuleType]:
-    """Import the modules of `package` one after the other, sorted by name.
-
-    Raises:
-        ImportError: a module cannot be imported; the message names it.
-    """
+    """Import the modules of `package` one after the other, sorted by name; one that cannot be imported is skipped as `scan` says."""
     for info in sorted(pkgutil.iter_modules(importlib.import_module(package).__path__), key=lambda info: info.name):
-        name = f"{package}.{info.name}"
         try:
-            yield importlib.import_module(name)
-        except Exception as error:
-            raise ImportError(f"{name} (found by scanning {package}) cannot be imported: {error}") from error
+            module = importlib.import_module(f"{package}.{info.name}")
+        except (Exception, SystemExit) as error:
+            skip(package, info.name, f"it cannot be imported: {type(error).__name__}: {error}")
+            continue
+        yield module
+
+
+def skip(package: str, file: str, reason: str) -> None:
+    """Note that what a file of a scanned package holds is left out, and say so once."""
+    known = _broken.setdefault(package, {})
+    if known.get(file) != reason:
+        known[file] = reason
+        _logger.warning("%s/%s.py is skipped: %s", package.replace(".", "/"), file, reason)
+
+
+def broken_files(package: str) -> list[str]:
+    """Return a sentence for each file of a scanned package that was skipped."""
+    return [f"{package.replace('.', '/')}/{file}.py was skipped: {reason}" for file, reason in _broken.get(package, {}).items()]

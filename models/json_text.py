@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import UserError
+from models.file_content import read_content
 
 MOST_BYTES = 200_000_000
 """Of one file; the longest that are written hold the per-sample results of an evaluation."""
@@ -19,11 +20,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: it cannot be read, is not UTF-8, not JSON, nested too deeply, or holds something else than an object.
     """
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{path} is larger than {MOST_BYTES // 1_000_000} MB, which no file of this kind is")
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+        text = read_content(path, MOST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is damaged: not UTF-8 text (byte {error.start})") from None
     try:

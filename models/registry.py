@@ -17,7 +17,7 @@ from models.classifier import Classifier, InputNormalization, ModelSpec
 from models.configuration import Config
 from models.constraints import apply_constraints
 from models.errors import UserError, nearest, unknown_name
-from models.files import scan
+from models.files import broken_files, scan
 from models.randomness import derive_seed, seed_streams
 
 
@@ -90,8 +90,8 @@ class DefenceModel:
 
 @functools.cache
 def defence_models() -> dict[str, DefenceModel]:
-    """Return all defences by name; two files that claim one name are an error."""
-    return scan("models.defences", "DEFENCE_MODELS")
+    """Return all defences by name."""
+    return scan("models.defences", "DEFENCE_MODELS", DefenceModel)
 
 
 def list_defences() -> list[str]:
@@ -103,7 +103,7 @@ def defence_model(name: str) -> DefenceModel:
     """Return the entry of a defence; an unknown name is a `UserError` that lists the nearest ones."""
     entries = defence_models()
     if name not in entries:
-        raise unknown_name("defence", name, entries)
+        raise unknown_name("defence", name, entries, broken_files("models.defences"))
     return entries[name]
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from torch import nn
 
 from models.classifier import ModelSpec
 from models.errors import UserError
+from models.file_content import check_ordinary
 from models.files import whole_file, write_text
 from models.json_text import read_json
 from models.randomness import ResampleOnForward, is_randomized
@@ -24,6 +28,10 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
 FORMAT_VERSION = 1
+DIGEST = "weights_sha256"
+"""Key of config.json: the SHA-256 of model.safetensors, as `sha256sum` prints it."""
+
+_logger = logging.getLogger(__name__)
 
 
 def save_pretrained(model: nn.Module, folder: str | Path, *, card: str | None = None, details: dict[str, Any] | None = None) -> Path:
@@ -43,17 +51,19 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, card: str | None = 
     if spec is None:
         raise ValueError("the model has no record of how it was built: build it with models.build_model")
     folder = Path(folder)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    weights = save(state, metadata={"format": "pt"})
     config = {
         "format_version": FORMAT_VERSION,
         "library": "rayndom",
         "randomized": is_randomized(model),
+        DIGEST: hashlib.sha256(weights).hexdigest(),
         "model": spec.model_dump(mode="json"),
         "details": details or {},
     }
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     # Written through a file of ours: the library's own writer makes files that only their owner can read.
     with whole_file(folder / WEIGHTS_FILE) as file:
-        file.write(save(state, metadata={"format": "pt"}))
+        file.write(weights)
     write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
     text = card if card is not None else f"# {spec.defence} on {spec.backbone}\n\nSaved by Rayndom; see config.json.\n"
     write_text(folder / CARD_FILE, text)
@@ -70,13 +80,14 @@ def load_pretrained(folder: str | Path, *, resample_on_forward: bool = True, see
         seed: of the streams of draws.
 
     Raises:
-        UserError: the folder, its config or its weights are missing or unreadable.
+        UserError: the folder, its config or its weights are missing, unreadable, or not those that were saved together.
     """
     folder = Path(folder)
     spec = _model_section(folder)
     parameters = defence_model(spec.defence).config.stored_earlier(spec.defence_parameters)
     model = build_from_spec(spec.model_copy(update={"defence_parameters": parameters}), seed=seed)
     path = folder / WEIGHTS_FILE
+    check_ordinary(path)
     try:
         state = load_file(path)
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
@@ -88,6 +99,7 @@ def load_pretrained(folder: str | Path, *, resample_on_forward: bool = True, see
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise UserError(f"the weights {path} do not fit the model of {CONFIG_FILE}: {error}") from error
+    check_weights(folder)
     model.eval()
     if resample_on_forward and is_randomized(model):
         wrapped = ResampleOnForward(model)
@@ -114,6 +126,35 @@ def with_other_parameters(folder: str | Path, parameters: Mapping[str, Any], des
         raise UserError(f"the weights of {folder} do not fit a network with {dict(parameters)}: {error}") from error
     details = read_config(folder).get("details", {})
     return save_pretrained(changed, destination, details={**details, "weights_of": str(Path(folder).name), "changed": dict(parameters)})
+
+
+def check_weights(folder: Path) -> None:
+    """Check that the weights of an exported model are those that its config.json was written with.
+
+    An export of an earlier version does not say which those are: it is remarked on, once.
+
+    Raises:
+        UserError: they are others, or cannot be read.
+    """
+    check_ordinary(folder / WEIGHTS_FILE)
+    expected = read_config(folder).get(DIGEST)
+    if expected is None:
+        _remark_unchecked(folder)
+        return
+    path = folder / WEIGHTS_FILE
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise UserError(
+            f"the weights {path} are not those that {CONFIG_FILE} was written with: their SHA-256 is {found}, {DIGEST} says "
+            f"{str(expected)[:80]}. They were changed or damaged, or belong to another model"
+        )
+
+
+@functools.lru_cache(maxsize=1000)
+def _remark_unchecked(folder: Path) -> None:
+    """Say once for each folder that its weights cannot be checked."""
+    _logger.warning("%s was saved by an earlier version, without %s: that the weights are its own cannot be checked", folder, DIGEST)
 
 
 def not_finite(state: Mapping[str, torch.Tensor]) -> str | None:

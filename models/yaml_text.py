@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import yaml
 
 from models.errors import UserError
+from models.file_content import read_content
 
 MOST_BYTES = 4_000_000
 MOST_DEPTH = 40
@@ -70,13 +71,7 @@ _KINDS: dict[type, str] = {list: "list", str: "text", int: "number", float: "num
 
 
 def _read_text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise UserError(f"cannot read {str(path)[:300]}: {getattr(error, 'strerror', None) or error}") from None
-    if len(content) > MOST_BYTES:
-        raise UserError(f"{path.name}: larger than {MOST_BYTES // 1_000_000} MB, which no configuration is")
+    content = read_content(path, MOST_BYTES)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 from models.configuration import Config
 from models.errors import unknown_name
-from models.files import scan
+from models.files import broken_files, scan
 from orchestration.search_space import Dimension
 
 
@@ -71,11 +71,11 @@ class Defence:
 @functools.cache
 def catalogue() -> dict[str, Defence]:
     """Return all records by name."""
-    return scan("orchestration.defences", "DEFENCES")
+    return scan("orchestration.defences", "DEFENCES", Defence)
 
 
 def defence(name: str) -> Defence:
     """Return the record of a defence; an unknown name is a `UserError`."""
     if name not in catalogue():
-        raise unknown_name("defence", name, catalogue())
+        raise unknown_name("defence", name, catalogue(), broken_files("orchestration.defences"))
     return catalogue()[name]

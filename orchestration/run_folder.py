@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import yaml
 from models.errors import UserError
 from models.files import write_text
 from models.json_text import read_json
+from models.weights import CONFIG_FILE, read_config
 from models.yaml_text import read_yaml
 from orchestration.experiment import ExperimentConfig, read_experiment
 from orchestration.single_process import ADVICE, ENDING_S, holder_of, is_held, only_process
@@ -60,9 +62,19 @@ class RunFolder:
         return (self.path / STATE_FILE).is_file()
 
     def result(self) -> dict[str, Any] | None:
-        """Return the result of a finished run, None for others."""
+        """Return the result of a finished run, None for others.
+
+        Raises:
+            UserError: it is damaged, or the exported model is gone, damaged or another run's.
+        """
+        result = self._read_result()
+        if result is not None:
+            self._check_model(result)
+        return result
+
+    def _read_result(self) -> dict[str, Any] | None:
         path = self.path / RESULT_FILE
-        if not path.exists():
+        if not os.path.lexists(path):
             return None
         result = read_json(path)
         problem = _problem_with(result)
@@ -70,13 +82,28 @@ class RunFolder:
             raise UserError(f"{path} is damaged: {problem}; delete the folder to train again")
         return result
 
+    def _check_model(self, result: Mapping[str, Any]) -> None:
+        """Raise a UserError unless the exported model is there, and is that of this run and of this result."""
+        details = read_config(self.model)["details"]
+        made_by, training = details.get("fingerprint"), details.get("training")
+        if made_by != self.path.name:
+            raise UserError(f"{self.model} holds the model of another run, {made_by!r:.100}; delete {self.path} to train again")
+        if not isinstance(training, dict):
+            raise UserError(f"{self.model / CONFIG_FILE} is damaged: details.training should be an object")
+        for name, value in training.items():
+            if repr(result.get(name)) != repr(value):  # by `repr`: a metric that is no number equals itself
+                raise UserError(
+                    f"{self.path / RESULT_FILE} and {self.model / CONFIG_FILE} are of different trainings: {name} differs; "
+                    f"delete {self.path} to train again"
+                )
+
     def history(self) -> list[dict[str, float]]:
         """Return the metrics of each epoch that is finished, empty if there is none.
 
         Raises:
             UserError: a file is damaged.
         """
-        finished = self.result()
+        finished = self._read_result()
         if finished is not None:
             return finished["history"]
         return read_state(self.path)["history"] if self.has_state else []
@@ -88,7 +115,7 @@ class RunFolder:
     def diverged(self) -> str | None:
         """Return why an earlier training of this run diverged, None if none did: the same training would diverge again."""
         path = self.path / DIVERGED_FILE
-        return str(json.loads(path.read_text())["reason"]) if path.is_file() else None
+        return str(read_json(path).get("reason", "the training diverged")) if path.is_file() else None
 
     def write_diverged(self, reason: str) -> None:
         """Keep that the training diverged, which is a result."""

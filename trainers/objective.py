@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from models.configuration import Config
 from models.errors import unknown_name
-from models.files import scan
+from models.files import broken_files, scan
 
 if TYPE_CHECKING:
     from trainers.step import StepContext
@@ -110,14 +110,14 @@ class ObjectiveEntry:
 @functools.cache
 def objectives() -> dict[str, ObjectiveEntry]:
     """Return all objectives by name, collected from the tuples `OBJECTIVES` in `trainers/objectives/`."""
-    return scan("trainers.objectives", "OBJECTIVES")
+    return scan("trainers.objectives", "OBJECTIVES", ObjectiveEntry)
 
 
 def objective_entry(name: str) -> ObjectiveEntry:
     """Return the entry of an objective; an unknown name is a `UserError` with the nearest ones."""
     entries = objectives()
     if name not in entries:
-        raise unknown_name("objective", name, entries)
+        raise unknown_name("objective", name, entries, broken_files("trainers.objectives"))
     return entries[name]
 
 

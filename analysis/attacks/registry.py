@@ -13,7 +13,7 @@ from torch import Tensor
 from analysis.attacked_model.model import AttackedModel
 from models.configuration import Config
 from models.errors import UserError, nearest, unknown_name
-from models.files import scan
+from models.files import broken_files, scan
 from models.threat_model import Norm, ThreatModel
 
 
@@ -91,15 +91,15 @@ class AttackEntry:
 
 @functools.cache
 def attacks() -> dict[str, AttackEntry]:
-    """Return all attacks by name; two files that claim one name are an error."""
-    return scan("analysis.attacks", "ATTACKS")
+    """Return all attacks by name."""
+    return scan("analysis.attacks", "ATTACKS", AttackEntry)
 
 
 def attack_entry(name: str) -> AttackEntry:
     """Return the entry of an attack; an unknown name is a `UserError` with the nearest ones."""
     entries = attacks()
     if name not in entries:
-        raise unknown_name("attack", name, entries)
+        raise unknown_name("attack", name, entries, broken_files("analysis.attacks"))
     return entries[name]
 
 

@@ -17,8 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import UserError
+from models.file_content import read_content
 
 Record = dict[str, Any]
+
+MOST_BYTES = 20_000_000_000
+"""Of one file of records."""
 
 _logger = logging.getLogger(__name__)
 
@@ -68,12 +72,9 @@ def read_records(path: str | Path) -> dict[str, Record]:
         UserError: the file cannot be read.
     """
     path = Path(path)
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return {}
-    except OSError as error:
-        raise UserError(f"cannot read the records {path}: {error.strerror}") from None
+    lines = read_content(path, MOST_BYTES).split(b"\n")
     records: dict[str, Record] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():

@@ -54,7 +54,7 @@ class PairsByDistance:
 
 @functools.cache
 def _known() -> tuple[PairsByDistance, ...]:
-    return tuple(scan("analysis.quantities", "PAIRS_BY_DISTANCE").values())
+    return tuple(scan("analysis.quantities", "PAIRS_BY_DISTANCE", PairsByDistance).values())
 
 
 def pairs_by_distance(model: nn.Module, count: int, seed: int) -> Pairs:

@@ -20,7 +20,7 @@ from analysis.evaluation.tasks import class_balanced_order
 from analysis.theory.transferability import Attack, undisturbed
 from models.classifier import ModelSpec
 from models.errors import UserError, unknown_name
-from models.files import scan
+from models.files import broken_files, scan
 from models.randomness import derive_seed, is_randomized
 from models.threat_model import ThreatModel
 from trainers.attacks import pgd
@@ -191,14 +191,14 @@ class Quantity:
 
 @functools.cache
 def quantities() -> dict[str, Quantity]:
-    """Return all quantities by name, in the order of their files; two files that claim one name are an error."""
-    return scan("analysis.quantities", "QUANTITIES")
+    """Return all quantities by name, in the order of their files."""
+    return scan("analysis.quantities", "QUANTITIES", Quantity)
 
 
 def quantity(name: str) -> Quantity:
     """Return an entry; an unknown name is a `UserError` with the nearest ones."""
     if name not in quantities():
-        raise unknown_name("quantity", name, quantities())
+        raise unknown_name("quantity", name, quantities(), broken_files("analysis.quantities"))
     return quantities()[name]
 
 

@@ -6,6 +6,7 @@ backbone is one new file.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from models.backbones.base import Backbone, BackboneEntry, ImageShape
 from models.errors import UserError, unknown_name
-from models.files import modules_of
+from models.files import broken_files, modules_of, skip
 
 __all__ = [
     "Backbone",
@@ -44,19 +45,30 @@ LARGEST_OPTION = 16_384
 """Of numbers in the options of a family: no architecture has a layer that wide, and a larger one may not fit into any memory."""
 
 
+@functools.cache
 def backbone_entries() -> dict[str, BackboneEntry]:
-    """Return the entries of all modules of this folder by name, sorted; families such as `timm` are among them."""
+    """Return the entries of all modules of this folder by name, sorted; families such as `timm` are among them.
+
+    A file that is broken is skipped with a logged warning; a name that two files claim is neither's.
+    """
     entries: dict[str, BackboneEntry] = {}
     owners: dict[str, str] = {}
+    twice: set[str] = set()
     for module in modules_of(__name__):
-        file = f"{module.__name__.rpartition('.')[2]}.py"
-        for name, entry in getattr(module, "BACKBONES", {}).items():
-            for spelling in (name, *entry.aliases):
+        file = module.__name__.rpartition(".")[2]
+        try:
+            found = {name: (name, *entry.aliases) for name, entry in getattr(module, "BACKBONES", {}).items()}
+        except (TypeError, AttributeError) as error:
+            skip(__name__, file, f"BACKBONES should be entries by name: {error}")
+            continue
+        for name, spellings in found.items():
+            for spelling in spellings:
                 if spelling in owners:
-                    raise ValueError(f"backbone name {spelling!r} is taken by {owners[spelling]} and by {file}")
+                    twice |= {name, *(each for each, entry in entries.items() if spelling in (each, *entry.aliases))}
+                    skip(__name__, file, f"{owners[spelling]}.py claims the name {spelling!r} too; neither has it")
                 owners[spelling] = file
-            entries[name] = entry
-    return dict(sorted(entries.items()))
+            entries[name] = module.BACKBONES[name]
+    return {name: entry for name, entry in sorted(entries.items()) if name not in twice}
 
 
 def list_backbones() -> list[str]:
@@ -79,7 +91,8 @@ def canonical_backbone_name(name: str) -> str:
         if not entry.is_family and name in (canonical, *entry.aliases):
             return canonical
     spellings = [f"{canonical}:NAME" if entry.is_family else canonical for canonical, entry in entries.items()]
-    raise unknown_name("backbone", name, spellings + [alias for entry in entries.values() for alias in entry.aliases])
+    known = spellings + [alias for entry in entries.values() for alias in entry.aliases]
+    raise unknown_name("backbone", name, known, broken_files(__name__))
 
 
 def build_backbone(

@@ -12,7 +12,7 @@ import torch
 from models.errors import UserError
 from models.files import is_unfinished, whole_file, write_text
 from models.randomness import is_randomized
-from models.weights import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, load_pretrained, read_config
+from models.weights import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, check_weights, load_pretrained, read_config
 from orchestration import console
 from orchestration.exporting.contents import same_weights
 from orchestration.exporting.targets import Target
@@ -37,6 +37,7 @@ def export_target(target: Target, destination: Path, *, replace: bool = False) -
         ExportCheckFailed: the exported model fails its check.
     """
     _check_place(target, destination, replace)
+    check_weights(target.folder)
     with only_writer(destination, f"the export to {destination}"):
         other = _check_place(target, destination, replace)  # another process may have exported while this one waited
         if other is not None:

@@ -420,7 +420,9 @@ BACKBONES = {NAME: BackboneEntry(build, "a toy", aliases=("plaything",))}
 @pytest.fixture
 def extra_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(models.backbones, "__path__", [*models.backbones.__path__, str(tmp_path)])
+    backbone_entries.cache_clear()
     yield tmp_path
+    backbone_entries.cache_clear()
     for name in ("models.backbones.toy_backbone", "models.backbones.toy_clash"):
         sys.modules.pop(name, None)
         models.backbones.__dict__.pop(name.rpartition(".")[2], None)
@@ -434,10 +436,19 @@ def test_a_new_backbone_is_one_new_file(extra_folder) -> None:
     assert model.feature_shapes((2, 5, 5)) == {"0": (2, 5, 5), "1": (6, 3, 3)}
 
 
-def test_two_files_cannot_claim_one_name(extra_folder) -> None:
+def test_a_name_that_two_files_claim_is_neithers(extra_folder) -> None:
     (extra_folder / "toy_clash.py").write_text(TOY.replace("NAME", '"resnet8"'))
-    with pytest.raises(ValueError, match=r"'resnet8' is taken by .*\.py and by .*\.py"):
-        list_backbones()
+    assert "resnet8" not in list_backbones()
+    assert "resnet18" in list_backbones()
+    with pytest.raises(UserError, match=r"toy_clash\.py was skipped.*'resnet8'"):
+        build_backbone("resnet8", 3, (2, 5, 5))
+
+
+def test_a_broken_file_is_skipped_and_named_where_it_may_be_meant(extra_folder) -> None:
+    (extra_folder / "toy_broken.py").write_text("def broken(:\n")
+    assert "resnet18" in list_backbones()
+    with pytest.raises(UserError, match=r"toy_broken\.py was skipped.*line 1"):
+        build_backbone("plaything", 3, (2, 5, 5))
 
 
 @pytest.mark.parametrize(

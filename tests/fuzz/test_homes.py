@@ -160,7 +160,7 @@ def test_many_broken_stores(sound, tmp_path):
     try_stores(sound, tmp_path, SEED + 23, MANY)
 
 
-@pytest.mark.parametrize("what", ["model", "model/model.safetensors", "model/config.json", "config.yaml", "result.json"])
+@pytest.mark.parametrize("what", ["model", "model/model.safetensors", "model/config.json", "result.json"])
 def test_what_belongs_to_another_run(sound, tmp_path, what):
     home = sound.copy(tmp_path / "home")
     swap(*(home / "runs" / run / what for run in RUNS))

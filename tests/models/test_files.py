@@ -17,7 +17,7 @@ import torch
 
 from analysis.reporting.frames import write_parquet
 from models import build_model
-from models.files import is_unfinished, scan, whole_file, write_text
+from models.files import broken_files, is_unfinished, scan, whole_file, write_text
 from models.weights import load_pretrained, save_pretrained
 from trainers.checkpoint import write_state
 
@@ -159,23 +159,51 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         del sys.modules[name]
 
 
-ENTRY = "from types import SimpleNamespace\nENTRIES = (SimpleNamespace(name='{}'),)\n"
+class Thing:
+    """What the package of the test holds."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+ENTRY = "from tests.models.test_files import Thing\nENTRIES = (Thing('{}'),)\n"
 
 
 def test_a_scan_finds_entries_in_the_order_of_their_files(package: Path) -> None:
     for file, name in (("second", "a"), ("first", "b")):
         (package / f"{file}.py").write_text(ENTRY.format(name))
     (package / "without.py").write_text("x = 1\n")
-    assert list(scan("slots_for_a_test", "ENTRIES")) == ["b", "a"]
+    assert list(scan("slots_for_a_test", "ENTRIES", Thing)) == ["b", "a"]
 
 
-def test_a_name_that_two_files_claim_and_a_file_that_breaks_are_named(package: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("1 / 0\n", "division by zero"),
+        ("def broken(:\n", "line 1"),
+        ("import nowhere_at_all\n", "nowhere_at_all"),
+        ("ENTRIES = (Missing,)\n", "Missing"),
+        ("ENTRIES = 5\n", "ENTRIES"),
+        ("ENTRIES = ('text',)\n", "Thing"),
+        ("raise SystemExit(3)\n", "SystemExit"),
+        ("x = '\0'\n", "null bytes"),
+    ],
+)
+def test_a_broken_file_is_skipped_and_its_reason_is_kept(
+    package: Path, content: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
     (package / "first.py").write_text(ENTRY.format("a"))
-    (package / "second.py").write_text(ENTRY.format("a"))
-    with pytest.raises(ValueError, match="slots_for_a_test claim the name 'a'"):
-        scan("slots_for_a_test", "ENTRIES")
-    (package / "second.py").write_text("1 / 0\n")
-    for name in [name for name in sys.modules if name.startswith("slots_for_a_test.")]:
-        del sys.modules[name]
-    with pytest.raises(ImportError, match=r"slots_for_a_test\.second .* division by zero"):
-        scan("slots_for_a_test", "ENTRIES")
+    name = f"second_{len(content)}_{len(reason)}"
+    (package / f"{name}.py").write_text(content)
+    for _ in range(2):
+        assert list(scan("slots_for_a_test", "ENTRIES", Thing)) == ["a"]
+    (said,) = [sentence for sentence in broken_files("slots_for_a_test") if f"/{name}.py" in sentence]
+    assert reason in said
+    assert sum(f"/{name}.py" in record.getMessage() for record in caplog.records) == 1, "it is said once"
+
+
+def test_a_name_that_two_files_claim_is_neithers(package: Path) -> None:
+    for file, name in (("third", "a"), ("fourth", "a"), ("fifth", "b")):
+        (package / f"{file}.py").write_text(ENTRY.format(name))
+    assert list(scan("slots_for_a_test", "ENTRIES", Thing)) == ["b"]
+    assert any("fourth.py" in sentence and "'a'" in sentence for sentence in broken_files("slots_for_a_test"))

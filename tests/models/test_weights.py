@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +60,7 @@ def test_draws_are_not_exported(folder):
         (lambda folder: (folder / "config.json").write_text("{"), "cannot read"),
         (lambda folder: (folder / "config.json").write_text(json.dumps({"format_version": 99})), "format_version 99"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "cannot read the weights"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "cannot read the weights"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"cannot read .*model\.safetensors"),
     ],
 )
 def test_a_damaged_folder_is_one_clear_message(folder, damage, message):
@@ -73,6 +74,32 @@ def test_weights_of_another_model_do_not_fit(folder, tmp_path):
     (folder / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
     with pytest.raises(UserError, match="do not fit"):
         load_pretrained(folder)
+
+
+def test_weights_of_another_training_are_refused(folder, tmp_path):
+    other = save_pretrained(build_model("ctrw", backbone="resnet8", image_shape=(1, 8, 8), seed=1), tmp_path / "other")
+    (folder / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"model\.safetensors are not those"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_flipped_bit_of_the_weights_is_found(folder, seed):
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[random.Random(seed).randrange(len(content) // 2, len(content))] ^= 1  # the lowest bit of a byte: still a finite number
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        load_pretrained(folder)
+
+
+def test_an_export_without_a_digest_opens_with_a_remark(folder, caplog):
+    config = json.loads((folder / "config.json").read_text())
+    del config["weights_sha256"]
+    (folder / "config.json").write_text(json.dumps(config))
+    for _ in range(2):
+        load_pretrained(folder)
+    assert sum("earlier version" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_only_models_that_were_built_by_name_can_be_exported(tmp_path):

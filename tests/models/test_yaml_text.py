@@ -115,7 +115,7 @@ def test_a_file_that_is_none_is_named(tmp_path, content, parts):
     path.write_bytes(content)
     with pytest.raises(UserError) as caught:
         read_yaml(path)
-    assert str(caught.value).startswith("mine.yaml")
+    assert "mine.yaml" in str(caught.value)
     for part in parts:
         assert part in str(caught.value)
 

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 import pytest
 from optuna.trial import TrialState
 
+from models import build_model
 from models.errors import UserError
+from models.weights import save_pretrained
 from orchestration.home import Workplace
 from orchestration.run_folder import RunFolder
 from orchestration.sweeping import study as study_module
@@ -32,9 +34,10 @@ ROBUST = "validation/robust_accuracy"
 def write_history(home, fingerprint, epochs):
     """Leave the folder of a finished run, as training does."""
     history = [{"train/loss": 1.0 / epoch, ROBUST: 0.1 * epoch} for epoch in range(1, epochs + 1)]
-    RunFolder(home.run(fingerprint)).write_result(
-        {"history": history, "metrics": history[-1], "num_epochs": epochs, "selected_epoch": epochs}
-    )
+    folder = RunFolder(home.run(fingerprint))
+    training = {"metrics": history[-1], "num_epochs": epochs, "selected_epoch": epochs}
+    save_pretrained(build_model("at", backbone="resnet8"), folder.model, details={"fingerprint": fingerprint, "training": training})
+    folder.write_result({"history": history, **training})
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import functools
 
 from analysis.reproduction.papers.model import Cell, Item, Paper
 from models.errors import unknown_name
-from models.files import scan
+from models.files import broken_files, scan
 
 __all__ = ["Cell", "Item", "Paper", "get_item", "get_paper", "list_items", "list_papers", "papers"]
 
@@ -17,7 +17,7 @@ __all__ = ["Cell", "Item", "Paper", "get_item", "get_paper", "list_items", "list
 @functools.cache
 def papers() -> dict[str, Paper]:
     """Return all papers by short name, in alphabetical order of their files."""
-    return scan(__name__, "PAPERS")
+    return scan(__name__, "PAPERS", Paper)
 
 
 def list_papers() -> list[str]:
@@ -28,7 +28,7 @@ def list_papers() -> list[str]:
 def get_paper(name: str) -> Paper:
     """Return a paper; an unknown name is a `UserError` with the nearest ones."""
     if name not in papers():
-        raise unknown_name("paper", name, papers())
+        raise unknown_name("paper", name, papers(), broken_files(__name__))
     return papers()[name]
 
 
@@ -45,5 +45,5 @@ def list_items() -> list[str]:
 def get_item(name: str) -> Item:
     """Return a table or figure; an unknown name is a `UserError` with the nearest ones."""
     if name not in _items():
-        raise unknown_name("table or figure", name, _items())
+        raise unknown_name("table or figure", name, _items(), broken_files(__name__))
     return _items()[name]
