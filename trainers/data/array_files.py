@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from models.errors import UserError
+from models.file_content import check_ordinary, read_content
 from trainers.data.location import existing_file, locate
 from trainers.data.sets import DATASETS, DatasetInfo
 from trainers.data.split import stratified_holdout
@@ -26,6 +27,8 @@ DIGITS_SPLIT_SEED = 0
 """Fixes the test set of scikit-learn's digits, which come without one. No config changes it."""
 DIGITS_LEVELS = 16
 IDX_UINT8 = 8
+MOST_BYTES = 4_000_000_000
+"""Of one file; the largest published one holds half a million images of 3 KB."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ def read_fashion_mnist(root: Path) -> RawImages:
 def read_idx(path: Path, num_axes: int) -> np.ndarray:
     """Read one idx file of bytes: two zero bytes, a type byte, the number of axes, their sizes, the values."""
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = read_content(path, MOST_BYTES)
+        data = gzip.decompress(content) if path.suffix == ".gz" else content
         zeros, kind, axes = struct.unpack_from(">HBB", data)
         if (zeros, kind, axes) != (0, IDX_UINT8, num_axes):
             raise ValueError(f"its header is not that of an idx file of bytes with {num_axes} axes")
@@ -109,9 +113,13 @@ def read_svhn(root: Path) -> RawImages:
     def part(name: str) -> tuple[Tensor, Tensor]:
         path = folder / name
         try:
+            check_ordinary(path)
             content = scipy.io.loadmat(path)
             images_NCHW = content["X"].transpose(3, 2, 0, 1)
-            labels_N = content["y"].reshape(-1).astype(np.int64) % 10
+            labels_N = _whole_numbers(content["y"]).reshape(-1)
+            if not ((labels_N >= 1) & (labels_N <= 10)).all():
+                raise ValueError(f"labels run from {labels_N.min()} to {labels_N.max()}; SVHN's are 1 to 10")
+            labels_N = labels_N % 10
         except Exception as error:  # scipy raises many kinds on broken files.
             raise _unreadable(path, error) from error
         return _checked(images_NCHW, labels_N, info, path)
@@ -151,6 +159,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _unpickle(path: Path, *keys: str) -> list[Any]:
+    check_ordinary(path)
     try:
         with path.open("rb") as file:
             content = _ArrayUnpickler(file, encoding="latin1").load()
@@ -165,8 +174,11 @@ def _read_cifar(paths: list[Path], label_key: str, info: DatasetInfo) -> tuple[T
     for path in paths:
         data, batch_labels = _unpickle(path, "data", label_key)
         try:
-            images_NCHW = np.asarray(data, dtype=np.uint8).reshape(-1, *info.image_shape)
-            labels_N = np.asarray(batch_labels, dtype=np.int64)
+            if not isinstance(data, np.ndarray) or data.dtype != np.uint8:
+                kind = f"an array of {data.dtype}" if isinstance(data, np.ndarray) else f"a {type(data).__name__}"
+                raise ValueError(f"its pixels are {kind} instead of one of uint8, values 0 to 255")
+            images_NCHW = data.reshape(-1, *info.image_shape)
+            labels_N = _whole_numbers(batch_labels)
         except (ValueError, TypeError) as error:
             raise _unreadable(path, error) from error
         checked_NCHW, checked_N = _checked(images_NCHW, labels_N, info, path)
@@ -177,9 +189,25 @@ def _read_cifar(paths: list[Path], label_key: str, info: DatasetInfo) -> tuple[T
 
 def _cifar_names(path: Path, key: str, info: DatasetInfo) -> tuple[str, ...]:
     (names,) = _unpickle(path, key)
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
+        raise UserError(f"{path}: {key} should be a list of names, it is {names!r:.100}")
     if len(names) != info.num_classes:
         raise UserError(f"{path} names {len(names)} classes; {info.name} has {info.num_classes}")
-    return tuple(str(name) for name in names)
+    return tuple(names)
+
+
+def _whole_numbers(values: Any) -> np.ndarray:
+    """Return labels as an array of whole numbers.
+
+    Raises:
+        ValueError: they are something else, e.g. fractions, truth values or nothing at all.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.trunc(array)).all():
+        array = array.astype(np.int64)  # as MATLAB writes whole numbers
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"its labels should be whole numbers, they are {array.dtype} ({values!r:.60})")
+    return array.astype(np.int64)
 
 
 def _checked(images_NCHW: np.ndarray, labels_N: np.ndarray, info: DatasetInfo, path: Path) -> tuple[Tensor, Tensor]:

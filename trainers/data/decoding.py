@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.errors import UserError
+from models.file_content import check_ordinary
 from models.files import whole_file
 from trainers.data.image_tree import ImageFiles
 
@@ -35,14 +36,26 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+WIDE_MODES = {"I": "32-bit whole numbers", "F": "floating-point numbers"}
+"""Pillow's modes whose values are not 0 to 255, beside those of 16 bits: converted to RGB, all above 255 would be white."""
+
+
 def open_rgb(path: Path | str) -> Image.Image:
-    """Decode one image file to RGB. Raises UserError, naming the file, if it is missing, broken or no image."""
+    """Decode one image file to RGB.
+
+    Raises:
+        UserError: naming the file: it is missing, broken, no image, or its pixels have more than 8 bits in a single channel.
+    """
+    check_ordinary(Path(path))
     try:
         with Image.open(path) as image:
+            wide = "16-bit numbers" if image.mode.startswith("I;16") else WIDE_MODES.get(image.mode)
+            if wide is not None:
+                raise ValueError(f"its pixels are {wide}, whose range is not known; save it with 8 bits per channel")
             return image.convert("RGB")
     except Exception as error:  # On broken files decoders raise nearly anything.
         reason = str(error) or type(error).__name__
-        raise UserError(f"cannot decode the image {path}: {reason}. Replace the file or remove it") from error
+        raise UserError(f"cannot decode the image {path}: {reason}. Replace the file or remove it") from None
 
 
 def decode_files(images: ImageFiles, image_size: int | None, progress: Progress | None = None) -> Tensor:
@@ -95,9 +108,11 @@ def decode_cached(images: ImageFiles, image_size: int | None, cache_folder: Path
     """
     list_name, key = _cache_key(images, image_size)
     path = cache_folder / f"{list_name}-{key}.npy"
-    if path.exists():
+    if path.is_file():
         try:
             cached_NCHW = np.load(path, allow_pickle=False)
+            if cached_NCHW.dtype != np.uint8 or cached_NCHW.ndim != 4 or cached_NCHW.shape[:2] != (len(images), 3):
+                raise ValueError(f"it holds {cached_NCHW.dtype} of shape {cached_NCHW.shape}")
         except (OSError, ValueError, EOFError) as error:
             _log.warning("the image cache %s cannot be read (%s); decoding the images again", path, error)
         else:

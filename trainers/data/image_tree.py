@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from models.errors import UserError
+from models.file_content import read_content
 from trainers.data.location import locate
 from trainers.data.sets import DATASETS
 
+MOST_LIST_BYTES = 200_000_000
+"""Of a text file that lists images or names."""
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -67,7 +70,7 @@ def list_tiny_imagenet(root: Path, folder: str | None = None) -> ImageTree:
     train = _files_by_class(location, [f"train/{wnid}" for wnid in wnids])
     files, labels = [], []
     annotations = location / "val" / "val_annotations.txt"
-    for number, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_lines(annotations), start=1):
         fields = line.split("\t")
         if len(fields) < 2 or fields[1] not in label_of:
             raise UserError(f"{annotations}, line {number}: expected '<file><tab><wnid of train/>...', found {line!r}")
@@ -101,7 +104,7 @@ def _list_class_folders(location: Path, train_name: str, test_name: str) -> Imag
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")))
+    names = tuple(sorted(entry.name for entry in _entries(folder) if _is_folder(entry)))
     if not names:
         raise UserError(f"{folder} holds no class folders; image files belong into {folder}/<class>/")
     return names
@@ -118,14 +121,35 @@ def _files_by_class(location: Path, class_folders: list[str]) -> ImageFiles:
     return ImageFiles(location, tuple(files), torch.tensor(labels))
 
 
-def _image_files(location: Path, relative: str) -> list[str]:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what is in a folder, without what is hidden."""
+    try:
+        return [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {error.strerror}") from None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        raise UserError(f"cannot read {entry.path}: {error.strerror}") from None
+
+
+def _image_files(location: Path, relative: str, above: tuple[str, ...] = ()) -> list[str]:
+    """Return the image files below a folder; folders that are links are followed.
+
+    Raises:
+        UserError: a folder cannot be read, or a link leads back to a folder that it stands in.
+    """
     files = []
-    for entry in os.scandir(location / relative):
+    inside = (*above, os.path.realpath(location / relative))
+    for entry in _entries(location / relative):
         name = f"{relative}/{entry.name}"
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            files += _image_files(location, name)
+        if _is_folder(entry):
+            if os.path.realpath(entry.path) in inside:
+                raise UserError(f"{entry.path} is a link that leads back to a folder that it stands in; remove it")
+            files += _image_files(location, name, inside)
         elif entry.name.lower().endswith(IMAGE_SUFFIXES):
             files.append(name)
     return files
@@ -140,8 +164,15 @@ def _check_num_classes(name: str, class_names: tuple[str, ...], location: Path) 
         )
 
 
+def _lines(path: Path) -> list[str]:
+    try:
+        return read_content(path, MOST_LIST_BYTES).decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"cannot read {path}: not UTF-8 text (byte {error.start}); put a fresh copy there") from None
+
+
 def _words(path: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
     if not path.exists():
         return wnids
-    words = dict(line.split("\t", 1) for line in path.read_text(encoding="utf-8").splitlines() if "\t" in line)
+    words = dict(line.split("\t", 1) for line in _lines(path) if "\t" in line)
     return tuple(words.get(wnid, wnid).split(",")[0].strip() for wnid in wnids)
