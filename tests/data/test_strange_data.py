@@ -19,8 +19,8 @@ from trainers.data.decoding import CACHE_FOLDER
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 3072), dtype=np.uint8)
 STRANGE_PIXELS = [PIXELS.astype(kind) for kind in ("float32", "float64", "int16", "uint16", "int64", "bool", "complex64", "<U3")]
 STRANGE_PIXELS += [PIXELS.tolist(), None, "x", 5, {}, PIXELS[:, :100], PIXELS[:0], PIXELS[0]]
-STRANGE_LABELS = [[0.5] * 10, [None] * 10, ["0"] * 10, [True] * 10, [float("nan")] * 10, [[0]] * 10, list(range(9)), [-1] * 10, [10] * 10, None]
-STRANGE_LABELS += [3, "0123456789", {}, [10**30] * 10]
+STRANGE_LABELS = [[each] * 10 for each in (0.5, None, "0", True, float("nan"), [0], -1, 10, 10**30)]
+STRANGE_LABELS += [list(range(9)), None, 3, "0123456789", {}]
 STRANGE_NAMES = [None, 5, "abcdefghij", [None] * 10, list(range(10)), [""] * 10, ["a"] * 9, {}, [["a"]] * 10]
 
 
@@ -77,6 +77,15 @@ def test_pixels_of_more_than_eight_bits(tmp_path, suffix, pixels):
         load_data(config(), tmp_path)
 
 
+def refusal(root, **fields):
+    """Return why an image folder is refused, None if it is read."""
+    try:
+        load_data(config(**fields), root)
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def test_mangled_images_are_named_or_read(tmp_path):
     """Bits flipped, bytes cut, pipes: a UserError with the file, or an image."""
     rng = random.Random(0)
@@ -90,10 +99,8 @@ def test_mangled_images_are_named_or_read(tmp_path):
             for _ in range(rng.randint(1, 6)):
                 content[rng.randrange(len(content))] = rng.randrange(256)
             path.write_bytes(bytes(content[: rng.choice([len(content), rng.randrange(len(content))])]))
-            try:
-                load_data(config(image_size=9), tmp_path)
-            except UserError as error:
-                assert "002.png" in str(error)
+            said = refusal(tmp_path, image_size=9)
+            assert said is None or "002.png" in said
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(UserError, match=r"002\.png"):
@@ -107,12 +114,11 @@ def test_links_that_loop(tmp_path, place, leads_to):
     link = tmp_path / "pets" / place
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(leads_to)
-    try:
-        load_data(config(), tmp_path)
-    except UserError as error:
-        assert "again" in str(error) or "must hold the same class folders" in str(error)
-    else:
+    said = refusal(tmp_path)
+    if said is None:
         assert leads_to == "again", "a link to itself is no folder and no image; everything else must be refused"
+    else:
+        assert "again" in said or "must hold the same class folders" in said
 
 
 @pytest.mark.parametrize("part", ["train", "test", "train/ant"])
