@@ -17,13 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from analysis.attacked_model.backward import WithBackward
+from analysis.evaluation.block_task import BlockTask
 from analysis.evaluation.blocks import measure_block
 from analysis.evaluation.calibration import calibration_images, calibration_toys, toy_data
+from analysis.evaluation.points import PointStore
 from analysis.evaluation.queue import BlockQueue, E, Evaluation, Progress
 from analysis.evaluation.records import Record
 from analysis.evaluation.study_runs import Study, StudyOutcome, clean_outcome, run_study
 from analysis.evaluation.suites import Suite
-from analysis.evaluation.tasks import MAX_BLOCK_SIZE, BlockTask, bare_model, plan_blocks
+from analysis.evaluation.tasks import MAX_BLOCK_SIZE, bare_model, plan_blocks
 from analysis.result import EvaluationResult, collect
 from models.threat_model import ThreatModel
 
@@ -32,6 +34,7 @@ __all__ = [
     "BlockTask",
     "Evaluation",
     "EvaluationResult",
+    "PointStore",
     "Progress",
     "calibrate",
     "collect",
@@ -63,6 +66,7 @@ def evaluate(
     progress: Callable[[Progress], None] | None = None,
     run_tasks: RunBlocks | None = None,
     backward: nn.Module | None = None,
+    points: str | Path | None = None,
 ) -> EvaluationResult:
     """Attack and score a model, and check whether the numbers can be believed.
 
@@ -83,6 +87,7 @@ def evaluate(
         run_tasks: runs the blocks, e.g. on a cluster; None: one after the other in this process.
         backward: where the model cuts gradients, a module whose gradients attacks use in the place of the model's own: the same images
             to logits of the same shape, differentiably (BPDA). The model's answers stay its own.
+        points: folder in which perturbed images are kept, bit by bit; blocks that have a record and no points are attacked again.
 
     Raises:
         UserError: anything that cannot be evaluated, before any work is done.
@@ -103,7 +108,8 @@ def evaluate(
         num_draws=num_draws,
         num_samples=num_samples,
     )
-    evaluation = Evaluation(plan, x, y, None if records is None else Path(records))
+    store = None if points is None else PointStore(Path(points))
+    evaluation = Evaluation(plan, x, y, None if records is None else Path(records), store)
     queue = BlockQueue([evaluation], progress)
     if run_tasks is not None:
         run_tasks(queue)
@@ -121,16 +127,16 @@ def run_in_order(queue: BlockQueue[E], load: Callable[[E], nn.Module]) -> None:
     while (taken := queue.take()) is not None:
         evaluation, task = taken
         try:
-            record = run_block(load(evaluation), evaluation.x, evaluation.y, task)
+            record = run_block(load(evaluation), evaluation.x, evaluation.y, task, evaluation.points)
         except Exception as error:  # one model's failure must not end the evaluations of others; the queue decides
             queue.broke(evaluation, task, error)
         else:
             queue.finished(evaluation, task, record)
 
 
-def run_block(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> Record:
+def run_block(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask, points: PointStore | None = None) -> Record:
     """Run one block of any kind and return its record; arguments and errors are those of `measure_block`."""
-    return measure_block(model, x, y, task, _run_study)
+    return measure_block(model, x, y, task, _run_study, points)
 
 
 def _run_study(study: Study) -> StudyOutcome:

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from analysis import statistics
 from analysis.checks.verdicts import Status, Verdict, run_checks
+from analysis.evaluation.block_task import PLAN_FIELDS, BlockTask
 from analysis.evaluation.measurements import Measurement, common_rows, measurements
 from analysis.evaluation.protocols import ProtocolName
 from analysis.evaluation.records import Record, check_same_evaluation
-from analysis.evaluation.tasks import PLAN_FIELDS, BlockTask
 from analysis.statistics import Estimate
 from models.threat_model import format_pixel_fraction
 

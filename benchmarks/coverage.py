@@ -9,6 +9,8 @@ Outcomes are simulated with a known accuracy: logit p = a + u + v with u of the 
 * exact: spaces of 3 and 10 configurations, all scored, equally likely or not; the target is the mean over images for these.
 * paired: difference of two models on the same images (correlation 0.8 of their u), each with draws of its own.
 * worst: the worst of k draws. batches: T0, one draw per block of images, scored once.
+* until: `rayndom evaluate --until`: images and draws are added until the interval is narrow or 2,000 images are used up; with the levels of
+  the rule, and with each look at 95 %.
 
 Accuracies above 0.5 mirror those below (the interval of the complement is the complement), so they are not simulated twice. Exit code 1
 if a cell with 2,000 repetitions covers less than 93 %.
@@ -33,9 +35,12 @@ from numpy.typing import NDArray
 from scipy import optimize, special
 
 from analysis.statistics import accuracy_interval, paired_difference, worst_of_k_accuracy
+from analysis.statistics.stopping import MOST_DOUBLINGS, planned_looks
 from benchmarks.interval_candidates import CANDIDATES, Counts, percentile_bootstrap
+from benchmarks.stopping_coverage import BLOCK, most_draws, stop
 
 OURS = "rayndom"
+UNCORRECTED = "each look at 95 %"
 BOOTSTRAP = "percentile bootstrap, two-way"
 GOAL = 0.93
 _BOOTSTRAPPED = 20  # every how many experiments the bootstrap, which takes longest, is computed
@@ -47,7 +52,7 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Cell:
-    """One setting of the simulation. `extra`: k of the worst of k, or the number of blocks."""
+    """One setting of the simulation. `extra`: k of the worst of k, the number of blocks, or the width in points where the rule stops."""
 
     part: str
     num_images: int
@@ -122,7 +127,9 @@ def run_cell(task: tuple[Cell, int, int]) -> list[Found]:
     """Simulate one cell: `(cell, repetitions, seed)`."""
     cell, repetitions, seed = task
     rng = np.random.default_rng([seed, *os.fsencode(repr(cell))])
-    return {"grid": _grid, "exact": _exact, "paired": _paired, "worst": _worst, "batches": _batches}[cell.part](cell, repetitions, rng)
+    return {"grid": _grid, "exact": _exact, "paired": _paired, "worst": _worst, "batches": _batches, "until": _until}[cell.part](
+        cell, repetitions, rng
+    )
 
 
 def _grid(cell: Cell, repetitions: int, rng: np.random.Generator) -> list[Found]:
@@ -182,6 +189,19 @@ def _batches(cell: Cell, repetitions: int, rng: np.random.Generator) -> list[Fou
     return [_found(cell, OURS, ours, np.full(repetitions, cell.accuracy))]
 
 
+def _until(cell: Cell, repetitions: int, rng: np.random.Generator) -> list[Found]:
+    world, width = World(cell), cell.extra / 100
+    looks = planned_looks(cell.num_images, BLOCK, width, doublings=MOST_DOUBLINGS)
+    ends: dict[str, list[tuple[float, float, bool]]] = {OURS: [], UNCORRECTED: []}
+    for _ in range(repetitions):
+        correct = world.outcomes(rng, world.images(rng), world.draws(rng, most_draws(cell.num_draws)))
+        for name, found in ends.items():
+            stopped = stop(correct, cell.num_draws, looks, width, corrected=name == OURS)
+            found.append((stopped.low, stopped.high, not stopped.reached))
+    truth = np.full(repetitions, cell.accuracy)
+    return [_found(cell, name, found, truth) for name, found in ends.items()]
+
+
 def _found(cell: Cell, name: str, ends: Any, truth: FloatArray) -> Found:
     table = np.array(ends, dtype=float)
     low, high = table[:, 0], table[:, 1]
@@ -216,8 +236,10 @@ def cells(parts: Iterable[str]) -> list[Cell]:
             settings = [(s, r, a, v, k) for s, (r, k), a, v in itertools.product(sizes, tries, accuracies[1:], spreads)]
         elif part == "batches":
             settings = [(s, 1, a, v, b) for s, b, a, v in itertools.product((1000, 256), (1, 4, 10), accuracies[1:], spreads)]
+        elif part == "until":
+            settings = [(2000, r, a, v, w) for r, a, v, w in itertools.product((20, 5), accuracies[1:], spreads[:3], (4, 10))]
         else:
-            raise SystemExit(f"unknown part {part!r}; there are grid, exact, paired, worst, batches")
+            raise SystemExit(f"unknown part {part!r}; there are grid, exact, paired, worst, batches, until")
         found += [Cell(part, s, r, a, v, u, t, extra) for (s, r, a, v, extra), (u, t) in itertools.product(settings, outcome)]
     return found
 
@@ -282,7 +304,7 @@ def _by_interval(grid: list[Found]) -> list[str]:
 def _by_part(others: list[Found]) -> list[str]:
     heads = ["part", "cells", "lowest", "cells below 93 %", "mean", "mean width", "too few said"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    titles = [f"{e.cell.part}, {e.cell.extra} draws in all" if e.cell.part == "batches" else e.cell.part for e in others]
+    titles = [_title(each) for each in others]
     for title in dict.fromkeys(titles):
         these = [each for each, its in zip(others, titles, strict=True) if its == title]
         mean = [100 * _mean(getattr(e, name) for e in these) for name in ("coverage", "width", "short")]
@@ -290,6 +312,12 @@ def _by_part(others: list[Found]) -> list[str]:
         lowest = 100 * min(each.coverage for each in these)
         lines.append(f"| {title} | {len(these)} | {lowest:.1f} | {low} | {mean[0]:.1f} | {mean[1]:.1f} | {mean[2]:.0f} % |")
     return lines
+
+
+def _title(found: Found) -> str:
+    if found.cell.part == "until":
+        return f"until {found.cell.extra} points" + (f", {found.interval}" if found.interval != OURS else "")
+    return f"{found.cell.part}, {found.cell.extra} draws in all" if found.cell.part == "batches" else found.cell.part
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -302,7 +330,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repetitions", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--parts", default="grid,exact,paired,worst,batches")
+    parser.add_argument("--parts", default="grid,exact,paired,worst,batches,until")
     parser.add_argument("--json", type=Path, help="every cell and interval")
     parser.add_argument("--markdown", type=Path, help="the tables")
     chosen = parser.parse_args(arguments)

@@ -45,7 +45,7 @@ ENVIRONMENT = frozenset(
 )
 """Errors of the operating system that are nobody's mistake in what was typed."""
 
-RESUMABLE = ("train", "sweep", "evaluate", "reproduce", "demo", "resume")
+RESUMABLE = ("train", "sweep", "evaluate", "rescore", "reproduce", "demo", "resume")
 
 
 class _Parser(argparse.ArgumentParser):

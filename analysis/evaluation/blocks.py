@@ -19,6 +19,7 @@ from analysis.attacked_model.model import AttackedModel
 from analysis.attacked_model.plain_model import images_like, plain_model
 from analysis.attacked_model.state_guard import StateReport, restored_state
 from analysis.attacks.registry import AttackOutput, AttackProblem, attack_entry, parse_attack_parameters
+from analysis.evaluation.block_task import BlockTask
 from analysis.evaluation.examination import (
     company_facts,
     gradient_calls_in_forward,
@@ -29,10 +30,11 @@ from analysis.evaluation.examination import (
 )
 from analysis.evaluation.images import encode_png
 from analysis.evaluation.inputs import images_of, labels_of, rows_of
+from analysis.evaluation.points import PointStore, PointTap
 from analysis.evaluation.protocols import BlockOutcome, BlockSetting, run_protocol, score_clean
 from analysis.evaluation.records import Record, pack_rows
 from analysis.evaluation.study_runs import Study, StudyOutcome
-from analysis.evaluation.tasks import BlockTask, bare_model
+from analysis.evaluation.tasks import bare_model
 from analysis.fingerprints import data_hash, weights_hash
 from models.modes import mode
 from models.randomness import derive_seed, resample
@@ -48,16 +50,20 @@ _logger = logging.getLogger(__name__)
 
 
 @torch.inference_mode(False)
-def measure_block(model: nn.Module, x: Any, y: Any, task: BlockTask, run_study: Callable[[Study], StudyOutcome]) -> Record:
+def measure_block(
+    model: nn.Module, x: Any, y: Any, task: BlockTask, run_study: Callable[[Study], StudyOutcome], points: PointStore | None = None
+) -> Record:
     """Run one block and return its record.
 
     Args:
         model: the model of the plan, on any device; it is as before afterwards.
         x, y: all images and labels of the plan, not only the block's.
         task: from `plan_blocks`. run_study: runs a block of a study.
+        points: where perturbed images are kept, or taken from in the place of an attack; None: neither.
 
     Raises:
         ValueError: weights or images are not those of the plan.
+        UserError: points that are to be scored are not there.
     """
     model = bare_model(model)
     hash_before = weights_hash(model)
@@ -71,16 +77,25 @@ def measure_block(model: nn.Module, x: Any, y: Any, task: BlockTask, run_study: 
     like = images_like(model, x_block)
     x_block, y_block = x_block.to(like), y_block.to(like.device)
 
+    tap = points.tap(task) if points is not None else None
+    if tap is not None:
+        tap.move(lambda kept: kept.to(like))
+
     started = time.perf_counter()
     with mode(model, "eval"), restored_state(model) as outer:
         plain = plain_model(model, x_block[:1])
-        network, num_folded = folded_for_evaluation(plain, x_block[:_NUM_TRACED])
-        measured, report = _measured(network, x_block, y_block, task, run_study)
+        network, num_folded = plain, 0
+        # Points are scored by the network they were made on: where folding failed there, it would here.
+        if tap is None or tap.num_folded != 0 or task.points_of:
+            network, num_folded = folded_for_evaluation(plain, x_block[:_NUM_TRACED])
+        measured, report = _measured(network, x_block, y_block, task, run_study, tap)
         if num_folded and not _folding_holds(plain, network, x_block, measured.outcome, task):
             _logger.warning("block %d is run again: with batch normalization folded, the model computes something else", task.block)
             num_folded = 0
-            measured, report = _measured(plain, x_block, y_block, task, run_study)
+            measured, report = _measured(plain, x_block, y_block, task, run_study, tap)
     seconds = time.perf_counter() - started
+    if points is not None and points.purpose == "keep" and tap is not None:
+        points.write(task, tap.seen, num_folded)
 
     threat_model = _threat_model(task)
     return {
@@ -112,12 +127,12 @@ class _Measured:
 
 
 def _measured(
-    network: nn.Module, x: Tensor, y: Tensor, task: BlockTask, run_study: Callable[[Study], StudyOutcome]
+    network: nn.Module, x: Tensor, y: Tensor, task: BlockTask, run_study: Callable[[Study], StudyOutcome], tap: PointTap | None
 ) -> tuple[_Measured, StateReport]:
     with restored_state(network) as report:
         live_seed = derive_seed(task.seed, "examination", task.block)
         before = liveness(network, x[:_NUM_LIVE], live_seed)
-        outcome, study = _run(network, x, y, task, run_study)
+        outcome, study = _run(network, x, y, task, run_study, tap)
         training_modules = sum(module.training for module in network.modules())
         after = liveness(network, x[:_NUM_LIVE], live_seed)
         examined = _examine(network, x, y, task) if task.kind == "clean" and task.block == 0 else {}
@@ -129,7 +144,9 @@ def _folding_holds(model: nn.Module, folded: nn.Module, x: Tensor, outcome: Bloc
     return computes_the_same(model, folded, [x, *outcome.points], draws)
 
 
-def _run(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask, run_study: Callable[[Study], StudyOutcome]) -> StudyOutcome:
+def _run(
+    model: nn.Module, x: Tensor, y: Tensor, task: BlockTask, run_study: Callable[[Study], StudyOutcome], tap: PointTap | None
+) -> StudyOutcome:
     """Return the outcome of a block and, for a study, its facts."""
     name = "clean" if task.item is None else f"{task.item.name}:{task.kind}"
     setting = BlockSetting(
@@ -153,7 +170,7 @@ def _run(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask, run_study: Cal
     def attack(attacked: AttackedModel, seed: int) -> AttackOutput:
         return entry.run(attacked, AttackProblem(x, y, threat_model, task.num_classes, seed), parameters)
 
-    return run_protocol(task.protocol, setting, attack), {}
+    return run_protocol(task.protocol, setting, attack if tap is None else tap.through(attack)), {}
 
 
 def _threat_model(task: BlockTask) -> ThreatModel:
@@ -221,7 +238,7 @@ def _examine(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> dict[st
 
 
 def _header(task: BlockTask) -> dict[str, Any]:
-    return task.model_dump(mode="json", exclude={"ids", "cost", "succeeds"})
+    return task.model_dump(mode="json", exclude={"ids", "cost", "succeeds"} | ({"points_of"} if not task.points_of else set()))
 
 
 def _device_name(device: torch.device) -> str:

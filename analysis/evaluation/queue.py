@@ -15,8 +15,10 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
+from analysis.evaluation.block_task import BlockTask
+from analysis.evaluation.points import PointStore
 from analysis.evaluation.records import Record, append_record, read_records
-from analysis.evaluation.tasks import BlockTask
+from models.errors import UserError
 
 _logger = logging.getLogger(__name__)
 
@@ -27,20 +29,26 @@ class Evaluation:
 
     Attributes:
         plan: its blocks. x, y: the images and labels of the plan. records_path: file of its records; None: they are kept nowhere else.
-        keys: of the plan's blocks. done: records by key, those of the file to begin with.
+        points: where perturbed images are kept or taken from; None: neither.
+        again: keys of blocks that are measured although their records are there.
+        keys: of the plan's blocks. done: records by key, those of the file to begin with. unkept: keys of blocks that have a record and
+            lack the points that are to be kept: they are attacked again.
     """
 
     plan: list[BlockTask]
     x: Tensor
     y: Tensor
     records_path: Path | None = None
+    points: PointStore | None = None
+    again: frozenset[str] = frozenset()
     keys: list[str] = field(init=False)
     done: dict[str, Record] = field(init=False)
+    unkept: set[str] = field(init=False)
 
     def __post_init__(self) -> None:
         known = read_records(self.records_path) if self.records_path is not None else {}
         self.keys = [task.key for task in self.plan]
-        self.done = {key: known[key] for key in self.keys if key in known}
+        self.done = {key: known[key] for key in self.keys if key in known and key not in self.again}
         taken_over = 0
         for task, key in zip(self.plan, self.keys, strict=True):
             if key not in self.done and task.succeeds in known:
@@ -52,11 +60,32 @@ class Evaluation:
             _logger.warning(
                 "%d blocks were measured by an earlier version, for a model of the same record and weights: taken over", taken_over
             )
+        self.unkept = self._without_points()
 
     @property
     def pending(self) -> list[BlockTask]:
-        """Blocks that have no record yet."""
-        return [task for task, key in zip(self.plan, self.keys, strict=True) if key not in self.done]
+        """Blocks that have no record yet, or lack points that are to be kept."""
+        return [task for task, key in zip(self.plan, self.keys, strict=True) if key not in self.done or key in self.unkept]
+
+    def read_again(self) -> None:
+        """Take over what another process has found since the evaluation was planned."""
+        if self.records_path is None:
+            return
+        known = read_records(self.records_path)
+        self.done.update({key: known[key] for key in self.keys if key in known and key not in self.again})
+        self.unkept = self._without_points()
+
+    def take(self, record: Record) -> None:
+        """Take over the record of a block that was just run."""
+        self.done[record["key"]] = record
+        self.unkept.discard(record["key"])
+
+    def _without_points(self) -> set[str]:
+        store = self.points
+        if store is None or store.purpose != "keep":
+            return set()
+        blocks = zip(self.plan, self.keys, strict=True)
+        return {key for task, key in blocks if key in self.done and task.has_points and not store.holds(task)}
 
 
 def _renewed(record: Record, task: BlockTask) -> Record:
@@ -89,6 +118,9 @@ class Progress:
 
 E = TypeVar("E", bound=Evaluation)
 
+OnBrokenBlock = Callable[[E, BlockTask, Exception], None]
+"""Told of a block that cannot be run: whose it is, which, and why."""
+
 
 class BlockQueue(Generic[E]):
     """Blocks that wait, in the order of the plans.
@@ -98,6 +130,8 @@ class BlockQueue(Generic[E]):
         report: called at the beginning, and for each evaluation that a finished block belongs to.
         on_done: called when an evaluation's last block is done.
         on_failure: called when a block of an evaluation cannot be run; its other blocks are left out then. None: the error is raised.
+        on_broken_block: called in its place with the block that cannot be run; the others are run all the same. An error of the disk, or
+            in what was asked for, is raised nevertheless: it would befall every block.
     """
 
     def __init__(
@@ -106,9 +140,10 @@ class BlockQueue(Generic[E]):
         report: Callable[[Progress], None] | None = None,
         on_done: Callable[[E], None] | None = None,
         on_failure: Callable[[E, Exception], None] | None = None,
+        on_broken_block: OnBrokenBlock[E] | None = None,
     ) -> None:
         self._meter = _WorkMeter(evaluations, report)
-        self._on_done, self._on_failure = on_done, on_failure
+        self._on_done, self._on_failure, self._on_broken_block = on_done, on_failure, on_broken_block
         self._owners: dict[tuple[Path | None, str], list[E]] = {}
         self._failed: list[E] = []
         self.waiting: list[tuple[E, BlockTask]] = []
@@ -142,17 +177,21 @@ class BlockQueue(Generic[E]):
         if evaluation.records_path is not None:
             append_record(evaluation.records_path, record)
         for owner in self._owners[evaluation.records_path, record["key"]]:
-            owner.done[record["key"]] = record
+            owner.take(record)
             self._meter.finished(owner, task, record)
             if self._on_done is not None and not owner.pending:
                 self._on_done(owner)
 
     def broke(self, evaluation: E, task: BlockTask, error: Exception) -> None:
-        """Give up all evaluations that want a block which cannot be run.
+        """Give up a block which cannot be run, or all evaluations that want it.
 
         Raises:
             Exception: the error, where nobody asked to be told of failures.
         """
+        if self._on_broken_block is not None and not isinstance(error, UserError | OSError):
+            for owner in self._owners[evaluation.records_path, task.key]:
+                self._on_broken_block(owner, task, error)
+            return
         if self._on_failure is None:
             raise error
         for owner in self._owners[evaluation.records_path, task.key]:
@@ -167,7 +206,7 @@ class _WorkMeter:
     def __init__(self, evaluations: Sequence[Evaluation], report: Callable[[Progress], None] | None) -> None:
         self.report = report
         blocks = [(evaluation, task, key) for evaluation in evaluations for task, key in zip(evaluation.plan, evaluation.keys, strict=True)]
-        resumed = [task for evaluation, task, key in blocks if key in evaluation.done]
+        resumed = [task for evaluation, task, key in blocks if key in evaluation.done and key not in evaluation.unkept]
         self.num_total = len(blocks)
         self.num_done = self.num_resumed = len(resumed)
         self.total_cost = sum(task.cost for _, task, _ in blocks) or 1.0

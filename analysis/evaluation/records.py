@@ -125,11 +125,15 @@ def append_record(path: str | Path, record: Record) -> None:
 
 
 def check_same_evaluation(records: Iterable[Record]) -> None:
-    """Raise a ValueError if records of different checkpoints, seeds, threat models or draws are mixed."""
+    """Raise a ValueError if records of different checkpoints, seeds, threat models or draws are mixed.
+
+    Studies measure the attacks and may have draws of their own: those of the evaluation whose points are scored again.
+    """
     headers = [record["header"] for record in records]
     if not headers:
         raise ValueError("there are no records to collect")
     for name in ("checkpoint", "model", "seed", "threat_model", "scoring", "format_version"):
-        values = {json.dumps(header.get(name), sort_keys=True) for header in headers}
+        compared = [header for header in headers if name != "scoring" or header["kind"] != "study"]
+        values = {json.dumps(header.get(name), sort_keys=True) for header in compared}
         if len(values) > 1:
             raise ValueError(f"records of different evaluations cannot be collected: {name} is {' and '.join(sorted(values))}")

@@ -10,95 +10,33 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from analysis.attacked_model.draws import all_configurations
 from analysis.attacked_model.identity import identity_hash
 from analysis.attacked_model.plain_model import images_like, plain_model
 from analysis.attacked_model.state_guard import restored_state
-from analysis.attacks.registry import attack_entry, check_attack, parse_attack_parameters
+from analysis.attacks.registry import attack_entry, check_attack
+from analysis.evaluation.block_task import BlockTask, RowProtocol
+from analysis.evaluation.cost import estimated_cost, scoring_cost
 from analysis.evaluation.gradient_paths import gradient_path, with_substitutes
 from analysis.evaluation.inputs import images_of, labels_of, remarks_on
-from analysis.evaluation.protocols import Scoring
-from analysis.evaluation.studies import StudyPoint, StudySettings, applies, epsilon_levels, study_passes
+from analysis.evaluation.studies import StudyPoint, StudySettings, applies, epsilon_levels
 from analysis.evaluation.suites import AttackItem, Suite, fitted_to_classes, load_suite
-from analysis.fingerprints import data_hash, json_hash, weights_hash
-from models.configuration import Config
+from analysis.fingerprints import data_hash, weights_hash
 from models.errors import UserError
 from models.modes import mode
 from models.randomness import ResampleOnForward, num_configurations
 from models.threat_model import ThreatModel
 
-FORMAT_VERSION = 2
 MAX_BLOCK_SIZE = 256
 _EPSILON_ZERO_SAMPLES = 64
 _NUM_TRIED = 16  # images on which the model is tried before anything is planned
-_BACKWARD_COST = 2.0  # a backward pass to the pixels costs about two forward passes
-
-# What a task knows of its plan: a record may serve another plan in which these differ.
-PLAN_FIELDS = {"suite", "num_blocks", "cost", "stands_for", "position", "succeeds"}
 
 _logger = logging.getLogger(__name__)
-
-BlockKind = Literal["clean", "attack", "epsilon_zero", "study"]
-RowProtocol = Literal["T0", "T1", "T2", "T4"]
-
-
-class BlockTask(Config):
-    """One block of work. `key` names its record; fields that change no number are no part of it."""
-
-    format_version: int = Field(FORMAT_VERSION, description="Version of the records.")
-    kind: BlockKind = Field(description="`clean`: score the images and examine the model; `attack`; `epsilon_zero`: C5; `study`.")
-    study: StudyPoint | None = Field(None, description="What a block of kind `study` measures.")
-    item: AttackItem | None = Field(None, description="The attack; none for `clean`.")
-    protocol: RowProtocol = Field("T1", description="Protocol; a deterministic model has only T1.")
-    stands_for: tuple[str, ...] = Field((), description="All protocols this one stands for (deterministic models).")
-    threat_model: ThreatModel = Field(description="Threat model of the evaluation.")
-    scoring: Scoring = Field(description="Draws.")
-    seed: int = Field(description="Root seed of the evaluation.")
-    num_classes: int = Field(description="K.")
-    num_configurations: int | None = Field(description="Size of the space of draws; none: infinite; 1: deterministic.")
-    block: int = Field(ge=0, description="Number of the block.")
-    ids: tuple[int, ...] = Field(description="Rows of the images in this block.")
-    checkpoint: str = Field(description="Hash of the weights.")
-    model: str = Field("", description="Hash of what the model computes with them: see `analysis.attacked_model.identity`.")
-    data: str = Field(description="Hash of the block's images and labels.")
-    defence: str | None = Field(None, description="Name of the defence.")
-    suite: str = Field("", description="Name of the suite.")
-    num_blocks: int = Field(1, description="Blocks of this attack and protocol.")
-    position: int = Field(0, description="Place in the plan.")
-    succeeds: str = Field("", description="Key under which an earlier version kept this block; empty: such a record is not to be trusted.")
-    cost: float = Field(0.0, description="Estimated work: forward passes of one image; a backward pass counts as two.")
-
-    @property
-    def key(self) -> str:
-        """Name of the record: equal for equal work."""
-        return json_hash(self.model_dump(mode="json", exclude=PLAN_FIELDS))
-
-    @property
-    def key_without_model(self) -> str:
-        """Name of the record in versions for which a model was its weights."""
-        return json_hash(self.model_dump(mode="json", exclude=PLAN_FIELDS | {"model"}))
-
-    @property
-    def randomized(self) -> bool:
-        """Whether the model has more than one draw."""
-        return self.num_configurations != 1
-
-    @property
-    def title(self) -> str:
-        """The task in words, for progress bars."""
-        if self.item is None:
-            name = "clean images"
-        elif self.study is not None:
-            name = f"study of {self.item.name.replace('_', ' ')},"
-        else:
-            name = self.item.name if self.item.epsilon is None else f"{self.item.name} at radius {self.item.epsilon:.3g}"
-        return f"{name} {self.protocol} block {self.block + 1}/{self.num_blocks}"
 
 
 def bare_model(model: nn.Module) -> nn.Module:
@@ -230,29 +168,33 @@ def plan_blocks(
     return [task.model_copy(update={"position": position}) for position, task in enumerate(plan)]
 
 
-def estimated_cost(task: BlockTask) -> float:
-    """Return the work of a block in forward passes of one image."""
-    scoring = task.scoring
-    draws = 1
-    if task.randomized:
-        draws = scoring.num_evaluation_draws + scoring.num_selection_draws
-        if task.num_configurations is not None and task.num_configurations <= scoring.enumerate_up_to:
-            draws = task.num_configurations + scoring.num_selection_draws
-    if task.item is None:
-        return len(task.ids) * draws
-    entry = attack_entry(task.item.attack)
-    parameters = parse_attack_parameters(task.item.attack, task.item.parameters_for(task.randomized, task.threat_model.norm))
-    gradient_draws = task.item.num_draws if task.randomized and task.protocol == "T1" else 1
-    # Where no more draws are asked for than there are, each gradient takes all of them.
-    takes_all = task.num_configurations is not None and task.num_configurations <= min(gradient_draws, scoring.enumerate_up_to)
-    gradient_draws = task.num_configurations if takes_all and task.num_configurations is not None else gradient_draws
-    cost = entry.cost(parameters, gradient_draws, task.num_classes, takes_all or gradient_draws == 1)
-    passes = cost.forward + _BACKWARD_COST * cost.backward
-    if task.study is not None:
-        return study_passes(task.study, passes, gradient_draws, draws, len(task.ids))
-    repeats = {"T0": scoring.num_repetitions, "T1": 1, "T2": scoring.num_known_draws, "T4": scoring.num_averaged_draws}
-    runs = repeats[task.protocol] if task.randomized else 1
-    return len(task.ids) * (runs * passes + (draws if task.protocol == "T1" else 2 * runs))
+def on_kept_points(plan: Sequence[BlockTask], model: nn.Module, x: Tensor, y: Tensor) -> list[BlockTask]:
+    """Return the blocks that score, on another model, the points that a plan's attacks under T1 made on theirs, and its clean images.
+
+    Args:
+        plan: of the evaluation that kept its points. model: the other one. x, y: images and labels of the plan.
+
+    Raises:
+        UserError: the model does not fit the images or the labels, or no attack of the plan ran under T1.
+    """
+    model = bare_model(model)
+    num_classes = _num_classes(model, x, y)
+    total = num_configurations(model)
+    spec = getattr(model, "spec", None)
+    whose: dict[str, Any] = {
+        "num_classes": num_classes,
+        "num_configurations": None if total == math.inf else int(total),
+        "checkpoint": weights_hash(model),
+        "model": identity_hash(model, tuple(x.shape[1:])),
+        "defence": spec.defence if spec is not None else None,
+        "stands_for": ("T1",),
+        "succeeds": "",
+    }
+    kept = [task for task in plan if task.kind in ("clean", "attack") and task.protocol == "T1"]
+    if all(task.kind == "clean" for task in kept):
+        raise UserError("no attack of this evaluation ran under T1, so it has no points that were made for an unknown draw")
+    made = [task.model_copy(update=whose | {"points_of": task.points_key if task.has_points else ""}) for task in kept]
+    return [task.model_copy(update={"position": place, "cost": scoring_cost(task)}) for place, task in enumerate(made)]
 
 
 def _without_gradients(studies: StudySettings | None) -> StudySettings | None:

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from torch import Tensor
 
+from analysis.evaluation.points import KeptPoints
 from analysis.evaluation.protocols import PROTOCOL_TITLES
 from analysis.reporting import tables
 from analysis.reporting.conclusion import conclusion, headline_note
 from analysis.reporting.figures import figure_as_png, figures_of, save_figure
 from analysis.reporting.frames import frame_of_result, frame_of_samples, write_parquet
+from analysis.reporting.survival import ImageRow, image_rows
 from analysis.result import EvaluationResult, Row
 from models.files import write_text
 
@@ -28,11 +31,16 @@ _CAPTIONS = {
 }
 
 
-def render_html(name: str, result: EvaluationResult) -> str:
-    """Return the page of an evaluation, with everything inlined: table, verdicts, curves, example images, origin."""
+def render_html(name: str, result: EvaluationResult, images: Tensor | None = None, points: KeptPoints | None = None) -> str:
+    """Return the page of an evaluation, with everything inlined: table, verdicts, curves, images by survival, origin.
+
+    Args:
+        images: the test images (N, C, H, W), for their pictures. points: kept perturbed images, for theirs.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
+    shown, num_images = image_rows(result, images, points)
     worst = sorted(result.headline_attacks.items(), key=lambda item: -item[1])[:3]
     return environment.get_template("evaluation.html").render(
         name=name,
@@ -45,16 +53,26 @@ def render_html(name: str, result: EvaluationResult) -> str:
         headline_note=headline_note(result),
         protocols=PROTOCOL_TITLES,
         figures=[{"png": figure_as_png(figure), "caption": _CAPTIONS[key]} for key, figure in figures_of(result).items()],
+        images=[_shown_image(row) for row in shown],
+        image_attacks=list(dict.fromkeys(attack for row in shown for attack in row.shares)),
+        num_images=num_images,
+        has_points=any(row.perturbed for row in shown),
         origin=_origin(result),
     )
 
 
-def write_report(name: str, result: EvaluationResult, folder: str | Path) -> dict[str, Path]:
-    """Write `report.html`, `result.json`, `result.parquet`, `samples.parquet` and `figures/` into a folder; return them by name."""
+def write_report(
+    name: str, result: EvaluationResult, folder: str | Path, images: Tensor | None = None, points: KeptPoints | None = None
+) -> dict[str, Path]:
+    """Write `report.html`, `result.json`, `result.parquet`, `samples.parquet` and `figures/` into a folder; return them by name.
+
+    Args:
+        images, points: as for `render_html`.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = {
-        "html": write_text(folder / "report.html", render_html(name, result)),
+        "html": write_text(folder / "report.html", render_html(name, result, images, points)),
         "json": write_text(folder / "result.json", json.dumps(_as_json(name, result), indent=2, default=str) + "\n"),
         "parquet": write_parquet(frame_of_result(result, name=name), folder / "result.parquet"),
         "samples": write_parquet(frame_of_samples(result), folder / "samples.parquet"),
@@ -95,6 +113,15 @@ def _shown(row: Row, marked: bool) -> dict[str, str]:
         "majority": "" if row.majority is None else tables.format_percent(row.majority, marked=marked),
         "spread": f"{spread} {tables.MARK}" if spread and marked else spread,
         "caption": row.caption,
+    }
+
+
+def _shown_image(row: ImageRow) -> dict[str, Any]:
+    return {
+        **vars(row),
+        "survival": f"{100 * row.survival:.0f} %",
+        "shares": {attack: f"{100 * share:.0f} %" for attack, share in row.shares.items()},
+        "largest_change": "" if row.largest_change is None else f"{row.largest_change:.3g}",
     }
 
 

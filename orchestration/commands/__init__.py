@@ -10,6 +10,7 @@ from orchestration.commands.export import EXPORT
 from orchestration.commands.jobs import LOGS, RESUME, STOP, SUBMIT
 from orchestration.commands.looking_up import LIST, SHOW
 from orchestration.commands.reproduce import REPRODUCE
+from orchestration.commands.rescore import RESCORE
 from orchestration.commands.status import STATUS, WATCH
 from orchestration.commands.sweep import SWEEP
 from orchestration.commands.train import TRAIN
@@ -26,6 +27,7 @@ COMMANDS: tuple[Command, ...] = (
     STOP,
     RESUME,
     EVALUATE,
+    RESCORE,
     EXPORT,
     LIST,
     SHOW,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestration import console
 from orchestration.commands.command import Command, add_data_root, add_wait, workplace_of
 
 if TYPE_CHECKING:
+    from analysis.evaluation.block_task import BlockTask
     from models.threat_model import ThreatModel
+    from orchestration.evaluating.evaluation_cost import EvaluationCost
     from orchestration.experiment import ExperimentConfig
 
 
@@ -22,6 +25,15 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epsilon", help="radius, e.g. 8/255 (default: the one the model was trained for)")
     parser.add_argument("--norm", help="linf or l2 (default: the one the model was trained for)")
     parser.add_argument("--seed", type=int, default=0, help="root of all seeds (default 0)")
+    parser.add_argument(
+        "--keep-points", action="store_true", help="keep the perturbed images, bit by bit: `rayndom rescore` scores them again"
+    )
+    parser.add_argument(
+        "--again", metavar="BLOCK", help="measure this block once more, e.g. 'pgd_20 T1 block 2/4', 'pgd_20 T1' or 'pgd_20', and no other"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be measured, how long it takes and how large kept points are"
+    )
     parser.add_argument("--workers", type=int, help="Ray workers; 1: this process (default: one per core or GPU where it pays)")
     parser.add_argument("--gpus-per-worker", type=float, default=0, help="share of a GPU for each worker (default 0)")
     parser.add_argument("--address", help="Ray cluster (default: RAY_ADDRESS, else local)")
@@ -33,11 +45,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from analysis.evaluation.suites import load_suite, with_surrogate
     from analysis.fingerprints import weights_hash
     from models.weights import load_pretrained
-    from orchestration.evaluating.evaluation_report import keep, show, suite_name
+    from orchestration.evaluating.block_names import keys_named, what_changed
+    from orchestration.evaluating.evaluation_cost import cost_of
+    from orchestration.evaluating.evaluation_report import finish, show, suite_name
     from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare, run_jobs
-    from orchestration.exporting.origin import training_run_of
     from orchestration.exporting.targets import resolve_target
-    from orchestration.tracking.tracker import Tracker
 
     workplace = workplace_of(arguments)
     home = workplace.home
@@ -55,24 +67,39 @@ def _run(arguments: argparse.Namespace) -> int:
         num_draws=arguments.draws,
         seed=arguments.seed,
     )
-    name = target.config["model"]["defence"] + (f" {target.experiment.name}" if target.experiment else "")
-    job = prepare(target.experiment.name if target.experiment else name, target, settings, workplace)
-    run_jobs([job], workers=arguments.workers, gpus_per_worker=arguments.gpus_per_worker, address=workplace.address, wait=arguments.wait)
+    name = target.experiment.name if target.experiment else target.config["model"]["defence"]
+    job = prepare(name, target, settings, workplace, points="keep" if arguments.keep_points else None)
+    before = {key: job.done[key] for key in keys_named(job.plan, arguments.again) if key in job.done} if arguments.again else {}
+    if before:
+        job = replace(job, again=frozenset(before))
+    if arguments.dry_run:
+        return _dry_run(cost_of(job, arguments.workers, arguments.gpus_per_worker))
+    broken: list[tuple[BlockTask, Exception]] = []
+    run_jobs(
+        [job],
+        workers=arguments.workers,
+        gpus_per_worker=arguments.gpus_per_worker,
+        address=workplace.address,
+        on_broken_block=lambda _, task, error: broken.append((task, error)),
+        wait=arguments.wait,
+    )
+    for task in job.plan:
+        if task.key in before and task.key in job.done:
+            console.say(f"{task.title}, measured again: {what_changed(before[task.key], job.done[task.key])}")
+    if broken and not job.done:
+        raise broken[0][1]
     result = show(job)
-    tracker, run_id = None, None
-    if target.experiment is not None:
-        tracker = Tracker(home, target.experiment.tracking.experiment)
-        run_id = training_run_of(target, tracker, home)
-    summary = keep(job, result, tracker, run_id, name_of_suite)
-    from analysis.reporting.report import write_report
+    finish(job, result, name_of_suite, workplace)
+    for task, error in broken:
+        console.error(f"{task.title} could not be measured: {type(error).__name__}: {error}")
+    if broken:
+        console.error(f"{len(broken)} of {len(job.plan)} blocks are missing; the same command measures them, and no others")
+    return 1 if broken else 0
 
-    pages = job.records_path.with_name(f"report-{name_of_suite}")
-    write_report(job.name, result, pages)
-    if tracker is not None and run_id is not None:
-        tracker.log_folder(run_id, pages, f"evaluation/{name_of_suite}")
-    console.result(summary)
-    console.say(f"records {job.records_path}")
-    console.say(f"report {pages / 'report.html'}")
+
+def _dry_run(cost: EvaluationCost) -> int:
+    console.result(cost.to_json())
+    console.table("dry run: nothing was measured or written", ["what", "value"], cost.rows())
     return 0
 
 
@@ -99,6 +126,8 @@ EVALUATE = Command(
         "rayndom evaluate 5a632dea00def935 --suite standard --workers 2",
         "rayndom evaluate RUN_ID --suite paper --samples 200 --epsilon 8/255",
         "rayndom evaluate RUN_ID --suite full --surrogate AT_RUN_ID --workers 8",
+        "rayndom evaluate RUN_ID --suite standard --keep-points --dry-run",
+        "rayndom evaluate RUN_ID --suite standard --again 'pgd_20 T1 block 2/4'",
     ),
     _add,
     _run,

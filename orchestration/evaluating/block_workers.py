@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from analysis.evaluate import BlockQueue, BlockTask, run_block
+from analysis.evaluate import BlockQueue, BlockTask, PointStore, run_block
 from analysis.evaluation.queue import E
 from analysis.evaluation.records import Record
 from models.weights import load_pretrained
@@ -52,7 +52,7 @@ def run_on_ray(queue: BlockQueue[E], folder_of: Callable[[E], Path], workers: in
         taken = queue.take()
         if taken is not None:
             job, task = taken
-            running[actor.run.remote(folder_of(job), reference(job.x), reference(job.y), task)] = (actor, job, task)
+            running[actor.run.remote(folder_of(job), reference(job.x), reference(job.y), task, job.points)] = (actor, job, task)
 
     for actor in actors:
         start(actor)
@@ -63,6 +63,8 @@ def run_on_ray(queue: BlockQueue[E], folder_of: Callable[[E], Path], workers: in
             record = ray.get(finished)
         except ray.exceptions.RayError as error:
             queue.broke(job, task, getattr(error, "cause", None) or error)
+            if isinstance(error, ray.exceptions.RayActorError):  # it died once too often, over this block: another takes the next
+                actors.append(actor := evaluator.remote(gpus))
         else:
             queue.finished(job, task, record)
         start(actor)
@@ -78,8 +80,8 @@ class _Evaluator:
         self.gpus = gpus
         self.models: dict[Path, nn.Module] = {}
 
-    def run(self, folder: Path, x: Tensor, y: Tensor, task: BlockTask) -> Record:
+    def run(self, folder: Path, x: Tensor, y: Tensor, task: BlockTask, points: PointStore | None) -> Record:
         """Run one block."""
         if folder not in self.models:
             self.models[folder] = load_for_blocks(folder, self.gpus)
-        return run_block(self.models[folder], x.clone(), y.clone(), task)
+        return run_block(self.models[folder], x.clone(), y.clone(), task, points)

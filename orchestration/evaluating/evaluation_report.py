@@ -7,12 +7,15 @@ from typing import Any
 
 from analysis.reporting import tables
 from analysis.reporting.conclusion import conclusion, headline_note, to_markdown
+from analysis.reporting.report import write_report
 from analysis.result import EvaluationResult
 from models.weights import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from orchestration import console
 from orchestration.evaluating.evaluation_run import Job
 from orchestration.evaluating.stored_evaluation import as_kept, write_kept
 from orchestration.exporting.export import record_evaluation
+from orchestration.exporting.origin import training_run_of
+from orchestration.home import Workplace
 from orchestration.tracking.tracker import Tracker
 
 
@@ -40,6 +43,24 @@ def show(job: Job) -> EvaluationResult:
     )
     console.say(conclusion(job.name, result))
     return result
+
+
+def finish(job: Job, result: EvaluationResult, suite: str, workplace: Workplace) -> None:
+    """Keep a result, write its page, and say where they are: what ends a command."""
+    tracker, run_id = None, None
+    if job.target.experiment is not None:
+        tracker = Tracker(workplace.home, job.target.experiment.tracking.experiment)
+        run_id = training_run_of(job.target, tracker, workplace.home)
+    summary = keep(job, result, tracker, run_id, suite)
+    pages = job.records_path.with_name(f"report-{suite_name(suite)}")
+    write_report(job.name, result, pages, images=job.x, points=job.kept_points())
+    if tracker is not None and run_id is not None:
+        tracker.log_folder(run_id, pages, f"evaluation/{suite_name(suite)}")
+    console.result(summary)
+    console.say(f"records {job.records_path}")
+    if job.points is not None:
+        console.say(f"points {job.points.folder}")
+    console.say(f"report {pages / 'report.html'}")
 
 
 def keep(job: Job, result: EvaluationResult, tracker: Tracker | None, run_id: str | None, suite: str) -> dict[str, Any]:

@@ -9,14 +9,16 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from analysis.evaluate import BlockQueue, Evaluation, EvaluationResult, Progress, collect, plan_blocks, run_in_order
-from analysis.evaluation.records import read_records
+from analysis.evaluate import BlockQueue, Evaluation, EvaluationResult, PointStore, Progress, collect, plan_blocks, run_in_order
+from analysis.evaluation.points import KeptPoints, PointPurpose
+from analysis.evaluation.queue import OnBrokenBlock
 from analysis.evaluation.suites import Suite, load_suite
 from models.errors import UserError
 from models.threat_model import ThreatModel
@@ -30,6 +32,7 @@ from trainers.data import DataConfig, evaluation_batches, load_data
 from trainers.validation import limited
 
 RECORDS_FILE = "records.jsonl"
+POINTS_FOLDER = "points"
 SMALL_WORK = 2e5
 """Forward passes of one image that one process makes in about the time that Ray takes to start."""
 
@@ -65,10 +68,10 @@ class Job(Evaluation):
     settings: EvaluationSettings
     records_path: Path
 
-    def read_again(self) -> None:
-        """Take over what another process has found since the job was planned."""
-        known = read_records(self.records_path)
-        self.done.update({key: known[key] for key in self.keys if key in known})
+    def kept_points(self) -> KeptPoints | None:
+        """Return the perturbed images of the attacks as far as they were kept, by this evaluation or an earlier one."""
+        folder = self.records_path.with_name(POINTS_FOLDER)
+        return KeptPoints(self.points or PointStore(folder), self.plan) if self.points or folder.is_dir() else None
 
     def result(self) -> EvaluationResult:
         """Return what the finished blocks say."""
@@ -81,11 +84,14 @@ def prepare(
     settings: EvaluationSettings,
     workplace: Workplace,
     images: tuple[Tensor, Tensor] | None = None,
+    *,
+    points: PointPurpose | None = None,
 ) -> Job:
-    """Plan the evaluation of a model on the test images of its data set, and read the records it already has.
+    """Plan the evaluation of a model on the test images of its data set, and read the records it already has. Nothing is written.
 
     Args:
         images: from `test_images`, where several jobs share them; None: read here.
+        points: keep perturbed images beside the records, or score those that are there in the place of attacks.
 
     Raises:
         UserError: the data set is not known or missing, or the suite does not fit the model.
@@ -111,9 +117,9 @@ def prepare(
         num_samples=settings.num_samples,
         num_draws=settings.num_draws,
     )
-    path = workplace.home.evaluation(plan[0].checkpoint[:16]) / RECORDS_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return Job(name=name, target=target, settings=settings, plan=plan, x=x, y=y, records_path=path)
+    folder = workplace.home.evaluation(plan[0].checkpoint[:16])
+    store = None if points is None else PointStore(folder / POINTS_FOLDER, points)
+    return Job(name=name, target=target, settings=settings, plan=plan, x=x, y=y, records_path=folder / RECORDS_FILE, points=store)
 
 
 def test_images(data: DataConfig, data_root: Path | None, num_samples: int | None) -> tuple[Tensor, Tensor]:
@@ -131,6 +137,7 @@ def run_jobs(
     address: str | None = None,
     on_done: Callable[[Job], None] | None = None,
     on_failure: Callable[[Job, Exception], None] | None = None,
+    on_broken_block: OnBrokenBlock[Job] | None = None,
     wait: bool = True,
 ) -> None:
     """Run all pending blocks of all jobs; records are on disk as soon as a block is done. A block of several jobs is run once.
@@ -143,6 +150,7 @@ def run_jobs(
         address: of a Ray cluster.
         on_done: called when a job's last block is done.
         on_failure: called when a block of a job cannot be run; the job's other blocks are left out then. None: the error is raised.
+        on_broken_block: called in its place with the block that cannot be run; the others are run all the same.
         wait: for another process that evaluates one of the models, instead of refusing: records have one writer.
 
     Raises:
@@ -157,19 +165,19 @@ def run_jobs(
             )
         for job in jobs:
             job.read_again()
-        _run_alone(jobs, workers, gpus_per_worker, address, on_done, on_failure)
+        queue_of = partial(BlockQueue, jobs, on_done=on_done, on_failure=on_failure, on_broken_block=on_broken_block)
+        _run_alone(jobs, queue_of, workers, gpus_per_worker, address)
 
 
 def _run_alone(
     jobs: Sequence[Job],
+    queue_of: Callable[[Callable[[Progress], None]], BlockQueue[Job]],
     workers: int | None,
     gpus_per_worker: float,
     address: str | None,
-    on_done: Callable[[Job], None] | None,
-    on_failure: Callable[[Job, Exception], None] | None,
 ) -> None:
     with console.Board("evaluation", ["model", "blocks", "last block", "accuracy %"]) as board:
-        queue = BlockQueue(jobs, _Table(jobs, board).show, on_done, on_failure)
+        queue = queue_of(_Table(jobs, board).show)
         if not queue.waiting:
             return
         if not address and (workers == 1 or (workers is None and not gpus_per_worker and queue.cost < SMALL_WORK)):

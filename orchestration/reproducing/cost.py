@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from analysis.evaluation.block_task import BlockTask
+from analysis.evaluation.cost import estimated_cost
 from analysis.evaluation.suites import Suite
-from analysis.evaluation.tasks import BlockTask, estimated_cost
 from analysis.theory.cost import count_macs
 from models.ensemble import num_members_of
 from models.randomness import is_randomized

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from analysis.evaluation.block_task import BlockTask
+from analysis.evaluation.cost import estimated_cost
 from analysis.evaluation.suites import Suite
-from analysis.evaluation.tasks import BlockTask, estimated_cost
 from analysis.fingerprints import weights_hash
 from analysis.reproduction.papers import get_item, list_items
 from analysis.reproduction.papers.measures import Accuracy, Clean, WorstCase
