@@ -137,8 +137,8 @@ def widths_of(correct_SR: ArrayLike, *, exact: bool, level: float) -> Widths:
     """
     correct, tail = as_matrix(correct_SR), (1 - level) / 2
     chances = whole_space(correct.mean(1), tail, trials=correct.shape[1]) if exact else shared_draws(correct, tail)
-    parts = [high - low for low, high in (chances.interval(tail), chances.image_interval(tail), chances.draw_interval(tail))]
-    return Widths(*parts, images=correct.shape[0], draws=chances.num_draws)
+    total, images, draws = (high - low for low, high in (chances.interval(tail), chances.image_interval(tail), chances.draw_interval(tail)))
+    return Widths(total, images, draws, images=correct.shape[0], draws=chances.num_draws)
 
 
 @dataclass(frozen=True)

@@ -78,8 +78,7 @@ def test_rescoring_gives_what_a_fresh_evaluation_gives_and_attacks_nothing(place
         raise AssertionError("an attack ran")
 
     with monkeypatch.context() as patch:
-        patch.setattr("trainers.attacks.projected_gradient.pgd", never)
-        patch.setattr("analysis.attacked_model.model.AttackedModel.gradient", never)
+        patch.setattr("analysis.evaluation.blocks.AttackProblem", never)  # what an attack is called with
         code, rescored, _ = run(capsys, place, "rescore", "ctrw_digits", "--draws", "30")
         assert code == 0
         again = run(capsys, place, "rescore", "ctrw_digits")
