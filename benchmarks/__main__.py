@@ -11,8 +11,8 @@ import sys
 
 import benchmarks
 
-HELPERS = {"__main__", "broken_models", "honest_models", "interval_candidates", "timing", "turns"}
-HOURS = {"checks", "coverage", "learning"}
+HELPERS = {"__main__", "broken_models", "honest_models", "kept_state", "interval_candidates", "timing", "turns"}
+HOURS = {"checks", "coverage", "kills", "learning"}
 
 
 def main(names: list[str]) -> int:

@@ -12,6 +12,22 @@ class UserError(ValueError):
     """A mistake in what the user asked for. The command line prints the message alone and exits with code 2."""
 
 
+class EnvironmentProblem(UserError):
+    """What was asked for is right, but the machine does not allow it now: a place that may not be written, a server that is away, a lock
+    that another process holds. The command line exits with code 3."""
+
+
+class EnvironmentFailure(RuntimeError):
+    """The machine failed a command while it ran: a full disk, a store that stayed away, a cluster that is gone. What was finished is kept.
+    The command line exits with code 3."""
+
+
+def blames_environment(text: str) -> bool:
+    """Return whether a database says in a text, as libraries pass it on, that the machine does not let it work."""
+    signs = ("disk is full", "readonly database", "database is locked", "unable to open database file", "disk I/O error")
+    return any(sign in text for sign in signs)
+
+
 def nearest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
     """Return up to `count` allowed names that resemble `name`, best first."""
     pool = list(allowed)

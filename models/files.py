@@ -48,6 +48,12 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
             os.replace(part, path)
+    except RuntimeError as error:
+        part.unlink(missing_ok=True)
+        # A library that cannot write may say it in its own words, as PyTorch's "unexpected pos 64 vs 0" on a full disk.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
     except BaseException:  # Ctrl-C too must not leave the part behind; whatever it was goes on
         part.unlink(missing_ok=True)
         raise

@@ -5,8 +5,8 @@
 | 0 | done |
 | 1 | something failed that was not foreseen, or what was asked for is not complete |
 | 2 | a mistake in what was asked for, or in a file that was read |
-| 3 | the environment: a full disk, a place that may not be read or written, a server that is away |
-| 130 | interrupted |
+| 3 | the environment: a full disk, a place that may not be read or written, a server that is away, a lock that another process holds |
+| 130 | interrupted: Ctrl-C or SIGTERM |
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import argparse
 import errno
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from models.errors import UserError, unknown_name
+from models.errors import EnvironmentFailure, EnvironmentProblem, UserError, blames_environment, unknown_name
 from orchestration import console
 from orchestration.commands import COMMANDS
+from orchestration.interruption import INTERRUPTED, in_good_order
 from orchestration.recipes.library import using_folder
 
 EPILOG = """examples:
@@ -34,8 +36,8 @@ EPILOG = """examples:
   rayndom evaluate FOLDER --suite quick          how robust is it, under which protocol
   rayndom reproduce ctrw.table4                  a paper's table, small, beside the printed numbers
 
-exit codes: 0 done; 1 not foreseen, or not complete; 2 a mistake in what was asked or read; 3 the environment (disk, server, permissions);
-130 interrupted
+exit codes: 0 done; 1 not foreseen, or not complete; 2 a mistake in what was asked or read; 3 the environment (disk, server, permissions,
+another process that does the same); 130 interrupted
 
 `rayndom COMMAND --help` explains a command."""
 
@@ -96,13 +98,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        return _run(arguments)
+        with in_good_order():
+            return _run(arguments)
     except UserError as error:
         console.error(str(error))
-        return 2
+        return 3 if isinstance(error, EnvironmentProblem) else 2
     except KeyboardInterrupt:
-        console.say("interrupted; everything finished is kept, and the same command goes on from there")
-        return 130
+        again = shlex.join(["rayndom", *arguments])
+        kept = "everything finished is kept; go on with:" if _command_of(arguments) in RESUMABLE else "nothing is left half done; again:"
+        console.say(f"interrupted; {kept}  {again}")
+        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -131,17 +136,22 @@ def _run(arguments: list[str]) -> int:
 
 def _last_resort(error: Exception, arguments: Sequence[str]) -> int:
     """Say what was being done when something happened that was not foreseen, and return the exit code."""
-    command = next((word for word in arguments if not word.startswith("-")), "")
-    hint = "; what is finished is kept, and the same command goes on from there" if command in RESUMABLE else ""
+    hint = "; what is finished is kept, and the same command goes on from there" if _command_of(arguments) in RESUMABLE else ""
     console.error(f"`rayndom {' '.join(arguments[:2])[:120]}` ended: {_describe(error)}\n(--debug shows where{hint})")
-    away = type(error).__name__ == "StoreAway"  # its module would bring MLflow into commands that do without
-    return 3 if away or (isinstance(error, OSError) and error.errno in ENVIRONMENT) else 1
+    outside = isinstance(error, EnvironmentFailure) or (isinstance(error, OSError) and error.errno in ENVIRONMENT)
+    return 3 if outside or blames_environment(str(error)) else 1
+
+
+def _command_of(arguments: Sequence[str]) -> str:
+    return next((word for word in arguments if not word.startswith("-")), "")
 
 
 def _describe(error: BaseException) -> str:
     text = str(error).strip()
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if blames_environment(text):
+        return text.splitlines()[0]  # the statement that follows is nobody's business
     # A key or an index says nothing without its kind: `KeyError: 'finished_epochs'`.
     return text if isinstance(error, RuntimeError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
 

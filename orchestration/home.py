@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.errors import UserError
+from models.errors import EnvironmentProblem
 
 HOME_VARIABLE = "RAYNDOM_HOME"
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -23,15 +23,27 @@ class Home:
         """Return the home: `folder`, else the environment variable RAYNDOM_HOME, else `./rayndom_home`.
 
         Raises:
-            UserError: it cannot be created or written.
+            EnvironmentProblem: it cannot be created or written.
+        """
+        home = cls.to_read(folder)
+        try:
+            home.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EnvironmentProblem(f"cannot create the home folder {home.root}: {error.strerror}. Choose another with --home.") from None
+        if not os.access(home.root, os.W_OK):
+            raise EnvironmentProblem(f"cannot write to the home folder {home.root}. Choose another with --home.")
+        return home
+
+    @classmethod
+    def to_read(cls, folder: str | Path | None = None) -> Home:
+        """Return the home for a command that only reads: it is not made, and need not be writable.
+
+        Raises:
+            EnvironmentProblem: it is there, and no folder that may be read.
         """
         root = Path(folder or os.environ.get(HOME_VARIABLE) or "rayndom_home").expanduser().absolute()
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot create the home folder {root}: {error.strerror}. Choose another with --home.") from None
-        if not os.access(root, os.W_OK):
-            raise UserError(f"cannot write to the home folder {root}. Choose another with --home.")
+        if root.exists() and not (root.is_dir() and os.access(root, os.R_OK | os.X_OK)):
+            raise EnvironmentProblem(f"cannot read the home folder {root}. Choose another with --home.")
         return cls(root)
 
     @property
@@ -82,6 +94,11 @@ class Workplace:
         """Return the workplace that a command's flags name, with absolute paths.
 
         Raises:
-            UserError: the home folder cannot be created or written.
+            EnvironmentProblem: the home folder cannot be created or written.
         """
         return cls(Home.locate(home), Path(data_root).absolute() if data_root else None, address)
+
+    @classmethod
+    def to_read(cls, home: str | Path | None = None, data_root: str | Path | None = None) -> Workplace:
+        """Return the workplace of a command that only reads, see `Home.to_read`."""
+        return cls(Home.to_read(home), Path(data_root).absolute() if data_root else None)

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from models.errors import UserError
+from models.errors import EnvironmentProblem, UserError
 from models.files import write_text
 from models.json_text import read_json
 from models.weights import CONFIG_FILE, read_config
@@ -158,10 +158,10 @@ class RunFolder:
             wait: for another process that trains it, instead of refusing.
 
         Raises:
-            UserError: another process trains it, and `wait` is off.
+            EnvironmentProblem: another process trains it, and `wait` is off.
         """
         what, advice = f"the training {name} ({self.path.name})", ADVICE
         with only_process(self.path / "command.lock", what, advice=advice, patience_s=None if wait else ENDING_S):
             if not wait and is_held(self.lock):
-                raise UserError(f"{what} is being run by {holder_of(self.lock)}. {advice}")
+                raise EnvironmentProblem(f"{what} is being run by {holder_of(self.lock)}. {advice}")
             yield

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from models.errors import UserError
+from models.errors import EnvironmentProblem
 from orchestration import console
 
 _SAID_AFTER_S = 3
@@ -33,7 +33,7 @@ def only_process(lock: Path, what: str, *, advice: str = "", patience_s: float |
         patience_s: seconds to wait for another process; None: until it has ended.
 
     Raises:
-        UserError: another process still holds it after `patience_s` seconds; the message names that process.
+        EnvironmentProblem: another process still holds it after `patience_s` seconds; the message names that process.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a+") as file:
@@ -55,7 +55,7 @@ def only_writer(folder: Path, what: str, *, patience_s: float | None = 60) -> It
         folder: made if it is not there. what: what is done there, for the message. patience_s: as of `only_process`.
 
     Raises:
-        UserError: another process still holds it after `patience_s` seconds.
+        EnvironmentProblem: another process still holds it after `patience_s` seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
@@ -80,7 +80,7 @@ def _take(descriptor: int, what: str, advice: str, patience_s: float | None, hol
         except BlockingIOError:
             waited = time.monotonic() - began
             if patience_s is not None and waited >= patience_s:
-                raise UserError(f"{what} is being run by {holder()}. {advice}".rstrip()) from None
+                raise EnvironmentProblem(f"{what} is being run by {holder()}. {advice}".rstrip()) from None
             if waited > _SAID_AFTER_S and not said:
                 console.say(f"waiting for {holder()}, which runs {what}")
                 said = True

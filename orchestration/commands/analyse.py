@@ -6,7 +6,7 @@ import argparse
 
 from models.errors import UserError
 from orchestration import console
-from orchestration.commands.command import Command, add_data_root, add_format, begin, show_frame, workplace_of
+from orchestration.commands.command import Command, add_data_root, add_format, add_wait, begin, show_frame, workplace_of
 
 LIST = "list"
 
@@ -26,6 +26,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draws", type=int, help="draws, or pairs of draws (default: each quantity's own number)")
     parser.add_argument("--seed", type=int, default=0, help="root of all seeds (default 0)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (default cpu)")
+    add_wait(parser)
     add_format(parser)
     add_data_root(parser)
 
@@ -44,7 +45,7 @@ def _run(arguments: argparse.Namespace) -> int:
     home = workplace.home
     settings = AnalysisSettings(tuple(arguments.what), arguments.samples, arguments.draws, arguments.seed, arguments.device)
     target = resolve_target(arguments.target, home)
-    records, path = analyse(target, settings, workplace)
+    records, path = analyse(target, settings, workplace, wait=arguments.wait)
     run_id = track(target, records, path, home)
     for record in records:
         if chosen == "markdown":

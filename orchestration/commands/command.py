@@ -51,6 +51,13 @@ def workplace_of(arguments: argparse.Namespace) -> Workplace:
     return Workplace.locate(arguments.home, getattr(arguments, "data_root", None), getattr(arguments, "address", None))
 
 
+def workplace_to_read(arguments: argparse.Namespace) -> Workplace:
+    """Return the workplace of a command that writes nothing: the home need not be there, or may not be written."""
+    from orchestration.home import Workplace
+
+    return Workplace.to_read(arguments.home, getattr(arguments, "data_root", None))
+
+
 def field_rows(config: BaseModel, prefix: str = "") -> list[tuple[str, str, str]]:
     """Return (flag, value, description) of every leaf field of a config and the configs inside it."""
     from pydantic import BaseModel

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestration import console
-from orchestration.commands.command import Command, Format, add_data_root, add_format, begin, show_frame, workplace_of
+from orchestration.commands.command import Command, Format, add_data_root, add_format, begin, show_frame, workplace_to_read
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from orchestration.evaluating.run_comparison import find_runs, marks, metric_rows, paired_rows, parameter_rows, standing_rows
 
     chosen = begin(arguments)
-    workplace = workplace_of(arguments)
+    workplace = workplace_to_read(arguments)
     runs = find_runs(arguments.runs, workplace.home)
     parameters = parameter_rows(runs, everything=arguments.all)
     metrics = metric_rows(runs, everything=arguments.all)

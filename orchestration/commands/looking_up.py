@@ -126,7 +126,7 @@ def _list_runs(arguments: argparse.Namespace) -> None:
     from orchestration.exporting.home_runs import differences_of, in_words, runs_in
     from orchestration.home import Home
 
-    home = Home.locate(arguments.home)
+    home = Home.to_read(arguments.home)
     found = sorted(runs_in(home), key=lambda run: run.changed)
     rows, described = [], []
     for run in found:

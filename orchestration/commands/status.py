@@ -23,7 +23,7 @@ def _status(arguments: argparse.Namespace) -> int:
     from orchestration.home import Home
     from orchestration.sweeping.status import find_sweep, list_sweep_keys, sweep_status
 
-    home = Home.locate(arguments.home)
+    home = Home.to_read(arguments.home)
     keys = [find_sweep(home, arguments.sweep)] if arguments.sweep else list_sweep_keys(home)
     found = [sweep_status(home, key) for key in keys]
     console.result(
@@ -55,7 +55,7 @@ def _watch(arguments: argparse.Namespace) -> int:
     from orchestration.home import Home
     from orchestration.sweeping.status import find_sweep, list_sweep_keys, sweep_status
 
-    home = Home.locate(arguments.home)
+    home = Home.to_read(arguments.home)
     if arguments.interval <= 0:
         raise UserError(f"--interval is {arguments.interval:g}; it must be above 0")
     keys = list_sweep_keys(home)

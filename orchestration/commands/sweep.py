@@ -46,9 +46,8 @@ def _run(arguments: argparse.Namespace) -> int:
         return _dry_run(config, workplace)
     from orchestration.sweeping.sweep import run_sweep
 
-    outcome = run_sweep(config, workplace, evaluate=not arguments.no_evaluation, wait=arguments.wait)
-    console.result(outcome)
-    return 0 if outcome["complete"] else 1
+    console.result(run_sweep(config, workplace, evaluate=not arguments.no_evaluation, wait=arguments.wait))
+    return 0
 
 
 def named_sweep(arguments: argparse.Namespace) -> SweepConfig:

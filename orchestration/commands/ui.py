@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import subprocess
@@ -13,6 +14,9 @@ from models.errors import UserError
 from orchestration import console
 from orchestration.commands.command import Command
 
+ENDING_S = 3
+"""How long a server may take to end in good order."""
+
 
 def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=5000, help="port on this machine (default 5000)")
@@ -21,9 +25,12 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from orchestration.home import Home
+    from orchestration.tracking.local_store import prepare_store
     from orchestration.tracking.store import display_uri
 
-    home = Home.locate(arguments.home)
+    home = Home.to_read(arguments.home)
+    if not home.root.exists():
+        home = Home.locate(arguments.home)
     environment = dict(os.environ)
     if arguments.study:
         matches = sorted(home.root.glob(f"sweeps/{arguments.study}*/study.db"))
@@ -38,6 +45,8 @@ def _run(arguments: argparse.Namespace) -> int:
         if home.tracking_uri.startswith(("http://", "https://")):
             console.say(f"{display_uri(home.tracking_uri)}  (MLFLOW_TRACKING_URI names a server that runs already)")
             return 0
+        prepare_store(home)  # made or mended as by every command: MLflow's server would make tables of its own while another one does
+        environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # ten processes for jobs that nobody here starts
         # By the environment: a command line, and a password in it, is seen by everybody on this machine.
         environment["MLFLOW_BACKEND_STORE_URI"] = home.tracking_uri
         command = [sys.executable, "-m", "mlflow", "server"]
@@ -48,9 +57,35 @@ def _run(arguments: argparse.Namespace) -> int:
             "127.0.0.1",
             "--port",
             str(arguments.port),
+            "--workers",
+            "1",
         ]
     console.say(f"http://127.0.0.1:{arguments.port}  (Ctrl-C ends it)")
-    return subprocess.call(command, env=environment)
+    return _serve(command, environment)
+
+
+def _serve(command: list[str], environment: dict[str, str]) -> int:
+    """Run a server until it ends or this process is told to; none of its processes outlives it."""
+    import psutil
+
+    server = subprocess.Popen(command, env=environment, start_new_session=True)
+    # `kill -9` leaves this process no time to end the server: then the pipe's end does.
+    watch = subprocess.Popen(["sh", "-c", 'read _; kill -TERM -"$0"', str(server.pid)], stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        return server.wait()
+    finally:
+        watch.kill()
+        watch.wait()
+        processes = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            parent = psutil.Process(server.pid)
+            processes = [*parent.children(recursive=True), parent]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        for process in psutil.wait_procs(processes, timeout=ENDING_S)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 UI = Command(

@@ -23,6 +23,7 @@ from orchestration.evaluating.evaluation_run import test_images
 from orchestration.exporting.origin import training_run_of
 from orchestration.exporting.targets import Target
 from orchestration.home import Home, Workplace
+from orchestration.single_process import ENDING_S, only_process
 from orchestration.tracking.tracker import Tracker
 
 ARTIFACT = "analysis/quantities.json"
@@ -72,28 +73,33 @@ def subject_of(target: Target, settings: AnalysisSettings, data_root: Path | Non
     )
 
 
-def analyse(target: Target, settings: AnalysisSettings, workplace: Workplace) -> tuple[list[Record], Path]:
+def analyse(target: Target, settings: AnalysisSettings, workplace: Workplace, *, wait: bool = False) -> tuple[list[Record], Path]:
     """Compute the quantities asked for; return their records and the file that holds them and those computed earlier.
 
     Each record is on disk as soon as it is computed, and replaces an earlier one of its quantity.
 
+    Args:
+        wait: for another process that analyses the same model, instead of refusing: the file has one writer.
+
     Raises:
-        UserError: an unknown quantity, one that does not apply, or missing data.
+        UserError: an unknown quantity, one that does not apply, or missing data; or another process analyses the model.
     """
     subject = subject_of(target, settings, workplace.data_root)
     chosen = choose(subject.model, settings.names)
     checkpoint = weights_hash(subject.model)
     path = workplace.home.root / "analyses" / f"{checkpoint[:16]}.json"
-    kept = _read(path)
-    records = []
-    for number, entry in enumerate(chosen, start=1):
-        console.say(f"{entry.name} ({number} of {len(chosen)})")
-        record = compute(entry, subject)
-        records.append(record)
-        if "error" not in record:
-            kept[entry.name] = record
-            whose = {"checkpoint": checkpoint, "defence": subject.spec.defence}
-            write_text(path, json.dumps({**whose, "quantities": kept}, indent=2) + "\n")
+    what = f"the analysis of {target.folder}"
+    with only_process(path.with_suffix(".lock"), what, advice="`--wait` waits for it.", patience_s=None if wait else ENDING_S):
+        kept = _read(path)
+        records = []
+        for number, entry in enumerate(chosen, start=1):
+            console.say(f"{entry.name} ({number} of {len(chosen)})")
+            record = compute(entry, subject)
+            records.append(record)
+            if "error" not in record:
+                kept[entry.name] = record
+                whose = {"checkpoint": checkpoint, "defence": subject.spec.defence}
+                write_text(path, json.dumps({**whose, "quantities": kept}, indent=2) + "\n")
     return records, path
 
 

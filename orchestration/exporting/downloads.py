@@ -24,20 +24,24 @@ def download_model(home: Home, target: str) -> Path:
         UserError: no such run or model, or it holds no exported model, or none any more.
     """
     client = client_of(home)
-    mlflow.set_tracking_uri(home.tracking_uri)
     downloads = home.root / "downloads"
     part = downloads / ".part"
     shown = f"{target!r} in {display_uri(home.tracking_uri)}"
     with only_process(downloads / ".lock", f"the download of {target}", patience_s=None):
         shutil.rmtree(part, ignore_errors=True)  # of a process that was killed: whoever holds the lock is the only one
         try:
-            uri = target if target.startswith("models:/") else _model_uri(client, target)
             part.mkdir()
-            fetched = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(part)))
+            if target.startswith("models:/"):
+                uri = _version_uri(client, target)
+                # Not by MLflow's own default of a store: it would stay in the environment, and stand above every home from then on.
+                found = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(part), tracking_uri=home.tracking_uri)
+            else:
+                found = client.download_artifacts(target, _model_folder(client, target), str(part))
+            fetched = Path(found)
         except mlflow.MlflowException as error:
-            raise UserError(f"no exported model at {shown}: {error.message}") from None
+            raise UserError(f"no exported model at {shown}: {_one_line(error.message)}") from None
         except (OSError, ImportError) as error:
-            raise UserError(f"cannot fetch the model of {shown}: {error}") from None
+            raise UserError(f"cannot fetch the model of {shown}: {_one_line(str(error))}") from None
         lacking = [name for name in (WEIGHTS_FILE, CONFIG_FILE) if not (fetched / name).is_file()]
         if lacking:
             shutil.rmtree(part)
@@ -49,7 +53,22 @@ def download_model(home: Home, target: str) -> Path:
     return folder
 
 
-def _model_uri(client: mlflow.MlflowClient, run_id: str) -> str:
-    """Return where a run keeps its exported model: a training run its own, a sweep its winner's."""
+def _one_line(text: str) -> str:
+    """Return what MLflow says of each file that it could not fetch, as a part of a sentence."""
+    return " ".join(text.replace("#", " ").split())
+
+
+def _version_uri(client: mlflow.MlflowClient, target: str) -> str:
+    """Return where the files of `models:/NAME@ALIAS` or `models:/NAME/VERSION` lie."""
+    name, at, alias = target.removeprefix("models:/").partition("@")
+    if at:
+        version = client.get_model_version_by_alias(name, alias)
+        return client.get_model_version_download_uri(name, version.version)
+    name, _, number = name.partition("/")
+    return client.get_model_version_download_uri(name, number)
+
+
+def _model_folder(client: mlflow.MlflowClient, run_id: str) -> str:
+    """Return the artifact in which a run keeps its exported model: a training run its own, a sweep its winner's."""
     folders = {item.path for item in client.list_artifacts(run_id) if item.is_dir}
-    return f"runs:/{run_id}/{'winner' if 'winner' in folders and 'model' not in folders else 'model'}"
+    return "winner" if "winner" in folders and "model" not in folders else "model"

@@ -55,7 +55,9 @@ def register_model(home: Home, target: Target, folder: Path, name: str) -> str:
         if not client.search_registered_models(f"name = '{model_name}'"):
             client.create_registered_model(model_name)
         source = f"{client.get_run(run_id).info.artifact_uri}/{path}"
-        version = client.create_model_version(model_name, source, run_id=run_id)
+        # The same model again, as of a command that was killed before its alias, is the same version.
+        known = [each for each in client.search_model_versions(f"name = '{model_name}'") if each.source == source]
+        version = known[0] if known else client.create_model_version(model_name, source, run_id=run_id)
         if alias:
             client.set_registered_model_alias(model_name, alias, version.version)
     except (MlflowException, RestException) as error:

@@ -81,7 +81,8 @@ def _local_run(run_id: str, home: Home) -> Target | None:
     """Return the run's own folder where this home has it: no second copy is fetched."""
     if run_id.startswith("models:/"):
         return None
-    fingerprint = Tracker(home, "rayndom").fingerprint_of(run_id)
+    tracker = Tracker.existing(home, "rayndom")
+    fingerprint = None if tracker is None else tracker.fingerprint_of(run_id)
     if fingerprint is None:
         return None
     folder = RunFolder(home.run(fingerprint))

@@ -226,7 +226,7 @@ def conclude_search(search: Search, winner: int | None) -> dict[str, Any]:
         "proxy": [vars(each) for each in correlations],
         "plots": [str(file) for file in files],
     }
-    tracker.log_json(run_id, found, "search.json")
+    tracker.log_json(run_id, found | {"plots": [file.name for file in files]}, "search.json")
     return found
 
 

@@ -11,6 +11,7 @@ from ray import tune
 from orchestration import console
 from orchestration.experiment import ExperimentConfig, ResourcesConfig
 from orchestration.home import Home, Workplace
+from orchestration.interruption import first_taken_by_tune
 from orchestration.run_folder import RunFolder
 from orchestration.sweeping.listener import OnFullDisk, TrialListener, TrialRow
 from orchestration.sweeping.trial_runs import known_history
@@ -107,7 +108,7 @@ def _train_alike(
     def trial(settings: dict[str, Any]) -> None:
         run_trial(jobs[settings["fingerprint"]])
 
-    tune.Tuner(
+    tuner = tune.Tuner(
         tune.with_resources(trial, tune_resources(experiments[0])),
         param_space={"fingerprint": tune.grid_search(list(jobs))},
         tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True),
@@ -119,7 +120,9 @@ def _train_alike(
             failure_config=tune.FailureConfig(max_failures=2),
             verbose=0,
         ),
-    ).fit()
+    )
+    with first_taken_by_tune():
+        tuner.fit()
     listener.check_disk(workplace.home)
 
 

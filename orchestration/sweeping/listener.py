@@ -12,6 +12,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
+from models.errors import EnvironmentFailure
 from orchestration import console
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
@@ -204,7 +205,7 @@ def is_full_disk(reason: str) -> bool:
     return any(os.strerror(code) in reason for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)) or "disk is full" in reason
 
 
-class NoSpace(RuntimeError):
+class NoSpace(EnvironmentFailure):
     """The disk is full."""
 
 

@@ -23,6 +23,7 @@ from orchestration import console
 from orchestration.environment import environment_tags
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Workplace
+from orchestration.interruption import first_taken_by_tune
 from orchestration.search_space import suggest
 from orchestration.sweeping.config import SWEEP_FILE, SweepConfig, describe_values, dimension_cells, dimension_titles, sweep_key
 from orchestration.sweeping.listener import OnFullDisk, TrialListener, TrialRow
@@ -311,7 +312,8 @@ def _tune(search: Search, workplace: Workplace, at_once: int) -> None:
     )
     with writer, listener.board:
         try:
-            tuner.fit()
+            with first_taken_by_tune():
+                tuner.fit()
         except (*STUDY_ERRORS, TuneError) as error:
             behind = study_error(error)
             if behind is None:

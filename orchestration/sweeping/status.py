@@ -145,7 +145,8 @@ def sweep_status(home: Home, key: str) -> SweepStatus:
         cause = str(getattr(error, "orig", None) or error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"the study {folder / 'study.db'} cannot be read: {cause[0][:300]}") from None
     bases = config.base_experiments()
-    tracked, link = _tracked(Tracker(home, bases[0].tracking.experiment), key)
+    tracker = Tracker.existing(home, bases[0].tracking.experiment)
+    tracked, link = ({}, None) if tracker is None else _tracked(tracker, key)
     again = superseded(study)
     trials = tuple(
         _trial(config, home, trial, tracked.get(str(trial.user_attrs.get("fingerprint")), {}))

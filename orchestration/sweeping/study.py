@@ -17,7 +17,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from models.errors import UserError
+from models.errors import EnvironmentFailure, UserError
 from orchestration.search_space import label
 from orchestration.single_process import only_process
 from orchestration.sweeping.config import SweepConfig
@@ -34,7 +34,7 @@ STUDY_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
 LOCK_PATIENCE_S = 30
 
 
-class StudyAway(RuntimeError):
+class StudyAway(EnvironmentFailure):
     """The study cannot be read or written: its file is locked by another program, damaged, or there is no room for it.
 
     Args:
@@ -75,6 +75,7 @@ def open_study(config: SweepConfig, folder: Path) -> optuna.Study:
     folder.mkdir(parents=True, exist_ok=True)
     ways = optuna.study.StudyDirection
     directions = [ways.MAXIMIZE if objective.mode == "max" else ways.MINIMIZE for objective in config.objectives]
+    (folder / "study.db").touch()  # SQLite would give it a mode of its own, whatever the umask says
     try:
         storage = optuna.storages.RDBStorage(storage_url(folder), engine_kwargs={"connect_args": {"timeout": LOCK_PATIENCE_S}})
         study = optuna.create_study(

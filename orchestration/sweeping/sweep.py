@@ -25,7 +25,7 @@ from orchestration.evaluating.evaluation_run import EvaluationSettings, Job, pre
 from orchestration.experiment import ExperimentConfig
 from orchestration.exporting.export import export_target
 from orchestration.exporting.targets import Target, resolve_target
-from orchestration.home import Workplace
+from orchestration.home import Home, Workplace
 from orchestration.run_folder import RunFolder
 from orchestration.sweeping.checks import extreme_points
 from orchestration.sweeping.config import SweepConfig, sweep_key
@@ -58,16 +58,13 @@ def run_sweep(config: SweepConfig, workplace: Workplace, *, evaluate: bool = Tru
     with only_driver(workplace.home.sweep(sweep_key(config)), config.name, patience_s=None if wait else ENDING_S):
         tracker = Tracker(workplace.home, config.experiment({}).tracking.experiment)
         console.say(f"if it is interrupted, however that happens, it goes on with:  {resume_command()}")
-        summary: dict[str, Any] = {"complete": False}
         try:
-            summary = _run_to_its_end(run_search(config, workplace, tracker), baselines, workplace, evaluate)
-        except (UserError, NoWinner):
-            summary = {"complete": True}  # the same command would end in the same way
+            return _run_to_its_end(run_search(config, workplace, tracker), baselines, workplace, evaluate)
+        except (UserError, NoWinner, KeyboardInterrupt):  # the same command would end in the same way, or the user knows why it ended
             raise
-        finally:
-            if not summary["complete"]:
-                console.say(f"not finished; go on with:  {resume_command()}")
-        return summary
+        except BaseException:
+            console.say(f"not finished; go on with:  {resume_command()}")
+            raise
 
 
 def _run_to_its_end(search: Search, baselines: list[ExperimentConfig], workplace: Workplace, evaluate: bool) -> dict[str, Any]:
@@ -76,7 +73,7 @@ def _run_to_its_end(search: Search, baselines: list[ExperimentConfig], workplace
     config, tracker, run_id = search.config, search.run.tracker, search.run.run_id
     summary: dict[str, Any] = {
         "sweep": config.name,
-        "complete": search.complete,
+        "complete": True,
         "trials": len(search.study.trials),
         "stopped_early": search.stopped_early,
         "best": search.best,
@@ -85,7 +82,7 @@ def _run_to_its_end(search: Search, baselines: list[ExperimentConfig], workplace
     }
     if not search.complete:
         tracker.finish(run_id, "KILLED")
-        return summary
+        raise KeyboardInterrupt  # Tune takes Ctrl-C as a wish to end in good order, and returns
     if not search.best:
         reason = _no_winner(search)
         tracker.finish(run_id, "FAILED")
@@ -111,13 +108,19 @@ def _run_to_its_end(search: Search, baselines: list[ExperimentConfig], workplace
     summary["export"] = str(export)
     tracker.log_folder(run_id, export, "winner")
     _keep_search(export / "search", found)
-    tracker.log_json(run_id, summary, "summary.json")
+    tracker.log_json(run_id, _movable(summary, workplace.home), "summary.json")
     tracker.log_metrics(run_id, {f"winner/{name}": value for name, value in target.config["details"]["training"]["metrics"].items()})
     tracker.finish(run_id)
     console.say(f"winner exported to {export}")
     console.say(f"MLflow {tracker.link(run_id)}")
     console.say(f"done in {console.duration(time.monotonic() - started)}")
     return summary
+
+
+def _movable(summary: dict[str, Any], home: Home) -> dict[str, Any]:
+    """Return a summary with the files of the home as they are named in it: a home may be moved."""
+    paths = {key: str(Path(summary[key]).relative_to(home.root)) for key in ("study", "export")}
+    return summary | paths | {"plots": [str(Path(plot).relative_to(home.root)) for plot in summary["plots"]]}
 
 
 def choose_winner(search: Search) -> int:

@@ -9,6 +9,7 @@ its artifacts where it lies now.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import sqlite3
@@ -17,7 +18,7 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from models.errors import UserError
+from models.errors import EnvironmentProblem, UserError
 from models.files import put_in_place
 from orchestration import console
 from orchestration.home import Home
@@ -41,13 +42,25 @@ def prepare_store(home: Home) -> None:
 
     Raises:
         UserError: the file is no SQLite database, cannot be migrated, or another process holds it for minutes.
+        EnvironmentProblem: it is not whole and may not be written.
         OSError: the disk is full or cannot be written.
     """
+    # It tells of every table it makes, and the whole stack of errors that are raised and told by us.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     store = file_of(home.tracking_uri)
     if store is None:
         return
     own = store == home.root / "mlflow.db"
-    if _is_whole(store) and not (own and _moved_from(home, store)):
+    whole = _is_whole(store)
+    moved = whole and own and bool(_moved_from(home, store))
+    if whole and not moved:
+        return
+    if not os.access(store if store.exists() else store.parent, os.W_OK) or not os.access(store.parent, os.W_OK):
+        if not whole:
+            reason = "is of another version, or half made" if store.exists() else "is not there"
+            raise EnvironmentProblem(f"the MLflow store {store} {reason}, and may not be written")
+        console.warn(f"the home folder was moved to {home.root}, and its MLflow store may not be written: artifacts are not found")
         return
     lock = store.with_name(f"{store.name}.lock")
     with only_process(lock, f"the making of the MLflow store {store}", advice="End that process.", patience_s=PATIENCE_S):
@@ -109,6 +122,7 @@ def _make_or_migrate(home: Home, store: Path) -> None:
     empty = not store.is_file() or not store.stat().st_size
     # Each by itself: an early MLflow has runs and no table of models.
     if not empty and any(_rows(store, f"SELECT 1 FROM {table} LIMIT 1") for table in ("runs", "registered_models")):
+        part.touch()
         with contextlib.closing(sqlite3.connect(store)) as old, contextlib.closing(sqlite3.connect(part)) as copy:
             old.backup(copy)
         console.say(f"migrating the MLflow store {store} to this version of MLflow")
@@ -118,6 +132,7 @@ def _make_or_migrate(home: Home, store: Path) -> None:
             reason = (finished.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise UserError(f"the MLflow store {store} is of another version and MLflow cannot migrate it: {reason}. It is left as it was.")
     else:
+        part.touch()  # SQLite would give it a mode of its own, whatever the umask says
         try:
             MlflowClient(tracking_uri=f"sqlite:///{part}").search_experiments(max_results=1)
         except MlflowException as error:
@@ -146,9 +161,6 @@ def _moved_from(home: Home, store: Path) -> list[str]:
 def _follow_move(home: Home, store: Path) -> None:
     moved = _moved_from(home, store)
     if not moved:
-        return
-    if not os.access(store, os.W_OK):
-        console.warn(f"the home folder was moved to {home.root}, and its MLflow store may not be written: artifacts are not found")
         return
     with contextlib.closing(sqlite3.connect(store, timeout=60)) as database, database:
         changed = 0

@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
-from models.errors import UserError
+from models.errors import EnvironmentProblem, UserError, blames_environment
 from orchestration.home import Home
 from orchestration.tracking.local_store import file_of, prepare_store
 
@@ -34,8 +34,7 @@ def client_of(home: Home) -> MlflowClient:
         UserError: a server cannot be reached, or a file is no store.
     """
     _check_reachable(home.tracking_uri)
-    for name in ("mlflow.store.db.utils", "alembic", "mlflow.tracking"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.tracking").setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for each try; what follows says it once
     prepare_store(home)
     return MlflowClient(tracking_uri=home.tracking_uri)
@@ -52,16 +51,19 @@ def store_errors(uri: str) -> Iterator[None]:
     """Turn what a store answers to the first call into one sentence.
 
     Raises:
-        UserError: it cannot be used.
+        UserError: it is damaged, or refuses. EnvironmentProblem: the disk, a lock or a mode does not let it work.
     """
     shown = f"the MLflow store {display_uri(uri)}"
     try:
         yield
     except MlflowException as error:
-        raise UserError(f"cannot use {shown}: {_first_line(error.message)}") from None
+        kind = EnvironmentProblem if blames_environment(error.message) else UserError
+        raise kind(f"cannot use {shown}: {_first_line(error.message)}") from None
     # A database that is cut, of another kind or of another version: SQLAlchemy's and Alembic's errors quote whole statements.
     except (SQLAlchemyError, CommandError, sqlite3.Error) as error:
         cause = getattr(error, "orig", None) or error
+        if blames_environment(str(cause)):
+            raise EnvironmentProblem(f"cannot use {shown}: {_first_line(str(cause))}") from None
         raise UserError(f"cannot use {shown}: {_first_line(str(cause))}. It is damaged, or not one.") from None
     except ImportError as error:
         raise UserError(f"{shown} needs the package {error.name}: `make setup EXTRAS=server` installs it") from None
@@ -88,7 +90,7 @@ def _check_reachable(uri: str) -> None:
     try:
         socket.create_connection((parts.hostname or "", port), timeout=5).close()
     except OSError as error:
-        raise UserError(
+        raise EnvironmentProblem(
             f"the MLflow server {display_uri(uri)} cannot be reached: {error}. Start it, or unset MLFLOW_TRACKING_URI to use the "
             "SQLite store of the home folder."
         ) from None

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from models.errors import UserError
+from models.errors import EnvironmentFailure, UserError
 from orchestration.home import Home
 from orchestration.tracking.store import client_of, display_uri, store_errors, store_exists
 
@@ -40,7 +40,7 @@ _METRICS_PER_CALL = 900
 _AWAY_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "BAD_GATEWAY", "GATEWAY_TIMEOUT")
 
 
-class StoreAway(RuntimeError):
+class StoreAway(EnvironmentFailure):
     """The MLflow store stayed away; nothing that was trained is lost."""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from models.errors import UserError
+from models.errors import EnvironmentFailure, UserError
 from models.waiting_threads import SPIN_COUNT
 from orchestration import console
 from orchestration.training.resources import TrialResources, trials_that_fit
@@ -110,7 +110,7 @@ LOOK_EVERY_S = 5.0
 PATIENCE_S = 900.0  # a new spot machine and its packages take ten minutes
 
 
-class ClusterLost(RuntimeError):
+class ClusterLost(EnvironmentFailure):
     """The cluster no longer has what one trial needs."""
 
 

@@ -33,17 +33,19 @@ def train_in_group(
     """Train with `resources.workers` workers of the Ray at `address`; the listeners are called here, in the driver.
 
     Args:
-        job: what to train. address: of Ray. on_epoch: called after every epoch. on_ready: called once the workers are known to fit.
+        job: what to train. address: of Ray. on_epoch: called after every epoch. on_ready: called once the workers have data, network and
+            device.
 
     Raises:
-        UserError: the workers do not fit the cluster. ray.train.TrainingFailedError: the workers failed for good.
+        UserError: the workers do not fit the cluster, or something does not fit them. TrainingDiverged: the loss is not finite.
+        ray.train.TrainingFailedError: the workers failed for good.
     """
     from ray.util.queue import Empty, Queue
 
     finished = job.folder.result()
     available = cluster.connect(address)
     concurrency(trial_resources(job.experiment.resources), available)
-    on_ready()
+    ready = False
     queue = Queue(actor_options={"num_cpus": 0})
 
     @ray.remote(num_cpus=0)
@@ -56,12 +58,18 @@ def train_in_group(
         try:
             while True:
                 report = TrialReport.from_result(queue.get(timeout=0.5))
-                if not report.finished:
+                if not ready:
+                    on_ready()
+                    ready = True
+                if report.epoch and not report.finished:
                     on_epoch(EpochReport(report.epoch, report.metrics, is_best=False))
         except Empty:
             pass
         if done:
-            ray.get(pending)
+            try:
+                ray.get(pending)
+            except ray.exceptions.RayTaskError as error:
+                raise (error.cause or error) from None  # its text would be the stack of every process on the way
             break
     queue.shutdown()
     record = job.folder.result()

@@ -110,7 +110,8 @@ class TrialReport:
     """What a training that Ray started tells its driver: after every epoch, and once more at its end.
 
     Attributes:
-        epoch: finished epochs. metrics: of the last one; at the end those of the selected epoch and of the finished model.
+        epoch: finished epochs; 0: data, network and device are there.
+        metrics: of the last epoch; at the end those of the selected epoch and of the finished model.
         fingerprint: of the experiment. finished: whether this is the end. failed: why it cannot go on, where trying again has no use.
     """
 

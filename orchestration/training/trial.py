@@ -14,6 +14,7 @@ from ray.train.torch import TorchTrainer
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from models.errors import UserError
 from orchestration.experiment import ExperimentConfig
 from orchestration.training.final_measures import protocol_metrics
 from orchestration.training.job import TrainingJob, TrialReport
@@ -37,7 +38,7 @@ def run_trial(job: TrainingJob) -> None:
 
 def _train_and_report(job: TrainingJob) -> None:
     if job.experiment.resources.workers > 1:
-        train_group(job, callbacks=[TuneReportCallback()])
+        train_group(job, callbacks=[_ReportToTune()])
         return
     with job.folder.locked():
         result = train_here(job, on_epoch=lambda report: tune.report(_after_epoch(job, report)))
@@ -45,10 +46,20 @@ def _train_and_report(job: TrainingJob) -> None:
     tune.report(_at_end(job, result, metrics))
 
 
+class _ReportToTune(TuneReportCallback):
+    """Passes on what Tune judges: that the workers are ready is not an epoch."""
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Pass rank 0's report on."""
+        if TrialReport.from_result(metrics[0]).epoch:
+            super().after_report(run_context, metrics, checkpoint)
+
+
 def train_group(job: TrainingJob, callbacks: Sequence[UserCallback]) -> ray.train.Result:
     """Train with several workers in a Ray Train group. A worker that dies is restarted twice, from the last finished epoch.
 
     Raises:
+        UserError, TrainingDiverged: what a worker raised.
         ray.train.TrainingFailedError: the workers failed for good.
     """
     resources = job.experiment.resources
@@ -68,11 +79,26 @@ def train_group(job: TrainingJob, callbacks: Sequence[UserCallback]) -> ray.trai
             failure_config=ray.train.FailureConfig(max_failures=2, controller_failure_limit=3),  # type: ignore[call-arg]  # as above
         ),
     )
-    return trainer.fit()
+    try:
+        return trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        cause = _raised_by_worker(error)
+        if cause is None:
+            raise
+        raise cause from None
+
+
+def _raised_by_worker(error: ray.train.TrainingFailedError) -> Exception | None:
+    """Return the error of ours behind a failed group, None if there is none. Ray hands it on in an envelope with its stack as text."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = getattr(failure, "_base_exc", failure)
+        if isinstance(cause, UserError | TrainingDiverged):
+            return cause
+    return None
 
 
 def run_worker(content: Mapping[str, Any]) -> None:
-    """Train as one worker of a group; every worker reports, rank 0 holds the run's lock.
+    """Train as one worker of a group; every worker reports that it is ready, then each epoch. Rank 0 holds the run's lock.
 
     Args:
         content: JSON form of the `TrainingJob`.
@@ -82,7 +108,11 @@ def run_worker(content: Mapping[str, Any]) -> None:
     rank = ray.train.get_context().get_world_rank()
 
     def train() -> None:
-        result = train_here(job, on_epoch=lambda report: ray.train.report(_after_epoch(job, report)))
+        result = train_here(
+            job,
+            on_epoch=lambda report: ray.train.report(_after_epoch(job, report)),
+            on_ready=lambda: ray.train.report(TrialReport(0, {}, job.experiment.fingerprint).to_result()),
+        )
         # The others wait in their report while rank 0, whose report counts, measures.
         metrics = _final_metrics(job, result) if rank == 0 else result.metrics
         ray.train.report(_at_end(job, result, metrics))

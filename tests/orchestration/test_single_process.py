@@ -58,7 +58,7 @@ def test_a_second_training_names_the_first_and_waits_if_asked(home, capsys):
     folder = RunFolder(home.run(experiment.fingerprint))
     for lock in (folder.commanded("first"), folder.locked()):  # another command; a trial of a sweep
         with lock:
-            assert main(words(home)) == 2
+            assert main(words(home)) == 3
         told = capsys.readouterr().err
         assert f"process {os.getpid()} on " in told
         assert "--wait" in told
@@ -80,7 +80,7 @@ def test_an_evaluation_that_runs_is_named_and_its_records_are_reused_after_waiti
     (records,) = home.root.glob("evaluations/*/records.jsonl")
     before = records.read_bytes()
     with only_process(records.parent / "lock", "an evaluation"):
-        assert main(evaluate) == 2
+        assert main(evaluate) == 3
     assert f"process {os.getpid()} on " in capsys.readouterr().err
     held = contextlib.ExitStack()
     held.enter_context(only_process(records.parent / "lock", "an evaluation"))

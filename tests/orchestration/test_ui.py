@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
@@ -17,7 +16,7 @@ from orchestration.sweeping.study import open_study
 def started(monkeypatch):
     """What `rayndom ui` starts: (command, environment)."""
     calls = []
-    monkeypatch.setattr(subprocess, "call", lambda command, env: calls.append((command, env)) or 0)
+    monkeypatch.setattr(ui, "_serve", lambda command, environment: calls.append((command, environment)) or 0)
     return calls
 
 
