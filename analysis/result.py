@@ -16,6 +16,7 @@ from analysis.evaluation.measurements import Measurement, common_rows, measureme
 from analysis.evaluation.protocols import ProtocolName
 from analysis.evaluation.records import Record, check_same_evaluation
 from analysis.statistics import Estimate
+from analysis.statistics.stopping import Looks
 from models.threat_model import format_pixel_fraction
 
 _ALL_PROTOCOLS: frozenset[ProtocolName] = frozenset(get_args(ProtocolName))
@@ -82,6 +83,8 @@ class EvaluationResult:
         clean: expected accuracy on clean images. paper: lowest accuracy of a single attack under T0, or None.
         verdicts: the checks. marked: one failed, so no number may be shown without its mark. finished: all planned blocks are there.
         header: whose numbers these are. records: everything, per sample.
+        looks: how often the interval may be looked at, where images are added until it is narrow: the intervals then hold at all looks
+            at once with 95 %.
         worst: what the headline is the mean of, per sample, for comparisons.
     """
 
@@ -94,6 +97,7 @@ class EvaluationResult:
     header: dict[str, Any]
     finished: bool
     records: tuple[Record, ...] = field(repr=False, default=())
+    looks: Looks | None = None
     worst: WorstAttack | None = field(repr=False, default=None, compare=False)
 
     @property
@@ -176,12 +180,13 @@ class EvaluationResult:
         ]
 
 
-def collect(records: Iterable[Record], plan: Sequence[BlockTask] | None = None) -> EvaluationResult:
+def collect(records: Iterable[Record], plan: Sequence[BlockTask] | None = None, looks: Looks | None = None) -> EvaluationResult:
     """Compute the result of finished blocks, in whatever order they come.
 
     Args:
         records: of one evaluation; with a plan, any that contain it, e.g. a whole file.
         plan: the blocks that the evaluation consists of; None: what the records say of the attacks they know.
+        looks: where the interval may be looked at, if images are added until it is narrow; None: it is looked at once.
 
     Raises:
         ValueError: no records (of the plan), or records of different evaluations.
@@ -192,7 +197,8 @@ def collect(records: Iterable[Record], plan: Sequence[BlockTask] | None = None) 
         records = [_in_plan(by_key[task.key], task) for task in plan if task.key in by_key]
     records = tuple(sorted(records, key=lambda record: record["header"]["position"]))
     check_same_evaluation(records)
-    measured = measurements(records)
+    level = looks.level_of_each if looks is not None else 0.95
+    measured = measurements(records, level)
     finished = all(len(each.records) == each.num_blocks for each in measured)
     if plan is not None:
         finished = len(records) == len(plan)
@@ -203,7 +209,7 @@ def collect(records: Iterable[Record], plan: Sequence[BlockTask] | None = None) 
         row = _worst_draw_row(each)
         if row is not None:
             rows.append(row)
-    headline, worst = _headline(shown)
+    headline, worst = _headline(shown, level)
     paper = [row.estimate for row in rows if "T0" in row.protocols and row.in_threat_model and row.attack != "clean"]
     header = {
         name: value
@@ -223,6 +229,7 @@ def collect(records: Iterable[Record], plan: Sequence[BlockTask] | None = None) 
         header=header,
         finished=finished,
         records=records,
+        looks=looks,
         worst=worst,
     )
 
@@ -293,14 +300,14 @@ def _worst_draw_row(measured: Measurement) -> Row | None:
         entry=plain.entry,
         protocol="T3",
         protocols=frozenset({"T3"}),
-        estimate=statistics.worst_of_k_accuracy(matrix, k, exact=measured.exact),
+        estimate=statistics.worst_of_k_accuracy(matrix, k, exact=measured.exact, level=measured.level),
         caption=f"{plain.caption}, worst of k={k} draws",
         finished=plain.finished,
         in_threat_model=plain.in_threat_model,
     )
 
 
-def _headline(shown: list[Measurement]) -> tuple[Estimate | None, WorstAttack | None]:
+def _headline(shown: list[Measurement], level: float) -> tuple[Estimate | None, WorstAttack | None]:
     """Return the accuracy under the worst attack of each sample, over the samples that every complete T1 attack has seen."""
     usable = [each for each in shown if each.kind == "attack" and each.protocol == "T1" and each.in_threat_model]
     if not usable:
@@ -320,7 +327,7 @@ def _headline(shown: list[Measurement]) -> tuple[Estimate | None, WorstAttack | 
             picked[missing] = 2.0
         selection.append(picked)
         evaluation.append(scored)
-    estimate, chosen_S = statistics.worst_attack_accuracy(selection, evaluation, exact=widest.exact)
+    estimate, chosen_S = statistics.worst_attack_accuracy(selection, evaluation, exact=widest.exact, level=level)
     columns = np.asarray(evaluation)[chosen_S, np.arange(size)]
     names = tuple(same_draws[index].name for index in chosen_S)
     data = tuple(record["header"]["data"] for record in widest.records)

@@ -94,7 +94,7 @@ def measure_block(
             num_folded = 0
             measured, report = _measured(plain, x_block, y_block, task, run_study, tap)
     seconds = time.perf_counter() - started
-    if points is not None and points.purpose == "keep" and tap is not None:
+    if points is not None and tap is not None and tap.stored is None:
         points.write(task, tap.seen, num_folded)
 
     threat_model = _threat_model(task)

@@ -21,9 +21,10 @@ from analysis.statistics import Estimate, accuracy_interval
 
 @dataclass(frozen=True)
 class Measurement:
-    """All blocks of one attack under one protocol, in the order of the blocks."""
+    """All blocks of one attack under one protocol, in the order of the blocks. level: of its interval."""
 
     records: tuple[Record, ...]
+    level: float = 0.95
 
     @property
     def header(self) -> dict[str, Any]:
@@ -109,21 +110,21 @@ class Measurement:
 
     @cached_property
     def estimate(self) -> Estimate:
-        """Expected accuracy with its 95 % interval."""
+        """Expected accuracy with its interval."""
         matrix = self.matrix()
         # Under T0 each block has draws of its own, and often a single one: the estimate says what so few draws leave open.
         batches_S = self.blocks if self.protocol == "T0" and not self.exact else None
-        return accuracy_interval(matrix, matrix.shape[1] if self.exact else None, batches_S=batches_S)
+        return accuracy_interval(matrix, matrix.shape[1] if self.exact else None, batches_S=batches_S, level=self.level)
 
 
-def measurements(records: Iterable[Record]) -> list[Measurement]:
-    """Group records by kind, attack and protocol, in the order in which they first appear."""
+def measurements(records: Iterable[Record], level: float = 0.95) -> list[Measurement]:
+    """Group records by kind, attack and protocol, in the order in which they first appear. level: of their intervals."""
     groups: dict[tuple[str, str, str], dict[int, Record]] = {}
     for record in records:
         header = record["header"]
         name = header["item"]["name"] if header["item"] else "clean"
         groups.setdefault((header["kind"], name, header["protocol"]), {})[header["block"]] = record
-    return [Measurement(tuple(group[block] for block in sorted(group))) for group in groups.values()]
+    return [Measurement(tuple(group[block] for block in sorted(group)), level) for group in groups.values()]
 
 
 def common_rows(first: Measurement, second: Measurement) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

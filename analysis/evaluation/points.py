@@ -30,7 +30,7 @@ from analysis.fingerprints import tensor_bytes
 from models.errors import UserError
 from models.files import whole_file
 
-PointPurpose = Literal["keep", "score"]
+PointPurpose = Literal["keep", "score", "reuse"]
 
 _FACTS = "rayndom"
 _logger = logging.getLogger(__name__)
@@ -58,7 +58,8 @@ class PointStore:
 
     Attributes:
         folder: of the files.
-        purpose: `keep`: attack and keep the points; `score`: take them in the place of attacks.
+        purpose: `keep`: attack and keep the points; `score`: take them in the place of attacks; `reuse`: take them where they are, else
+            attack and keep them.
     """
 
     folder: Path
@@ -80,7 +81,8 @@ class PointStore:
         """Return what stands between a block and its attack; None for a block that keeps no points."""
         if not task.has_points:
             return None
-        return PointTap() if self.purpose == "keep" else PointTap(*self.read(task))
+        attacks = self.purpose == "keep" or (self.purpose == "reuse" and not self.holds(task))
+        return PointTap() if attacks else PointTap(*self.read(task))
 
     def write(self, task: BlockTask, points: list[AttackedPoints], num_folded: int) -> None:
         """Keep the points of a block, as a whole or not at all.

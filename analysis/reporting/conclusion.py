@@ -5,6 +5,7 @@ from __future__ import annotations
 from analysis.reporting import tables
 from analysis.result import EvaluationResult
 from analysis.statistics import Estimate
+from analysis.statistics.stopping import Looks
 
 
 def to_markdown(result: EvaluationResult) -> str:
@@ -70,6 +71,8 @@ def conclusion(name: str, result: EvaluationResult) -> str:
         return f"{name}: evaluation invalid. Do not quote these numbers: {failed} failed. {means}."
     shown = tables.format_estimate(result.headline)
     checks = _licence(result)
+    if result.looks is not None:
+        checks += f"; its interval holds although images were added until it was narrow ({_looks(result.looks)})"
     if result.headline.shortage:
         checks += f"; no claim can be made: {result.headline.shortage}"
     if result.header["num_configurations"] == 1:
@@ -85,6 +88,10 @@ def _licence(result: EvaluationResult) -> str:
     if not result.not_run:
         return f"{said}; the others do not apply" if any(not verdict.applies for verdict in result.verdicts) else said
     return f"a first look, no basis for a claim: {said}; not run: {', '.join(verdict.id for verdict in result.not_run)}"
+
+
+def _looks(looks: Looks) -> str:
+    return f"at most {looks.count} looks, each at {100 * looks.level_of_each:.2f} %, together {100 * looks.level:.0f} %"
 
 
 def _sentence(text: str) -> str:

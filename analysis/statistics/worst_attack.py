@@ -21,7 +21,7 @@ def choose_worst_attack(selection_ASR: ArrayLike) -> NDArray[np.int64]:
 
 
 def worst_attack_accuracy(
-    selection_ASR: ArrayLike, evaluation_AST: ArrayLike, *, exact: bool = False
+    selection_ASR: ArrayLike, evaluation_AST: ArrayLike, *, exact: bool = False, level: float = 0.95
 ) -> tuple[Estimate, NDArray[np.int64]]:
     """Return the expected accuracy under the worst attack per sample, and which attack that was.
 
@@ -31,4 +31,4 @@ def worst_attack_accuracy(
     chosen_S = choose_worst_attack(selection_ASR)
     evaluation = np.asarray(evaluation_AST, dtype=np.float64)
     worst_ST = evaluation[chosen_S, np.arange(evaluation.shape[1])]
-    return accuracy_interval(worst_ST, worst_ST.shape[1] if exact else None), chosen_S
+    return accuracy_interval(worst_ST, worst_ST.shape[1] if exact else None, level=level), chosen_S

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestration import console
 from orchestration.commands.command import Command, add_data_root, add_wait, workplace_of
 
 if TYPE_CHECKING:
     from analysis.evaluation.block_task import BlockTask
+    from analysis.evaluation.records import Record
     from models.threat_model import ThreatModel
-    from orchestration.evaluating.evaluation_cost import EvaluationCost
+    from orchestration.evaluating.evaluation_run import Job
     from orchestration.experiment import ExperimentConfig
 
 
@@ -25,6 +26,12 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epsilon", help="radius, e.g. 8/255 (default: the one the model was trained for)")
     parser.add_argument("--norm", help="linf or l2 (default: the one the model was trained for)")
     parser.add_argument("--seed", type=int, default=0, help="root of all seeds (default 0)")
+    parser.add_argument(
+        "--until",
+        type=float,
+        metavar="POINTS",
+        help="add images (or draws, where they are cheaper) until the interval of T1 is so wide, or the data or --samples ends",
+    )
     parser.add_argument(
         "--keep-points", action="store_true", help="keep the perturbed images, bit by bit: `rayndom rescore` scores them again"
     )
@@ -44,7 +51,9 @@ def _add(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from analysis.evaluation.suites import load_suite, with_surrogate
     from analysis.fingerprints import weights_hash
+    from models.errors import UserError
     from models.weights import load_pretrained
+    from orchestration.evaluating.adding_images import begin, forecast, grow
     from orchestration.evaluating.block_names import keys_named, what_changed
     from orchestration.evaluating.evaluation_cost import cost_of
     from orchestration.evaluating.evaluation_report import finish, show, suite_name
@@ -68,21 +77,36 @@ def _run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     name = target.experiment.name if target.experiment else target.config["model"]["defence"]
-    job = prepare(name, target, settings, workplace, points="keep" if arguments.keep_points else None)
-    before = {key: job.done[key] for key in keys_named(job.plan, arguments.again) if key in job.done} if arguments.again else {}
-    if before:
-        job = replace(job, again=frozenset(before))
-    if arguments.dry_run:
-        return _dry_run(cost_of(job, arguments.workers, arguments.gpus_per_worker))
     broken: list[tuple[BlockTask, Exception]] = []
-    run_jobs(
-        [job],
-        workers=arguments.workers,
-        gpus_per_worker=arguments.gpus_per_worker,
-        address=workplace.address,
-        on_broken_block=lambda _, task, error: broken.append((task, error)),
-        wait=arguments.wait,
-    )
+
+    def run(job: Job) -> None:
+        run_jobs(
+            [job],
+            workers=arguments.workers,
+            gpus_per_worker=arguments.gpus_per_worker,
+            address=workplace.address,
+            on_broken_block=lambda _, task, error: broken.append((task, error)),
+            wait=arguments.wait,
+        )
+
+    before: dict[str, Record] = {}
+    if arguments.until is not None:
+        if arguments.again:
+            raise UserError("--again measures blocks of an evaluation that is there, --until makes one: use one of them")
+        growing = begin(name, target, settings, workplace, arguments.until, keep=arguments.keep_points)
+        if arguments.dry_run:
+            facts, rows = forecast(growing, arguments.workers, arguments.gpus_per_worker)
+            return _dry_run(facts, rows)
+        job = grow(growing, run, arguments.workers, arguments.gpus_per_worker)
+    else:
+        job = prepare(name, target, settings, workplace, points="keep" if arguments.keep_points else None)
+        if arguments.again:
+            before = {key: job.done[key] for key in keys_named(job.plan, arguments.again) if key in job.done}
+            job = replace(job, again=frozenset(before))
+        if arguments.dry_run:
+            cost = cost_of(job, arguments.workers, arguments.gpus_per_worker)
+            return _dry_run(cost.to_json(), cost.rows())
+        run(job)
     for task in job.plan:
         if task.key in before and task.key in job.done:
             console.say(f"{task.title}, measured again: {what_changed(before[task.key], job.done[task.key])}")
@@ -97,9 +121,9 @@ def _run(arguments: argparse.Namespace) -> int:
     return 1 if broken else 0
 
 
-def _dry_run(cost: EvaluationCost) -> int:
-    console.result(cost.to_json())
-    console.table("dry run: nothing was measured or written", ["what", "value"], cost.rows())
+def _dry_run(facts: dict[str, Any], rows: list[tuple[str, str]]) -> int:
+    console.result(facts)
+    console.table("dry run: nothing was measured or written", ["what", "value"], rows)
     return 0
 
 
@@ -127,6 +151,7 @@ EVALUATE = Command(
         "rayndom evaluate RUN_ID --suite paper --samples 200 --epsilon 8/255",
         "rayndom evaluate RUN_ID --suite full --surrogate AT_RUN_ID --workers 8",
         "rayndom evaluate RUN_ID --suite standard --keep-points --dry-run",
+        "rayndom evaluate RUN_ID --suite standard --until 2",
         "rayndom evaluate RUN_ID --suite standard --again 'pgd_20 T1 block 2/4'",
     ),
     _add,

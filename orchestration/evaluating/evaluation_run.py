@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,8 @@ from analysis.evaluate import BlockQueue, Evaluation, EvaluationResult, PointSto
 from analysis.evaluation.points import KeptPoints, PointPurpose
 from analysis.evaluation.queue import OnBrokenBlock
 from analysis.evaluation.suites import Suite, load_suite
+from analysis.evaluation.tasks import MAX_BLOCK_SIZE
+from analysis.statistics.stopping import Looks
 from models.errors import UserError
 from models.threat_model import ThreatModel
 from models.weights import load_pretrained
@@ -38,6 +40,28 @@ SMALL_WORK = 2e5
 
 
 @dataclass(frozen=True)
+class Until:
+    """Images are added until the interval of T1 is narrow.
+
+    Attributes:
+        width: that is wanted, a share. looks: where it may be looked at. block_size: images of a block.
+    """
+
+    width: float
+    looks: Looks
+    block_size: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON types."""
+        return {"width": self.width, "block_size": self.block_size, **vars(self.looks)}
+
+    @classmethod
+    def from_json(cls, kept: Mapping[str, Any]) -> Until:
+        """Return what `to_json` wrote."""
+        return cls(kept["width"], Looks(tuple(kept["images"]), kept["doublings"], kept["level"]), kept["block_size"])
+
+
+@dataclass(frozen=True)
 class EvaluationSettings:
     """What is asked of an evaluation.
 
@@ -45,6 +69,7 @@ class EvaluationSettings:
         suite: name, file, or the suite itself. threat_model: None: the one the model was trained for.
         num_samples, num_draws: None: the suite's.
         data: None: the data set the model was trained on. seed: root of all seeds.
+        until: the rule that chose the numbers of samples and draws; None: they were asked for.
     """
 
     suite: str | Suite = "quick"
@@ -53,6 +78,7 @@ class EvaluationSettings:
     num_draws: int | None = None
     data: DataConfig | None = None
     seed: int = 0
+    until: Until | None = None
 
 
 @dataclass(eq=False, kw_only=True)
@@ -75,7 +101,8 @@ class Job(Evaluation):
 
     def result(self) -> EvaluationResult:
         """Return what the finished blocks say."""
-        return collect(self.done.values(), self.plan)
+        until = self.settings.until
+        return collect(self.done.values(), self.plan, None if until is None else until.looks)
 
 
 def prepare(
@@ -100,7 +127,9 @@ def prepare(
     data = settings.data or (experiment.data if experiment else None)
     if data is None:
         raise UserError(f"{target.folder} does not say what data it was trained on; name a data set with --data.name")
-    x, y = images if images is not None else test_images(data, workplace.data_root, settings.num_samples)
+    until = settings.until
+    # Of a growing evaluation all images are read: blocks are named by their rows.
+    x, y = images if images is not None else test_images(data, workplace.data_root, settings.num_samples if until is None else None)
     settings = replace(
         settings,
         suite=load_suite(settings.suite, target.config["model"]["defence"]),
@@ -116,6 +145,7 @@ def prepare(
         seed=settings.seed,
         num_samples=settings.num_samples,
         num_draws=settings.num_draws,
+        batch_size=until.block_size if until is not None else MAX_BLOCK_SIZE,
     )
     folder = workplace.home.evaluation(plan[0].checkpoint[:16])
     store = None if points is None else PointStore(folder / POINTS_FOLDER, points)

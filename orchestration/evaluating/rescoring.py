@@ -19,7 +19,7 @@ from analysis.statistics import Estimate, paired_difference
 from models.errors import UserError, unknown_name
 from models.threat_model import ThreatModel
 from models.weights import load_pretrained
-from orchestration.evaluating.evaluation_run import POINTS_FOLDER, RECORDS_FILE, EvaluationSettings, Job, prepare
+from orchestration.evaluating.evaluation_run import POINTS_FOLDER, RECORDS_FILE, EvaluationSettings, Job, Until, prepare
 from orchestration.evaluating.stored_evaluation import Summary, read_kept
 from orchestration.exporting.targets import Target
 from orchestration.home import Home, Workplace
@@ -59,6 +59,7 @@ def settings_of(summary: Summary) -> EvaluationSettings:
         num_draws=asked["num_draws"],
         data=DataConfig.model_validate(asked["data"]),
         seed=asked["seed"],
+        until=None if asked.get("until") is None else Until.from_json(asked["until"]),
     )
 
 

@@ -14,11 +14,12 @@ from typing import Any
 from analysis.evaluate import EvaluationResult, collect
 from analysis.evaluation.records import Record, at_places_of, read_records
 from analysis.evaluation.suites import Suite, list_suites
+from analysis.statistics.stopping import Looks
 from models.errors import UserError
 from models.files import write_text
 from models.json_text import read_json
 from models.threat_model import ThreatModel
-from orchestration.evaluating.evaluation_run import RECORDS_FILE, EvaluationSettings, Job, prepare
+from orchestration.evaluating.evaluation_run import RECORDS_FILE, EvaluationSettings, Job, Until, prepare
 from orchestration.exporting.targets import Target
 from orchestration.home import Workplace
 
@@ -36,6 +37,7 @@ def as_kept(job: Job, summary: Summary) -> Summary:
         "num_samples": settings.num_samples,
         "num_draws": settings.num_draws,
         "seed": settings.seed,
+        "until": None if settings.until is None else settings.until.to_json(),
     }
     return {**summary, "settings": asked, "records": job.keys}
 
@@ -68,7 +70,14 @@ def result_of(name: str, summary: Summary, folder: Path) -> EvaluationResult:
             f"the records of {name} are not all in {folder}: {missing} of {len(summary['records'])} are missing; "
             "`rayndom evaluate` makes them"
         )
-    return collect(at_places_of([known[key] for key in summary["records"]], summary["settings"]["suite"]["name"]))
+    records = at_places_of([known[key] for key in summary["records"]], summary["settings"]["suite"]["name"])
+    return collect(records, looks=looks_of(summary))
+
+
+def looks_of(summary: Summary) -> Looks | None:
+    """Return where a kept evaluation could be looked at while images were added; None: nothing was added."""
+    until = summary["settings"].get("until")  # earlier versions do not have it
+    return None if until is None else Until.from_json(until).looks
 
 
 def search_result(name: str, target: Target, summary: Summary, folder: Path, workplace: Workplace) -> EvaluationResult:
