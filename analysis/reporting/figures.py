@@ -1,29 +1,24 @@
 """Figures of an evaluation: accuracy over radius, steps and draws, spread over attacks, and example images. PNG and PDF, no display.
 
-Every function takes what it draws and returns a Figure; `save_figure` writes it.
+Every function takes what it draws and returns a Figure; `figure_style.save_figure` writes it.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis.evaluation.images import decode_png
 from analysis.evaluation.measurements import Measurement, measurements
+from analysis.reporting.figure_style import COLORS, PALE, SUSPICIOUS, new_figure, style
 from analysis.result import EvaluationResult
 from analysis.statistics import Estimate
 from models.threat_model import parse_pixel_fraction
 
 _SIZE = (4.6, 3.2)
-_MARK_COLOR = "tab:red"
-_FONT = 8
 
 Point = tuple[float, Estimate]
 
@@ -57,6 +52,7 @@ def loss_curve(result: EvaluationResult) -> list[float]:
     return list(found[0].records[0]["block"]["study"]["loss"]) if found else []
 
 
+@style()
 def plot_epsilon(result: EvaluationResult, title: str = "") -> Figure | None:
     """Draw accuracy over the radius with 95 % intervals; None without that study."""
     points = epsilon_curve(result)
@@ -67,7 +63,7 @@ def plot_epsilon(result: EvaluationResult, title: str = "") -> Figure | None:
     _band(axes, levels, [estimate for _, estimate in points])
     radius = parse_pixel_fraction(result.header["threat_model"]["epsilon"])
     linf = result.header["threat_model"]["norm"] == "linf"
-    axes.axvline(255 * radius if linf else radius, color="gray", linestyle=":", linewidth=1)
+    axes.axvline(255 * radius if linf else radius, color=PALE, linestyle=":", linewidth=1)
     axes.set_xscale("symlog", linthresh=max(min((level for level in levels if level > 0), default=1.0), 1e-6))
     _label(axes, "radius (linf, of 255)" if linf else "radius (l2)", "accuracy in %", result.marked)
     axes.set_ylim(0, 102)
@@ -75,6 +71,7 @@ def plot_epsilon(result: EvaluationResult, title: str = "") -> Figure | None:
     return figure
 
 
+@style()
 def plot_convergence(result: EvaluationResult, name: str, title: str = "") -> Figure | None:
     """Draw accuracy over doublings of `steps` or `draws`; None without that study."""
     curve = convergence_curve(result, name)
@@ -90,6 +87,7 @@ def plot_convergence(result: EvaluationResult, name: str, title: str = "") -> Fi
     return figure
 
 
+@style()
 def plot_loss(result: EvaluationResult, title: str = "") -> Figure | None:
     """Draw the loss of surviving images along the attack; None without that study."""
     curve = loss_curve(result)
@@ -102,27 +100,28 @@ def plot_loss(result: EvaluationResult, title: str = "") -> Figure | None:
     return figure
 
 
+@style()
 def plot_attacks(result: EvaluationResult, title: str = "") -> Figure:
     """Draw the accuracy of every attack and protocol with 95 % intervals; hollow: outside the threat model."""
     rows = list(reversed(result.rows))
-    figure = Figure(figsize=(_SIZE[0] + 1.6, 0.9 + 0.24 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(_SIZE[0] + 1.6, 0.9 + 0.24 * len(rows))
     axes = figure.subplots()
     for height, row in enumerate(rows):
         estimate = row.estimate
         whiskers = [[100 * max(estimate.value - estimate.low, 0)], [100 * max(estimate.high - estimate.value, 0)]]
         filled = "full" if row.in_threat_model else "none"
-        axes.errorbar([100 * estimate.value], [height], xerr=whiskers, marker="o", markersize=4, fillstyle=filled, color="tab:blue")
+        axes.errorbar([100 * estimate.value], [height], xerr=whiskers, marker="o", markersize=4, fillstyle=filled, color=COLORS[0])
     if result.headline is not None:
-        axes.axvline(100 * result.headline.value, color="tab:orange", linewidth=1, label="worst attack per sample (T1)")
-        axes.legend(fontsize=_FONT - 1, loc="lower right", bbox_to_anchor=(1, 1), frameon=False)  # above: rows fill the axes
-    axes.set_yticks(range(len(rows)), [f"{row.attack}, {row.protocol}" for row in rows], fontsize=_FONT)
-    axes.set_title(title, fontsize=_FONT + 1)
+        axes.axvline(100 * result.headline.value, color=COLORS[1], linewidth=1, label="worst attack per sample (T1)")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1))  # above: rows fill the axes
+    axes.set_yticks(range(len(rows)), [f"{row.attack}, {row.protocol}" for row in rows])
+    axes.set_title(title)
     _label(axes, "accuracy in %", "", result.marked)
     axes.set_xlim(-2, 102)
     return figure
 
 
+@style()
 def plot_examples(result: EvaluationResult, attack: str | None = None, title: str = "") -> Figure | None:
     """Draw the first images, their perturbed versions and the perturbations, stretched to the radius; None without images.
 
@@ -136,8 +135,7 @@ def plot_examples(result: EvaluationResult, attack: str | None = None, title: st
     if not clean or not perturbed:
         return None
     count = min(len(clean), len(perturbed))
-    figure = Figure(figsize=(1.1 * count + 0.9, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(1.1 * count + 0.9, 3.6)
     grid = figure.subplots(3, count, squeeze=False)
     for column in range(count):
         change = perturbed[column].astype(float) - clean[column].astype(float)
@@ -149,9 +147,10 @@ def plot_examples(result: EvaluationResult, attack: str | None = None, title: st
             axes.imshow(picture, cmap="gray" if picture.ndim == 2 else None, vmin=0, vmax=1, interpolation="nearest")
             axes.set_xticks([])
             axes.set_yticks([])
+            axes.spines[:].set_visible(False)
             if column == 0:
-                axes.set_ylabel(name, fontsize=_FONT)
-    figure.suptitle(title, fontsize=_FONT + 1)
+                axes.set_ylabel(name)
+    figure.suptitle(title)
     return figure
 
 
@@ -166,26 +165,6 @@ def figures_of(result: EvaluationResult) -> dict[str, Figure]:
         "examples": plot_examples(result),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
-
-
-def save_figure(figure: Figure, path: str | Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
-    """Write a figure once per format; `path` is without ending. Folders are created, equal figures give equal files."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = []
-    for kind in formats:
-        target = path.with_name(f"{path.name}.{kind}")
-        no_date: dict[str, Any] = {"CreationDate": None} if kind == "pdf" else {"Software": None}
-        figure.savefig(target, dpi=160, metadata=no_date)
-        written.append(target)
-    return written
-
-
-def figure_as_png(figure: Figure) -> str:
-    """Return a figure as PNG in base64, for self-contained pages."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _studies(result: EvaluationResult, name: str) -> list[Measurement]:
@@ -203,10 +182,9 @@ def _images(result: EvaluationResult, attack: str | None) -> list[np.ndarray]:
 
 
 def _axes(title: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=_SIZE, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(*_SIZE)
     axes = figure.subplots()
-    axes.set_title(title, fontsize=_FONT + 1)
+    axes.set_title(title)
     return figure, axes
 
 
@@ -217,10 +195,8 @@ def _band(axes: Any, levels: Sequence[float], estimates: Sequence[Estimate]) -> 
 
 
 def _label(axes: Any, x: str, y: str, marked: bool) -> None:
-    axes.set_xlabel(x, fontsize=_FONT)
-    axes.set_ylabel(y, fontsize=_FONT)
-    axes.tick_params(labelsize=_FONT)
-    axes.grid(alpha=0.3)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
     if marked:
         axes.text(
             0.5,
@@ -230,16 +206,15 @@ def _label(axes: Any, x: str, y: str, marked: bool) -> None:
             ha="center",
             va="center",
             rotation=25,
-            color=_MARK_COLOR,
+            color=SUSPICIOUS,
             alpha=0.4,
-            fontsize=2 * _FONT,
+            fontsize=16,
         )
 
 
 __all__ = [
     "convergence_curve",
     "epsilon_curve",
-    "figure_as_png",
     "figures_of",
     "loss_curve",
     "plot_attacks",
@@ -247,5 +222,4 @@ __all__ = [
     "plot_epsilon",
     "plot_examples",
     "plot_loss",
-    "save_figure",
 ]

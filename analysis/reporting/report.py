@@ -13,7 +13,8 @@ from analysis.evaluation.points import KeptPoints
 from analysis.evaluation.protocols import PROTOCOL_TITLES
 from analysis.reporting import tables
 from analysis.reporting.conclusion import conclusion, headline_note
-from analysis.reporting.figures import figure_as_png, figures_of, save_figure
+from analysis.reporting.figure_style import figure_as_png, save_figure
+from analysis.reporting.figures import figures_of
 from analysis.reporting.frames import frame_of_result, frame_of_samples, write_parquet
 from analysis.reporting.survival import ImageRow, image_rows
 from analysis.result import EvaluationResult, Row

@@ -10,9 +10,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from analysis.reporting import tables
-from analysis.reporting.figures import figure_as_png
+from analysis.reporting.figure_style import figure_as_png
 from analysis.reproduction import companion
-from analysis.reproduction.figures.style import style
 from analysis.reproduction.outcome import ItemOutcome, RunOutcome
 from analysis.reproduction.papers.model import Item
 from analysis.reproduction.scale import SCALE_MARKS, Scale
@@ -72,8 +71,6 @@ def item_page(sheet: Sheet, drawn: Mapping[str, Figure]) -> dict[str, Any]:
     """Return everything that is shown of an item; `drawn`: its figures."""
     view = sheet.view
     item = view.item
-    with style():
-        figures = [{"name": name, "png": figure_as_png(figure)} for name, figure in drawn.items()]
     return {
         "name": item.name,
         "anchor": anchor(item, view.scale),
@@ -83,7 +80,7 @@ def item_page(sheet: Sheet, drawn: Mapping[str, Figure]) -> dict[str, Any]:
         "status": status(view),
         "nothing_to_run": item.nothing_to_run,
         "caption": item.figure.caption if item.figure is not None else "",
-        "figures": figures,
+        "figures": [{"name": name, "png": figure_as_png(figure)} for name, figure in drawn.items()],
         "table": html_table(sheet) if view.outcome is not None or item.published else None,
         "legend": sheet.legend if item.rows else [],
         "how": sheet.how,

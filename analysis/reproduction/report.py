@@ -14,10 +14,9 @@ import jinja2
 from matplotlib.figure import Figure
 
 from analysis.evaluation.protocols import PROTOCOL_TITLES
-from analysis.reporting.figures import save_figure
+from analysis.reporting.figure_style import save_figure
 from analysis.reporting.report import TEMPLATE_FOLDER
 from analysis.reproduction.figures import draw
-from analysis.reproduction.figures.style import style
 from analysis.reproduction.outcome import ItemOutcome
 from analysis.reproduction.pages import companion_pages, item_page, run_pages
 from analysis.reproduction.papers import get_paper
@@ -40,9 +39,8 @@ def write_item(outcome: ItemOutcome, folder: str | Path) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     sheet = sheet_of(view_of(outcome))
     drawn = draw(sheet.view)
-    with style():
-        for name, figure in drawn.items():
-            save_figure(figure, folder / "figures" / name)
+    for name, figure in drawn.items():
+        save_figure(figure, folder / "figures" / name)
     files = tuple(f"figures/{name}.png" for name in drawn)
     written = {
         "markdown": write_text(folder / "table.md", to_markdown(sheet, files)),

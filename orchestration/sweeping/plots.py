@@ -6,18 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import optuna
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
 
+from analysis.reporting.figure_style import COLORS, PAGE_WIDTH, PALE, new_figure, save_figure, style
 from orchestration.search_space import RECIPE, label, split
 from orchestration.sweeping.config import SweepConfig
 from orchestration.sweeping.study import full_trials, is_feasible, proxy_values, superseded
 
-_FULL, _STOPPED, _INFEASIBLE, _WINNER = "#1f5fa8", "#b0b0b0", "#c46a1b", "#1b8a3a"
+_FULL, _STOPPED, _INFEASIBLE, _WINNER = COLORS[0], PALE, COLORS[1], COLORS[2]
 
 
+@style()
 def write_plots(
     config: SweepConfig,
     study: optuna.Study,
@@ -32,33 +35,21 @@ def write_plots(
         winner: trial to point out.
         importance: from `findings.importances`.
     """
-    matplotlib.use("Agg")
-    folder.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, Figure] = {}
     trials = full_trials(study)
-    files = []
     if trials:
-        files.append(_save(_history(config, study, winner), folder / "history.png"))
-        files.append(_save(_parallel_coordinates(config, trials, winner), folder / "parallel_coordinates.png"))
+        figures["history"] = _history(config, study, winner)
+        figures["parallel_coordinates"] = _parallel_coordinates(config, trials, winner)
         if len(config.objectives) > 1:
-            files.append(_save(_front(config, study, winner), folder / "pareto_front.png"))
+            figures["pareto_front"] = _front(config, study, winner)
     if importance:
-        files.append(_save(_importances(importance), folder / "importances.png"))
-    return files
+        figures["importances"] = _importances(importance)
+    return [file for name, figure in figures.items() for file in save_figure(figure, folder / name, ("png",))]
 
 
-def _save(figure: Any, path: Path) -> Path:
-    from matplotlib import pyplot
-
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    pyplot.close(figure)
-    return path
-
-
-def _figure(rows: int = 1, width: float = 7.0, height: float = 3.6) -> tuple[Any, list[Any]]:
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(rows, 1, figsize=(width, height * rows), squeeze=False)
-    return figure, list(axes[:, 0])
+def _figure(rows: int = 1, width: float = PAGE_WIDTH, height: float = 3.6) -> tuple[Figure, list[Any]]:
+    figure = new_figure(width, height * rows)
+    return figure, list(figure.subplots(rows, 1, squeeze=False)[:, 0])
 
 
 def _color(trial: FrozenTrial, winner: int | None) -> str:
@@ -67,7 +58,7 @@ def _color(trial: FrozenTrial, winner: int | None) -> str:
     return _FULL if is_feasible(trial) else _INFEASIBLE
 
 
-def _history(config: SweepConfig, study: optuna.Study, winner: int | None) -> Any:
+def _history(config: SweepConfig, study: optuna.Study, winner: int | None) -> Figure:
     """Value of each objective by trial, the best so far, and trials that were stopped by the last value that they were stopped for."""
     figure, axes = _figure(len(config.objectives))
     trials, again = full_trials(study), superseded(study)
@@ -88,18 +79,15 @@ def _history(config: SweepConfig, study: optuna.Study, winner: int | None) -> An
                 if trial.state == TrialState.PRUNED and trial.number not in again and values:
                     axis.scatter([trial.number], [values[max(values)]], marker="x", color=_STOPPED)
         axis.set_ylabel(objective.metric)
-        axis.grid(alpha=0.3)
-    axes[0].set_title(
-        f"{config.name}: blue full budget, green the winner, orange violates a constraint, grey cross stopped early", fontsize=8
-    )
+    axes[0].set_title(f"{config.name}: blue full budget, green the winner, orange violates a constraint, grey cross stopped early")
+    for axis in axes:
+        axis.xaxis.get_major_locator().set_params(integer=True)
     axes[-1].set_xlabel("trial")
     return figure
 
 
-def _parallel_coordinates(config: SweepConfig, trials: Sequence[FrozenTrial], winner: int | None) -> Any:
+def _parallel_coordinates(config: SweepConfig, trials: Sequence[FrozenTrial], winner: int | None) -> Figure:
     """One line per full-budget trial through its values; the color is the first objective."""
-    from matplotlib import colormaps
-
     names = [name for name in config.space or {} if any(name in trial.params for trial in trials)]
     columns = [*names, *(objective.metric for objective in config.objectives)]
     figure, (axis,) = _figure(width=max(6.0, 1.7 * len(columns)))
@@ -118,16 +106,16 @@ def _parallel_coordinates(config: SweepConfig, trials: Sequence[FrozenTrial], wi
             marker="o",
             markersize=3,
         )
-    axis.set_xticks(range(len(columns)), [_title(config, name) for name in columns], rotation=25, ha="right", fontsize=7)
-    axis.set_yticks([0, 1], ["lowest", "highest"], fontsize=7)
+    axis.set_xticks(range(len(columns)), [_title(config, name) for name in columns], rotation=25, ha="right")
+    axis.set_yticks([0, 1], ["lowest", "highest"])
     for position, name in enumerate(columns):
         low, high = _range(config, name, trials)
-        axis.text(position, -0.06, low, ha="center", va="top", fontsize=6)
+        axis.text(position, -0.09, low, ha="center", va="top", fontsize=6)
         axis.text(position, 1.03, high, ha="center", va="bottom", fontsize=6)
-    axis.tick_params(axis="x", pad=12)
+    axis.tick_params(axis="x", pad=16)
     axis.set_ylim(-0.04, 1.04)
-    axis.grid(axis="x", alpha=0.4)
-    axis.set_title(f"{config.name}: full-budget trials; green: the winner; a gap: the trial has no such dimension", fontsize=8, pad=16)
+    axis.grid(False, axis="y")
+    axis.set_title(f"{config.name}: full-budget trials; green: the winner; a gap: the trial has no such dimension", pad=16)
     return figure
 
 
@@ -169,7 +157,7 @@ def _title(config: SweepConfig, name: str) -> str:
     return (f"{recipe}\n" if recipe else "") + field.rpartition(".")[2]
 
 
-def _front(config: SweepConfig, study: optuna.Study, winner: int | None) -> Any:
+def _front(config: SweepConfig, study: optuna.Study, winner: int | None) -> Figure:
     """Each further objective against the first; the front's trials are numbered."""
     figure, axes = _figure(len(config.objectives) - 1, width=5.5, height=4.2)
     trials = full_trials(study)
@@ -179,22 +167,21 @@ def _front(config: SweepConfig, study: optuna.Study, winner: int | None) -> Any:
         front = sorted((trial for trial in trials if trial.number in best), key=lambda trial: trial.values[0])
         axis.plot([t.values[0] for t in front], [t.values[index] for t in front], color=_FULL, linewidth=1, marker="o", mfc="none", ms=9)
         for trial in front:
-            axis.annotate(str(trial.number), (trial.values[0], trial.values[index]), textcoords="offset points", xytext=(7, 5), fontsize=8)
+            axis.annotate(str(trial.number), (trial.values[0], trial.values[index]), textcoords="offset points", xytext=(7, 5))
         axis.set_xlabel(f"{config.objectives[0].metric} ({config.objectives[0].mode})")
         axis.set_ylabel(f"{config.objectives[index].metric} ({config.objectives[index].mode})")
-        axis.grid(alpha=0.3)
-    axes[0].set_title(f"{config.name}: ringed trials are the Pareto front", fontsize=9)
+    axes[0].set_title(f"{config.name}: ringed trials are the Pareto front")
     return figure
 
 
-def _importances(importance: Mapping[str, Mapping[str, float]]) -> Any:
+def _importances(importance: Mapping[str, Mapping[str, float]]) -> Figure:
     names = list(next(iter(importance.values())))
     figure, (axis,) = _figure(height=1.2 + 0.35 * len(names) * len(importance))
     height = 0.8 / len(importance)
     for index, (metric, shares) in enumerate(importance.items()):
         axis.barh([row + index * height for row in range(len(names))], [shares[name] for name in names], height=height, label=metric)
-    axis.set_yticks([row + 0.4 - height / 2 for row in range(len(names))], [name.rpartition(".")[2] for name in names], fontsize=8)
+    axis.set_yticks([row + 0.4 - height / 2 for row in range(len(names))], [name.rpartition(".")[2] for name in names])
     axis.invert_yaxis()
     axis.set_xlabel("share of the variance over full-budget trials (fANOVA)")
-    axis.legend(fontsize=7)
+    axis.legend()
     return figure

@@ -215,3 +215,20 @@ def test_one_file_writes_whole_files_and_searches_packages(pattern: str) -> None
         if re.search(pattern, line)
     ]
     assert not found, "use models.files: " + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"\bpyplot\b|matplotlib\.use\(", r"\.savefig\(|\bFigure\(", r"\brcParams\b|\brc_context\b"],
+    ids=["changes the process's plotting", "makes or writes a figure", "sets how figures look"],
+)
+def test_one_file_says_how_figures_look(pattern: str) -> None:
+    style = ROOT / "analysis" / "reporting" / "figure_style.py"
+    found = [
+        f"{place(file, number)} {line.strip()}"
+        for file in python_files(*PACKAGES)
+        if file != style
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
+        if re.search(pattern, line)
+    ]
+    assert not found, "use analysis.reporting.figure_style: " + "\n".join(found)

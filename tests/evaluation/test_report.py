@@ -14,7 +14,7 @@ from analysis.evaluation import calibration
 from analysis.evaluation.images import decode_png, encode_png
 from analysis.evaluation.studies import StudySettings
 from analysis.evaluation.suites import AttackItem, Suite
-from analysis.reporting import figures, frames
+from analysis.reporting import figure_style, figures, frames
 from analysis.reporting.conclusion import conclusion
 from analysis.reporting.report import render_html, write_report
 from analysis.statistics import accuracy_interval
@@ -70,8 +70,8 @@ def test_figures_are_written_as_png_and_pdf_and_are_reproducible(evaluated, tmp_
     drawn = figures.figures_of(result)
     assert set(drawn) == {"attacks", "epsilon", "steps", "draws", "loss", "examples"}
     for kind, head in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
-        (first,) = figures.save_figure(drawn["epsilon"], tmp_path / "a", [kind])
-        (second,) = figures.save_figure(figures.figures_of(result)["epsilon"], tmp_path / "b", [kind])
+        (first,) = figure_style.save_figure(drawn["epsilon"], tmp_path / "a", [kind])
+        (second,) = figure_style.save_figure(figures.figures_of(result)["epsilon"], tmp_path / "b", [kind])
         assert first.read_bytes()[:4] == head
         assert first.read_bytes() == second.read_bytes()
 

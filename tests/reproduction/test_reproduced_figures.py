@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from analysis.reporting.figures import save_figure
+from analysis.reporting.figure_style import save_figure
 from analysis.reproduction.figures import draw
 from analysis.reproduction.outcome import Reading
 from analysis.reproduction.papers import get_item, papers

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
-from analysis.reproduction.figures import bars, curves, distributions, heatmaps, landscapes, style
+from analysis.reporting.figure_style import style
+from analysis.reproduction.figures import bars, curves, distributions, heatmaps, landscapes
+from analysis.reproduction.figures.scale_mark import watermark
 from analysis.reproduction.view import ItemView, has_series
 
 _DRAWERS: dict[str, dict[str, Callable[[ItemView], Figure]]] = {
@@ -31,10 +33,10 @@ def draw(view: ItemView) -> dict[str, Figure]:
         return {}
     short = item.name.partition(".")[2]
     drawn = {}
-    with style.style():
+    with style():
         for part, drawer in _DRAWERS[item.figure.kind].items():
             figure = drawer(view)
-            style.watermark(figure, view)
+            watermark(figure, view)
             drawn["_".join(filter(None, (short, part)))] = figure
     return drawn
 

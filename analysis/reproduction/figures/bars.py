@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from analysis.reproduction.figures import style
+from analysis.reporting import figure_style as style
 from analysis.reproduction.figures.curves import panels_of
 from analysis.reproduction.papers.model import Column
 from analysis.reproduction.view import CellView, ItemView

@@ -14,7 +14,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.reproduction.figures import style
+from analysis.reporting import figure_style as style
 from analysis.reproduction.outcome import Reading
 from analysis.reproduction.view import CellView, ItemView, Kind
 

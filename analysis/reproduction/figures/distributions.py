@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from analysis.reproduction.figures import style
+from analysis.reporting import figure_style as style
 from analysis.reproduction.outcome import Reading
 from analysis.reproduction.papers.model import Column, Row
 from analysis.reproduction.view import ItemView, finite

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis.reproduction.figures import style
+from analysis.reporting import figure_style as style
 from analysis.reproduction.figures.curves import panels_of, reading_for
 from analysis.reproduction.papers.model import Column
 from analysis.reproduction.sheet import Kind

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d import Axes3D
 
-from analysis.reproduction.figures import style
+from analysis.reporting import figure_style as style
 from analysis.reproduction.outcome import Reading
 from analysis.reproduction.view import ItemView, finite
 
