@@ -11,7 +11,6 @@ Reference: RED, "Efficiently Boosting Ensemble Robustness via Random Sampling In
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import math
 import re
@@ -21,7 +20,6 @@ from typing import Any, Literal, get_args
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state
 
 from models.backbones.base import Backbone
 from models.configuration import Config
@@ -170,19 +168,6 @@ class Ensemble(RandomModule):
             self._rows = (row_key, rows)
         return self._rows[1][:num_examples]
 
-    @torch.no_grad()
-    def expected_correct(self, x_BCHW: Tensor, y_B: Tensor) -> Tensor:
-        """Return, per example, the probability that RSI answers rightly: (B,), multiples of 1/N.
-
-        Exact over the choice of the member; random layers inside the members hold their current draw.
-        """
-        logits_NBK = self.member_logits(x_BCHW)
-        return (logits_NBK.argmax(dim=-1) == y_B).to(logits_NBK.dtype).mean(dim=0)
-
-    def expected_accuracy(self, x_BCHW: Tensor, y_B: Tensor) -> float:
-        """Return the exact expected accuracy of RSI on a batch, in [0,1]: no sampling noise."""
-        return self.expected_correct(x_BCHW, y_B).double().mean().item()
-
     def _answer_per_example(self, x_BCHW: Tensor) -> Tensor:
         """Group the rows by member, evaluate each group once, put the answers back in place."""
         index_B = self.member_indices(len(x_BCHW))
@@ -239,21 +224,6 @@ def inference_mode_of(model: nn.Module, inference: str) -> Iterator[None]:
         yield
     finally:
         ensemble.inference = before
-
-
-def vectorized_member_logits(ensemble: Ensemble, x_BCHW: Tensor) -> Tensor:
-    """Return the logits of every member, (N, B, K), by one vectorized pass over the stacked weights of all members.
-
-    The same numbers as `member_logits`. Convolutions become grouped ones: it can pay for small members on a GPU and does not on a CPU.
-    Running statistics are not updated. Members must be of one structure and hold their weights themselves (not generated ones).
-    """
-    parameters, buffers = stack_module_state(list(ensemble.members))
-    skeleton = copy.deepcopy(ensemble.members[0]).to("meta")
-
-    def call(parameters_: dict[str, Tensor], buffers_: dict[str, Tensor]) -> Tensor:
-        return functional_call(skeleton, (parameters_, buffers_), (x_BCHW,))
-
-    return torch.vmap(call)(parameters, buffers)
 
 
 class EnsembleConfig(Config):

@@ -42,7 +42,7 @@ def tracking_modules(model: nn.Module) -> list[tuple[Any, bool]]:
 
 
 @contextlib.contextmanager
-def undisturbed(model: nn.Module, image_shape: tuple[int, int, int]) -> Iterator[torch.Tensor]:
+def probed(model: nn.Module, image_shape: tuple[int, int, int]) -> Iterator[torch.Tensor]:
     """Look into a model: give one image of zeros that it can be run on, without gradients and in eval mode, in which no buffer changes
     and, as always, no forward takes a draw. Afterwards every submodule is in its mode again, also after an exception.
 

@@ -14,7 +14,7 @@ from torch import nn
 from models.backbones.base import Backbone
 from models.errors import UserError
 from models.layer_replacement import get_module
-from models.modes import undisturbed
+from models.modes import probed
 
 
 def tap(backbone: Backbone, position: int) -> str:
@@ -43,7 +43,7 @@ def convolution_after_tap(backbone: Backbone, position: int, image_shape: tuple[
     watched = {f"taps.{name}": module for name, module in backbone.taps.items()}
     watched |= {name: get_module(backbone, name) for name in watched_names}
     handles = [module.register_forward_pre_hook(lambda _module, _inputs, name=name: order.append(name)) for name, module in watched.items()]
-    with undisturbed(backbone, image_shape) as x_BCHW:
+    with probed(backbone, image_shape) as x_BCHW:
         backbone(x_BCHW)
     for handle in handles:
         handle.remove()
@@ -57,7 +57,7 @@ def output_shape(backbone: Backbone, name: str, image_shape: tuple[int, int, int
     """Return (C, H, W) of what the module called `name` puts out for one image of `image_shape`."""
     shapes: list[torch.Size] = []
     handle = get_module(backbone, name).register_forward_hook(lambda _module, _inputs, output: shapes.append(output.shape[1:]))
-    with undisturbed(backbone, image_shape) as x_BCHW:
+    with probed(backbone, image_shape) as x_BCHW:
         backbone(x_BCHW)
     handle.remove()
     channels, height, width = shapes[0]

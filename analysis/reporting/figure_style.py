@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import matplotlib as mpl
+from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -52,7 +53,7 @@ _SETTINGS: Any = {
     "grid.color": "#DDDDDD",
     "grid.linewidth": 0.5,
     "axes.axisbelow": True,
-    "axes.prop_cycle": mpl.cycler(color=COLORS),
+    "axes.prop_cycle": cycler(color=COLORS),
     "lines.linewidth": 1.3,
     "lines.markersize": 3.8,
     "hatch.linewidth": 0.6,

@@ -32,10 +32,13 @@ _CAPTIONS = {
 }
 
 
-def render_html(name: str, result: EvaluationResult, images: Tensor | None = None, points: KeptPoints | None = None) -> str:
+def render_html(
+    name: str, result: EvaluationResult, images: Tensor | None = None, points: KeptPoints | None = None, description: str = ""
+) -> str:
     """Return the page of an evaluation, with everything inlined: table, verdicts, curves, images by survival, origin.
 
     Args:
+        name: of the model. description: what it is, in a line, as its recipe says it; empty: unknown.
         images: the test images (N, C, H, W), for their pictures. points: kept perturbed images, for theirs.
     """
     environment = jinja2.Environment(
@@ -45,6 +48,7 @@ def render_html(name: str, result: EvaluationResult, images: Tensor | None = Non
     worst = sorted(result.headline_attacks.items(), key=lambda item: -item[1])[:3]
     return environment.get_template("evaluation.html").render(
         name=name,
+        description=description,
         whose=_whose(result),
         result=result,
         conclusion=conclusion(name, result),
@@ -63,17 +67,22 @@ def render_html(name: str, result: EvaluationResult, images: Tensor | None = Non
 
 
 def write_report(
-    name: str, result: EvaluationResult, folder: str | Path, images: Tensor | None = None, points: KeptPoints | None = None
+    name: str,
+    result: EvaluationResult,
+    folder: str | Path,
+    images: Tensor | None = None,
+    points: KeptPoints | None = None,
+    description: str = "",
 ) -> dict[str, Path]:
     """Write `report.html`, `result.json`, `result.parquet`, `samples.parquet` and `figures/` into a folder; return them by name.
 
     Args:
-        images, points: as for `render_html`.
+        images, points, description: as for `render_html`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = {
-        "html": write_text(folder / "report.html", render_html(name, result, images, points)),
+        "html": write_text(folder / "report.html", render_html(name, result, images, points, description)),
         "json": write_text(folder / "result.json", json.dumps(_as_json(name, result), indent=2, default=str) + "\n"),
         "parquet": write_parquet(frame_of_result(result, name=name), folder / "result.parquet"),
         "samples": write_parquet(frame_of_samples(result), folder / "samples.parquet"),

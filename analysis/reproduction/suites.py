@@ -14,7 +14,6 @@ from analysis.reproduction.papers.model import Column, Item, Row, Run
 from analysis.reproduction.scale import BUDGETS, SMOKE_EPSILON, EvaluationBudget, Scale
 from analysis.result import EvaluationResult
 from analysis.result import Row as ResultRow
-from analysis.statistics import Estimate
 from models.threat_model import parse_pixel_fraction
 
 _SMOKE_FACTOR = SMOKE_EPSILON / (8 / 255)
@@ -115,16 +114,6 @@ def read_row(measure: Measure, result: EvaluationResult, name: str | None = None
         if row.attack == (name or measure.row_name) and measure.protocol in row.protocols:
             return row
     return None
-
-
-def read_estimate(measure: Measure, result: EvaluationResult) -> Estimate | None:
-    """Return the number of a measure from an evaluation; None if it is not in it."""
-    if isinstance(measure, Clean):
-        return result.clean
-    if isinstance(measure, WorstCase):
-        return result.headline
-    row = read_row(measure, result)
-    return row.estimate if row is not None else None
 
 
 def _measures(column: Column, honest: bool) -> Iterable[Measure]:

@@ -59,25 +59,6 @@ def loss_along(
     return torch.stack(losses)
 
 
-@torch.no_grad()
-def loss_over_plane(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    first: Direction,
-    second: Direction,
-    positions: Sequence[float],
-    loss: BatchLoss = functional.cross_entropy,
-) -> Tensor:
-    """Return the loss at w + a d1 + b d2 for all pairs of `positions`, (A, A): row a, column b."""
-    with _at_rest(model):
-        rows = []
-        for a in positions:
-            offsets = [{name: a * first[name] + b * second[name] for name in first} for b in positions]
-            rows.append(torch.stack([_loss_at(model, x, y, offset, loss) for offset in offsets]))
-    return torch.stack(rows)
-
-
 def weight_landscape(
     model: nn.Module,
     x: Tensor,

@@ -14,14 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from analysis.theory.transferability import (
-    Attack,
     DrawPair,
     GradientCosines,
-    TransferAtDistance,
     current_draw,
     gradient_cosines,
-    transfer,
-    transfer_by_distance,
     undisturbed,
 )
 from models.layers.random_normalization import RandomNormalization2d
@@ -42,11 +38,6 @@ def random_normalizations(model: nn.Module) -> list[RandomNormalization2d]:
     return sites
 
 
-def get_path(model: nn.Module) -> Path:
-    """Return the current path."""
-    return tuple(site.selected for site in random_normalizations(model))
-
-
 def set_path(model: nn.Module, path: Sequence[int]) -> None:
     """Set the choice of every random normalization; the path may be one that a layer-based model never draws.
 
@@ -58,11 +49,6 @@ def set_path(model: nn.Module, path: Sequence[int]) -> None:
         raise ValueError(f"the path has {len(path)} choices, the model {len(sites)} random normalizations")
     for site, choice in zip(sites, path, strict=True):
         site.set_configuration(choice)
-
-
-def path_difference(first: Path, second: Path) -> int:
-    """Return the number of layers in which two paths differ."""
-    return sum(a != b for a, b in zip(first, second, strict=True))
 
 
 @dataclass(frozen=True)
@@ -146,25 +132,6 @@ def pairs_at_difference(model: nn.Module, difference: int, num_pairs: int = 10, 
                 draws.append(current_draw(model))
             pairs.append(DrawPair(draws[0], draws[1], float(difference)))
     return pairs
-
-
-def path_difference_transfer(
-    model: nn.Module,
-    x_BCHW: Tensor,
-    y_B: Tensor,
-    attack: Attack,
-    differences: Sequence[int] | None = None,
-    num_pairs: int = 10,
-    seed: int = 0,
-) -> list[TransferAtDistance]:
-    """Return the accuracy under transferred attacks for each path difference (Fig. 5c): 0..L with 10 pairs each in the paper.
-
-    The point at the mean difference of `path_statistics` is the one at which the network works.
-    """
-    if differences is None:
-        differences = range(len(random_normalizations(model)) + 1)
-    pairs = [pair for d in differences for pair in pairs_at_difference(model, d, num_pairs, seed)]
-    return transfer_by_distance(transfer(model, x_BCHW, y_B, attack, pairs))
 
 
 def cosines_between_types(model: nn.Module, x_BCHW: Tensor, y_B: Tensor) -> dict[tuple[str, str], GradientCosines]:

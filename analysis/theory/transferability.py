@@ -33,8 +33,6 @@ from trainers.attacks import input_gradient
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """`(model, x_BCHW, y_B) -> adversarial x_BCHW`, on the draw that the model holds."""
 
-_ROWS = 64
-
 DrawState = dict[str, dict[str, Any]]
 """The draw of every random site by its dotted name."""
 

@@ -18,7 +18,7 @@ from typing import Literal, Protocol, get_args
 from torch import Tensor, nn
 
 from models.errors import UserError, unknown_name
-from models.modes import undisturbed
+from models.modes import probed
 
 ImageShape = tuple[int, int, int]
 Stem = Literal["auto", "cifar", "imagenet"]
@@ -115,7 +115,7 @@ class Backbone(nn.Module, abc.ABC):
 
         hooks = [tap.register_forward_pre_hook(partial(note, key)) for key, tap in self.taps.items()]
         try:
-            with undisturbed(self, image_shape) as x_BCHW:
+            with probed(self, image_shape) as x_BCHW:
                 self.forward_features(x_BCHW)
         finally:
             for hook in hooks:

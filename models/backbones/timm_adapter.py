@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from models.backbones.base import Backbone, BackboneEntry, ImageShape, identity_taps, initialize_convolutions
 from models.errors import UserError, nearest, unknown_name
 from models.layer_replacement import of_type, replace_modules, set_module
-from models.modes import undisturbed
+from models.modes import probed
 
 StemActivation = Literal["batch_norm_relu", "none"]
 
@@ -63,7 +63,7 @@ class TimmBackbone(Backbone):
         return self.model.forward_head(out, pre_logits=True)
 
     def _ends_in_feature_map(self, image_shape: ImageShape) -> bool:
-        with undisturbed(self, image_shape) as x_BCHW:
+        with probed(self, image_shape) as x_BCHW:
             out = self.model.forward_features(x_BCHW)
             features_BD = self.model.forward_head(out, pre_logits=True)
         if features_BD.shape != (1, self.classifier.in_features):

@@ -335,12 +335,6 @@ class GeneratedNetwork(nn.Module):
             for conv in convolutions:
                 conv.weight = None
 
-    def plain_state_dict(self) -> dict[str, Tensor]:
-        """Return the state dict of the ordinary network of the same function: generated weights written out under their usual names."""
-        with torch.no_grad():
-            weights = {f"{grid.name}.weight": weight for grid, weight in zip(self.generator.grids, self.generator(), strict=True)}
-        return {name: value.detach().clone() for name, value in {**self.network.state_dict(), **weights}.items()}
-
 
 def replace_by_generated(network: nn.Module, grids: tuple[UnitGrid, ...]) -> None:
     """Replace the convolutions that `grids` name by `GeneratedConv2d`, in place."""

@@ -27,7 +27,6 @@ SETTINGS, METHODS = "settings", "methods"
 
 _NAME = re.compile(r"[a-z0-9]+(?:_[a-z0-9]+)*")
 _LONGEST_NAME = 100
-_OWN_KEYS = ("description", "extends")
 _METHOD_KEYS = ("settings", "uses", "where", "variants")
 _VARIANT_KEYS = ("description", "settings", "without_exceptions")
 

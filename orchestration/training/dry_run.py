@@ -79,6 +79,7 @@ class DryRun:
 
     @property
     def images_per_second(self) -> float:
+        """While training."""
         return self.batch_size / self.step_seconds
 
     @property
@@ -88,6 +89,7 @@ class DryRun:
 
     @property
     def total_seconds(self) -> float:
+        """Of the whole run, with validation."""
         return self.epoch_seconds * self.epochs + self.validation_seconds * self.number_of_validations
 
     def to_json(self) -> dict[str, Any]:

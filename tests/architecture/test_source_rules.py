@@ -219,7 +219,7 @@ def test_one_file_writes_whole_files_and_searches_packages(pattern: str) -> None
 
 @pytest.mark.parametrize(
     "pattern",
-    [r"\bpyplot\b|matplotlib\.use\(", r"\.savefig\(|\bFigure\(", r"\brcParams\b|\brc_context\b"],
+    [r"\bpyplot\b|matplotlib\.use\(", r"\.savefig\(|\bFigureCanvas", r"\brcParams\b|\brc_context\b"],
     ids=["changes the process's plotting", "makes or writes a figure", "sets how figures look"],
 )
 def test_one_file_says_how_figures_look(pattern: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -99,3 +100,29 @@ def test_it_is_swept_over_its_own_search_space(project: Path) -> None:
     swept = [yaml.safe_load(path.read_text()) for path in (home / "runs").glob("*/config.yaml")]
     sigmas = {run["defence"]["sigma"] for run in swept} - {0.2}
     assert len(sigmas) >= 2 and 0.25 in sigmas and all(0.25 <= sigma <= 0.5 for sigma in sigmas)
+
+
+def test_the_readmes_own_defence_works_to_the_letter(project: Path) -> None:
+    blocks = re.findall(
+        r"```(?:python|yaml)\n# (\S+\.(?:py|yaml)):[^\n]*\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    assert [Path(name).parent.as_posix() for name, _ in blocks] == [
+        "models/defences",
+        "orchestration/defences",
+        "orchestration/recipes/methods",
+    ]
+    for name, text in blocks:
+        assert not (project / name).exists()
+        (project / name).write_text(text)
+    assert "defence.sigma" in rayndom(project, "show", "feature_noise_digits")
+    suites = [f"tests/contracts/{name}.py" for name in ("test_defence", "test_randomness")]
+    output = run(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "feature_noise", *suites)
+    assert int(output.rpartition(" passed")[0].rpartition("\n")[2].split()[-1]) >= 10 and "failed" not in output, output
+
+
+@pytest.mark.slow
+def test_the_readmes_own_defence_is_trained_and_evaluated(project: Path) -> None:
+    if not (project / "models/defences/feature_noise.py").exists():
+        test_the_readmes_own_defence_works_to_the_letter(project)
+    rayndom(project, "train", "feature_noise_digits", *SMALL)
+    assert "T1" in rayndom(project, "evaluate", "feature_noise_digits", "--samples", "8", "--draws", "2")

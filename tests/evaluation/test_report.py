@@ -20,6 +20,7 @@ from analysis.reporting.report import render_html, write_report
 from analysis.statistics import accuracy_interval
 from models.errors import UserError
 from models.threat_model import ThreatModel
+from orchestration.recipes import load_recipe
 
 
 def read_parquet(path):
@@ -91,7 +92,10 @@ def test_the_page_is_self_contained_and_says_everything(evaluated):
 
 
 def test_an_invalid_evaluation_is_marked_everywhere(masked):
-    page = render_html("masked", masked)
+    described = load_recipe("trades_tiny_imagenet_resnet18").experiment.description
+    assert "no paper used this combination" in described
+    page = render_html("masked", masked, described)
+    assert described in page
     assert 'body class="invalid"' in page
     assert "Do not quote these numbers" in conclusion("masked", masked)
     accuracies = re.findall(r"\d+\.\d %[^<]*</td>", page.split("<h2>May")[0])

@@ -94,3 +94,9 @@ def largest_difference(first: list[Tensor], second: list[Tensor]) -> float:
 def members_of(model: nn.Module) -> list[nn.Module]:
     """Return the members of the ensemble in `model`."""
     return list(ensemble_in(model).members)
+
+
+@torch.no_grad()
+def expected_correct(ensemble, x_BCHW, y_B):
+    """Return, per example, the probability that a member chosen at random answers rightly: (B,), multiples of 1/N."""
+    return (ensemble.member_logits(x_BCHW).argmax(dim=-1) == y_B).double().mean(dim=0)

@@ -23,7 +23,7 @@ from models.ensemble import INFERENCE_MODES, Ensemble
 from models.errors import UserError
 from models.layers.stochastic_convolution import StochasticConv2d
 from models.randomness import resample
-from tests.numerics.ensemble_cases import NUM_CLASSES, TinyNet, batch, tiny_ensemble
+from tests.numerics.ensemble_cases import NUM_CLASSES, TinyNet, batch, expected_correct, tiny_ensemble
 from trainers.attacks import pgd
 
 ATTACK = MemberAttack(epsilon=0.1, num_steps=5, num_restarts=2)
@@ -59,7 +59,7 @@ def test_rsi_accuracy_is_the_mean_of_the_expected_accuracies_on_each_members_exa
     attack = MemberAttack(epsilon=0.1, num_steps=3, num_restarts=1)
     matrix = accuracy_matrix(ensemble, x, y, attack, batch_size=16)
     ensemble.eval()
-    expected = [ensemble.expected_accuracy(attack.examples(member, x, y, 0), y) for member in ensemble.members]
+    expected = [expected_correct(ensemble, attack.examples(member, x, y, 0), y).mean().item() for member in ensemble.members]
     assert matrix.rsi_accuracy == pytest.approx(sum(expected) / 3, abs=1e-12)
 
 
@@ -88,7 +88,7 @@ def test_bounds_of_an_attacked_ensemble(fitted):
     bounds = rsi_bounds(table)
     matrix = accuracy_matrix(ensemble, x, y, ATTACK)
     assert bounds.lower <= bounds.attacked <= bounds.upper
-    assert bounds.attacked <= ensemble.eval().expected_accuracy(x, y)
+    assert bounds.attacked <= expected_correct(ensemble.eval(), x, y).mean().item()
     assert bounds.attacked <= matrix.accuracy.mean(dim=1).max().item() + 1e-12
 
 

@@ -118,7 +118,9 @@ def test_only_stem_norms_classifier_embeddings_and_hypernetwork_are_parameters_a
 def plain_twin(model, member: int = 0, **parameters):
     options = {key: SMALL[key] for key in ("backbone", "num_classes", "image_shape")} | parameters
     twin = build_model("natural", **options).double()
-    twin.load_state_dict(model.members[member].plain_state_dict())
+    generated = model.members[member]
+    weights = {f"{grid.name}.weight": weight for grid, weight in zip(generated.generator.grids, generated.generator(), strict=True)}
+    twin.load_state_dict({**generated.network.state_dict(), **weights})
     return twin
 
 

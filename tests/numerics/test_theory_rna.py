@@ -13,11 +13,9 @@ from torch.nn import functional
 from analysis.theory.rna_paths import (
     cosines_between_types,
     flip_layers,
-    get_path,
     pairs_at_difference,
-    path_difference,
-    path_difference_transfer,
     path_statistics,
+    random_normalizations,
     set_path,
 )
 from analysis.theory.smoothness import (
@@ -27,6 +25,7 @@ from analysis.theory.smoothness import (
     normalization_gradients,
     transfer_bound,
 )
+from analysis.theory.transferability import transfer, transfer_by_distance
 from models import build_model
 
 SMALL = {"backbone": "resnet8", "image_shape": (3, 8, 8), "num_classes": 4}
@@ -76,15 +75,20 @@ def trained(pool=("bn", "in")) -> nn.Module:
     return model.eval()
 
 
+def path_of(model):
+    """Return the choice of every random normalization."""
+    return tuple(site.selected for site in random_normalizations(model))
+
+
 def test_paths():
     model = build_model("rna", **SMALL)
     path = (0, 1, 0, 1, 1, 0, 0, 0, 1)
     set_path(model, path)
-    assert get_path(model) == path
-    assert path_difference(path, path) == 0
+    assert path_of(model) == path
     generator = torch.Generator().manual_seed(0)
     for difference in range(10):
-        assert path_difference(path, flip_layers(path, (2,) * 9, difference, generator)) == difference
+        flipped = flip_layers(path, (2,) * 9, difference, generator)
+        assert sum(a != b for a, b in zip(path, flipped, strict=True)) == difference
     assert set(flip_layers((1, 1), (3, 3), 2, generator)) <= {0, 2}
     with pytest.raises(ValueError, match=r"outside \[0, 9\]"):
         flip_layers(path, (2,) * 9, 10, generator)
@@ -108,11 +112,12 @@ def test_distribution_of_the_path_difference():
 def test_transfer_as_a_function_of_the_path_difference():
     model = trained()
     x, y = images()
-    path = get_path(model)
-    points = path_difference_transfer(model, x, y, shifted, differences=(0, 3, 9), num_pairs=4)
+    path = path_of(model)
+    pairs = [pair for difference in (0, 3, 9) for pair in pairs_at_difference(model, difference, 4)]
+    points = transfer_by_distance(transfer(model, x, y, shifted, pairs))
     assert [point.distance for point in points] == [0, 3, 9]
     assert all(point.num_pairs == 4 and point.minimum <= point.mean <= point.maximum for point in points)
-    assert get_path(model) == path
+    assert path_of(model) == path
     assert {pair.distance for pair in pairs_at_difference(model, 5, 3)} == {5.0}
 
 

@@ -19,8 +19,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-HIGHEST_ORDER = 2
-
 _batch_norm_backward = torch.ops.aten.native_batch_norm_backward
 
 
