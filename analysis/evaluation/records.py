@@ -43,6 +43,11 @@ def correct_matrix(record: Record, draw_set: str = "evaluation") -> NDArray[np.b
     return unpack_rows(record["samples"]["correct"][draw_set], record["block"]["num_draws"][draw_set])
 
 
+def comparable(record: Record) -> Record:
+    """Return the record without what differs between two runs of the same block."""
+    return {name: value for name, value in record.items() if name != "measured"}
+
+
 def check_whole(record: Any) -> None:
     """Raise an error of any kind unless a record has all its parts, columns of one length, and as many bits as it says it has draws."""
     samples, draws = record["samples"], record["block"]["num_draws"]

@@ -54,9 +54,7 @@ def finish(job: Job, result: EvaluationResult, suite: str, workplace: Workplace)
     summary = keep(job, result, tracker, run_id, suite)
     pages = job.records_path.with_name(f"report-{suite_name(suite)}")
     experiment = job.target.experiment
-    write_report(
-        job.name, result, pages, images=job.x, points=job.kept_points(), description=experiment.description if experiment else ""
-    )
+    write_report(job.name, result, pages, images=job.x, points=job.kept_points(), description=experiment.description if experiment else "")
     if tracker is not None and run_id is not None:
         tracker.log_folder(run_id, pages, f"evaluation/{suite_name(suite)}")
     console.result(summary)

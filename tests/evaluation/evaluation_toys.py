@@ -154,8 +154,3 @@ def digits_classifier(adversarial_epsilon: float | None, steps: int = 400, seed:
         functional.cross_entropy(network(x), y).backward()
         optimizer.step()
     return network.eval().requires_grad_(False), images[test], labels[test]
-
-
-def comparable(record):
-    """Return a record without what differs between two runs of the same block."""
-    return {name: value for name, value in record.items() if name != "measured"}

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from evaluation_toys import SIGNAL, Choice, MultiplicativeNoise, Quantized, classifier, comparable, labelled_by, pattern, two_classes
+from evaluation_toys import SIGNAL, Choice, MultiplicativeNoise, Quantized, classifier, labelled_by, pattern, two_classes
 from torch import nn
 
 from analysis.evaluate import collect, evaluate, plan_blocks, run_block
-from analysis.evaluation.records import correct_matrix, pack_rows, read_records, unpack_rows
+from analysis.evaluation.records import comparable, correct_matrix, pack_rows, read_records, unpack_rows
 from analysis.evaluation.suites import AttackItem, Suite, load_suite
 from analysis.evaluation.tasks import class_balanced_order
 from analysis.reporting.conclusion import to_markdown

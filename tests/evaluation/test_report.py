@@ -94,7 +94,7 @@ def test_the_page_is_self_contained_and_says_everything(evaluated):
 def test_an_invalid_evaluation_is_marked_everywhere(masked):
     described = load_recipe("trades_tiny_imagenet_resnet18").experiment.description
     assert "no paper used this combination" in described
-    page = render_html("masked", masked, described)
+    page = render_html("masked", masked, description=described)
     assert described in page
     assert 'body class="invalid"' in page
     assert "Do not quote these numbers" in conclusion("masked", masked)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from evaluation_toys import SIGNAL, Quantized, classifier, comparable, digits_classifier, labelled_by, pattern, two_classes
+from evaluation_toys import SIGNAL, Quantized, classifier, digits_classifier, labelled_by, pattern, two_classes
 from torch import nn
 
 from analysis.attacked_model.draws import ONLY_DRAW
@@ -15,6 +15,7 @@ from analysis.evaluate import calibrate, collect, evaluate, plan_blocks, run_blo
 from analysis.evaluation import calibration
 from analysis.evaluation.measurements import measurements
 from analysis.evaluation.planted_points import run_unit_test
+from analysis.evaluation.records import comparable
 from analysis.evaluation.studies import StudySettings, applies, doublings, epsilon_levels
 from analysis.evaluation.suites import AttackItem, Suite, load_suite
 from analysis.reporting.conclusion import to_markdown
