@@ -125,6 +125,11 @@ class EvaluationResult:
         return tuple(verdict for verdict in self.verdicts if verdict.status is Status.WARN)
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader should know of how images, labels and suite were read: pixels that were clipped, attacks that were left out."""
+        return tuple(self.header.get("remarks", ()))  # records of earlier versions do not know them
+
+    @property
     def not_run(self) -> tuple[Verdict, ...]:
         """The checks that did not run although they would say something about this model."""
         return tuple(verdict for verdict in self.verdicts if verdict.status is Status.SKIPPED and verdict.applies)

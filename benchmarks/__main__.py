@@ -11,7 +11,19 @@ import sys
 
 import benchmarks
 
-HELPERS = {"__main__", "broken_models", "honest_models", "kept_state", "interval_candidates", "timing", "turns"}
+HELPERS = {
+    "__main__",
+    "broken_models",
+    "coverage_simulation",
+    "coverage_tables",
+    "honest_models",
+    "interval_candidates",
+    "kept_state",
+    "small_networks",
+    "stopping_coverage",
+    "timing",
+    "turns",
+}
 HOURS = {"checks", "coverage", "kills", "learning"}
 
 

@@ -1,7 +1,7 @@
 """Small models that are known to fool evaluations, each around a network that is not robust: what attacks report of them is too high, or
 is about something else than the model.
 
-The tricks are those of the literature on gradient masking and of evaluations that were taken back.
+The tricks are those of the literature on gradient masking and of evaluations that were taken back; a seed draws their parameters.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.honest_models import WinnersTakeAll, small_network, train
-
-_SHARPNESS = 1e3
+from benchmarks.honest_models import Scaled, Subject
+from benchmarks.small_networks import WinnersTakeAll, plain_network, small_network, train
+from models.threat_model import ThreatModel
 
 
 class Around(nn.Module):
@@ -34,15 +34,23 @@ class Around(nn.Module):
 class TorchNoise(Around):
     """Hidden randomness of PyTorch's global generator."""
 
+    def __init__(self, network: nn.Module, deviation: float = 0.1) -> None:
+        super().__init__(network)
+        self.deviation = deviation
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x + 0.1 * torch.randn(x.shape))
+        return self.network(x + self.deviation * torch.randn(x.shape))
 
 
 class NumpyNoise(Around):
     """Hidden randomness of NumPy's global generator."""
 
+    def __init__(self, network: nn.Module, deviation: float = 0.1) -> None:
+        super().__init__(network)
+        self.deviation = deviation
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x + 0.1 * torch.as_tensor(np.random.standard_normal(x.shape), dtype=x.dtype))  # noqa: NPY002  (the global generator is the point)
+        return self.network(x + self.deviation * torch.as_tensor(np.random.standard_normal(x.shape), dtype=x.dtype))  # noqa: NPY002  (the global generator is the point)
 
 
 class PythonNoise(Around):
@@ -72,38 +80,36 @@ class Clock(Around):
 class Quantization(Around):
     """Rounds its input: no gradient."""
 
+    def __init__(self, network: nn.Module, levels: int = 8) -> None:
+        super().__init__(network)
+        self.levels = levels
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x + ((x * 8).round() / 8 - x).detach() - (x - x.detach()))
+        return self.network((x * self.levels).round() / self.levels)
 
 
 class Thermometer(Around):
     """Counts the levels that a pixel reaches: no gradient. Buckman et al., ICLR 2018, with the hard code."""
 
+    def __init__(self, network: nn.Module, levels: int = 8) -> None:
+        super().__init__(network)
+        self.levels = levels
+
     def forward(self, x: Tensor) -> Tensor:
-        levels = torch.linspace(1 / 16, 15 / 16, 8).view(1, -1, 1, 1)
+        levels = torch.linspace(0.5 / self.levels, 1 - 0.5 / self.levels, self.levels).view(1, -1, 1, 1)
         return self.network((x >= levels).to(x).mean(1, keepdim=True) + 0 * x)
 
 
 class OneHot(Around):
     """Only the class counts, with a tiny wave on top that has a gradient."""
 
+    def __init__(self, network: nn.Module, sharpness: float = 1e3) -> None:
+        super().__init__(network)
+        self.sharpness = sharpness
+
     def forward(self, x: Tensor) -> Tensor:
         logits = self.network(x)
-        return functional.one_hot(logits.argmax(1), logits.shape[1]) + 1e-3 * (_SHARPNESS * logits).sin()
-
-
-class Saturated(Around):
-    """Logits so large that cross-entropy has no gradient."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 1e4 * self.network(x)
-
-
-class Tiny(Around):
-    """Logits so small that cross-entropy is flat."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 1e-8 * self.network(x)
+        return functional.one_hot(logits.argmax(1), logits.shape[1]) + 1e-3 * (self.sharpness * logits).sin()
 
 
 class Detector(Around):
@@ -118,23 +124,31 @@ class Detector(Around):
 class Purification(Around):
     """Smooths and rounds outside of autograd before it answers."""
 
+    def __init__(self, network: nn.Module, share: float = 0.3, levels: int = 10) -> None:
+        super().__init__(network)
+        self.share, self.levels = share, levels
+
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            smooth = 0.7 * x + 0.3 * functional.avg_pool2d(x, 3, 1, 1)
-            clean = (smooth * 10).round() / 10
+            smooth = (1 - self.share) * x + self.share * functional.avg_pool2d(x, 3, 1, 1)
+            clean = (smooth * self.levels).round() / self.levels
         return self.network(clean + 0 * x)
 
 
 class OptimizingAtTestTime(Around):
     """Moves its input to where it is surer, and hides the way."""
 
+    def __init__(self, network: nn.Module, steps: int = 3, step_size: float = 0.03) -> None:
+        super().__init__(network)
+        self.steps, self.step_size = steps, step_size
+
     def forward(self, x: Tensor) -> Tensor:
         point = x.detach()
         with torch.enable_grad():
-            for _ in range(3):
+            for _ in range(self.steps):
                 leaf = point.clone().requires_grad_()
                 sure = self.network(leaf).log_softmax(1).amax(1).sum()
-                point = (point + 0.03 * torch.autograd.grad(sure, leaf)[0].sign()).clamp(0, 1)
+                point = (point + self.step_size * torch.autograd.grad(sure, leaf)[0].sign()).clamp(0, 1)
         return self.network(point + (x - x.detach()) * 0.01)
 
 
@@ -205,54 +219,134 @@ class NegatedGradients(Around):
 
 
 class Shattering(Around):
-    """A steep, tiny wave on each pixel: the value hardly changes, the gradient is all wave."""
+    """A steep, tiny wave on each pixel: the value hardly changes, the gradient is all wave.
+
+    Args:
+        frequency: of the wave. steepness: largest gradient of the wave, beside the 1 of the pixel.
+    """
+
+    def __init__(self, network: nn.Module, frequency: float = 2e4, steepness: float = 20.0) -> None:
+        super().__init__(network)
+        self.frequency, self.steepness = frequency, steepness
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x + 1e-3 * (_SHARPNESS * 20 * x).sin())
+        return self.network(x + self.steepness / self.frequency * (self.frequency * x).sin())
+
+
+class ManyResolutions(nn.Module):
+    """Noisy copies of the image at several resolutions as channels, and the middle of what several layers say (CrossMax).
+
+    After Fort and Lakshminarayanan, Ensemble Everything Everywhere, arXiv 2408.05446; broken in arXiv 2411.14834.
+    """
+
+    def __init__(self, deviation: float = 0.1) -> None:
+        super().__init__()
+        self.deviation = deviation
+        self.first = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU())
+        self.third = nn.Sequential(nn.Flatten(), nn.Linear(512, 64), nn.ReLU())
+        self.heads = nn.ModuleList([nn.Linear(1024, 10), nn.Linear(512, 10), nn.Linear(64, 10)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        scales = [x, *(functional.interpolate(functional.adaptive_avg_pool2d(x, side), 8) for side in (4, 2))]
+        noisy = torch.cat([scale + self.deviation * torch.randn(scale.shape) for scale in scales], dim=1)
+        layers = [self.first(noisy)]
+        layers += [self.second(layers[0])]
+        layers += [self.third(layers[1])]
+        answers_LBK = torch.stack([head(layer.flatten(1)) for head, layer in zip(self.heads, layers, strict=True)])
+        if self.training:
+            return answers_LBK.mean(0)
+        answers_LBK = answers_LBK - answers_LBK.amax(2, keepdim=True)
+        return (answers_LBK - answers_LBK.amax(0, keepdim=True)).median(0).values
+
+
+class RandomFilters(nn.Module):
+    """A first convolution some filters of which are drawn anew at each call.
+
+    After Dong and Xu, Adversarial Robustness via Random Projection Filters, CVPR 2023; weak under averaged gradients.
+    """
+
+    def __init__(self, share: float = 0.5) -> None:
+        super().__init__()
+        self.num_random = int(32 * share)
+        self.fixed = nn.Conv2d(1, 32 - self.num_random, 3, padding=1)
+        self.rest = small_network(channels=32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        drawn = functional.conv2d(x, torch.randn(self.num_random, 1, 3, 3) / 3, padding=1)
+        return self.rest(torch.cat([self.fixed(x), drawn], dim=1))
 
 
 @dataclass(frozen=True)
 class BrokenModel:
-    """A trick, and the network behind it, on which an attack finds the truth (None: there is no one number that is true)."""
+    """A family of tricks.
+
+    Attributes:
+        make: draws a model from a seed. behind: whether a network answers behind a trick that hides its gradients, so that an attack with
+            that network's gradients bounds the truth from above; else there is no one number that is true.
+    """
 
     name: str
-    build: Callable[[int], nn.Module]
-    behind: Callable[[int], nn.Module] | None
-    radius: float = 0.15
+    make: Callable[[random.Random, int], nn.Module]
+    behind: bool
+
+    def build(self, seed: int) -> Subject:
+        """Return the model of a seed and what it is evaluated on."""
+        drawn = random.Random(f"{self.name} {seed}")
+        torch.manual_seed(drawn.randrange(2**31))
+        return Subject(self.make(drawn, seed).eval(), ThreatModel(epsilon=drawn.choice((0.1, 0.15, 0.2))))
 
 
-def _natural(seed: int) -> nn.Module:
-    return train(small_network(), radius=0.0, seed=seed, steps=400)
+def _winners(drawn: random.Random, seed: int) -> nn.Module:
+    share = drawn.uniform(0.06, 0.15)
+    return train(small_network(lambda: WinnersTakeAll(share)), radius=0.0, seed=seed)
 
 
-def _winners(seed: int) -> nn.Module:
-    return train(small_network(lambda: WinnersTakeAll(0.1)), radius=0.0, seed=seed, steps=400)
+def _around(
+    name: str, trick: Callable[..., nn.Module], behind: bool = True, /, **ranges: Callable[[random.Random], float | int]
+) -> BrokenModel:
+    """Return a family around naturally trained networks, whose parameters are drawn by these functions."""
+    return BrokenModel(name, lambda drawn, seed: trick(plain_network(seed), **{key: draw(drawn) for key, draw in ranges.items()}), behind)
 
 
-def _around(name: str, trick: type[Around], *, has_truth: bool = True) -> BrokenModel:
-    return BrokenModel(name, lambda seed: trick(_natural(seed)).eval(), _natural if has_truth else None)
+def _uniform(low: float, high: float) -> Callable[[random.Random], float]:
+    return lambda drawn: drawn.uniform(low, high)
+
+
+def _whole(low: int, high: int) -> Callable[[random.Random], int]:
+    return lambda drawn: drawn.randint(low, high)
+
+
+def _power(low: float, high: float) -> Callable[[random.Random], float]:
+    return lambda drawn: 10 ** drawn.uniform(low, high)
 
 
 BROKEN: tuple[BrokenModel, ...] = (
-    _around("global randomness of PyTorch", TorchNoise, has_truth=False),
-    _around("global randomness of NumPy", NumpyNoise, has_truth=False),
-    _around("global randomness of `random`", PythonNoise, has_truth=False),
-    _around("counter", Counter, has_truth=False),
-    _around("clock", Clock, has_truth=False),
-    _around("quantization", Quantization),
-    _around("thermometer code", Thermometer),
-    BrokenModel("k-WTA", _winners, None),
-    _around("one-hot output with a wave", OneHot),
-    _around("saturated logits", Saturated),
-    _around("tiny logits", Tiny),
+    _around("global randomness of PyTorch", TorchNoise, False, deviation=_uniform(0.02, 0.2)),
+    _around("global randomness of NumPy", NumpyNoise, False, deviation=_uniform(0.02, 0.2)),
+    _around("global randomness of `random`", PythonNoise, False),
+    _around("counter", Counter, False),
+    _around("clock", Clock, False),
+    _around("quantization", Quantization, levels=_whole(3, 12)),
+    _around("thermometer code", Thermometer, levels=_whole(4, 12)),
+    BrokenModel("k-WTA", _winners, False),
+    _around("one-hot output with a wave", OneHot, sharpness=_power(2.0, 4.0)),
+    _around("saturated logits", Scaled, factor=_power(2.5, 5.0)),
+    _around("tiny logits", Scaled, factor=_power(-9.0, -4.0)),
     _around("detector of perturbed input", Detector),
-    _around("purification", Purification),
-    _around("test-time optimization", OptimizingAtTestTime),
-    BrokenModel("member by the input's hash", lambda seed: ByHash([_natural(3 * seed + k) for k in range(3)]).eval(), None),
-    _around("batch statistics", OnBatchStatistics, has_truth=False),
+    _around("purification", Purification, share=_uniform(0.1, 0.6), levels=_whole(5, 12)),
+    _around("test-time optimization", OptimizingAtTestTime, steps=_whole(1, 4), step_size=_uniform(0.01, 0.04)),
+    BrokenModel("member by the input's hash", lambda drawn, seed: ByHash([plain_network(100 * seed + k) for k in range(3)]), False),
+    _around("batch statistics", OnBatchStatistics, False),
     _around("detection of queries", QueryDetection),
     _around("obfuscation under autograd", UnderAutograd),
     _around("negated gradients", NegatedGradients),
-    _around("shattering activation", Shattering),
+    _around("shattering activation", Shattering, frequency=_power(3.3, 5.0), steepness=_uniform(10, 40)),
+    BrokenModel(
+        "noisy copies at many resolutions",
+        lambda drawn, seed: train(ManyResolutions(drawn.uniform(0.05, 0.2)), radius=0.0, seed=seed),
+        False,
+    ),
+    BrokenModel("random filters", lambda drawn, seed: train(RandomFilters(drawn.uniform(0.2, 0.7)), radius=0.0, seed=seed), False),
 )
-"""Kinds of broken models."""
+"""Families of broken models."""

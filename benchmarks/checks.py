@@ -1,11 +1,13 @@
 """How often each check fails on honest models (false alarms), and on which broken ones (detection).
 
-    python -m benchmarks.checks --records FILE [--suite standard] [--seeds N] [--samples N] [--only honest|broken] [--names TEXT ...]
+    python -m benchmarks.checks --records FILE [--suite standard] [--seeds 15] [--samples 60] [--only honest|broken] [--names TEXT ...]
 
-Every model is trained in seconds on 8 x 8 digits (`benchmarks.honest_models`, `benchmarks.broken_models`) and evaluated at each of its
-radii. Each evaluation is one JSON line of FILE; the same command goes on where a killed one was. The tables hold what the file holds, with
-one-sided 95 % Clopper-Pearson bounds. For broken models with a network behind them, what APGD leaves on that network bounds the truth from
-above. C19 is left out: it looks at the installation, not at a model.
+Every model is drawn from a family by its seed and trained in about a second on 8 x 8 digits (`benchmarks.honest_models`,
+`benchmarks.broken_models`). Each evaluation is one JSON line of FILE; the same command goes on where a killed one was, and does again what
+another version of the models left there. The tables hold what the file holds, with one-sided 95 % Clopper-Pearson bounds. Where a network
+answers behind a trick, an attack with that network's gradients (BPDA) bounds the truth from above: a broken model counts as fooling an
+evaluation where it has no one number that is true, or where what is reported is above that bound by more than 5 points. C19 is left out:
+it looks at the installation, not at a model.
 """
 
 from __future__ import annotations
@@ -19,20 +21,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from scipy import stats
 from torch import nn
 
 from analysis.evaluate import evaluate
 from analysis.evaluation.suites import AttackItem, Suite, load_suite
-from benchmarks.broken_models import BROKEN, BrokenModel
-from benchmarks.honest_models import HONEST, HonestModel, digits
+from benchmarks.broken_models import BROKEN, Around, BrokenModel, Detector, NegatedGradients, OneHot, QueryDetection, UnderAutograd
+from benchmarks.honest_models import HONEST, HonestModel, Scaled, Subject
 from models.errors import UserError
-from models.threat_model import ThreatModel
 
 Line = dict[str, Any]
 _TRUTH = Suite(name="truth", attacks=(AttackItem(name="apgd_margin", attack="apgd_margin", parameters={"steps": 50, "restarts": 2}),))
 _LEVEL = 0.95
+_SAME = (Scaled, OneHot, QueryDetection, UnderAutograd, Detector, NegatedGradients)  # tricks that leave the answers of the network behind
+_FOOLED = 0.05
 
 
 @dataclass(frozen=True)
@@ -41,23 +43,21 @@ class Case:
 
     family: str
     model: HonestModel | BrokenModel
-    radius: float
     seed: int
 
     @property
-    def key(self) -> tuple[str, str, float, int]:
+    def key(self) -> tuple[str, str, int]:
         """What tells it from the others of a file."""
-        return self.family, self.model.name, round(self.radius, 6), self.seed
+        return self.family, self.model.name, self.seed
 
 
 def cases(num_seeds: int, only: str | None) -> Iterator[Case]:
     """Yield all evaluations, seed after seed."""
     for seed in range(num_seeds):
         for honest in HONEST if only != "broken" else ():
-            for radius in honest.radii:
-                yield Case("honest", honest, radius, seed)
+            yield Case("honest", honest, seed)
         for broken in BROKEN if only != "honest" else ():
-            yield Case("broken", broken, broken.radius, seed)
+            yield Case("broken", broken, seed)
 
 
 def without_calibration(name: str) -> Suite:
@@ -71,22 +71,30 @@ def without_calibration(name: str) -> Suite:
 
 def run(case: Case, suite: str, num_samples: int) -> Line:
     """Train and evaluate one model; return what is kept of it."""
-    _, _, x, y = digits()
-    torch.manual_seed(case.seed)
     started = time.perf_counter()
-    model: nn.Module = case.model.build(case.seed)
-    threat_model = ThreatModel(epsilon=case.radius)
-    line: Line = {"case": list(case.key), "suite": suite, "samples": num_samples}
+    subject = case.model.build(case.seed)
+    line: Line = {"case": list(case.key), "suite": suite, "samples": num_samples, "radius": subject.threat_model.epsilon}
+    asked: dict[str, Any] = {"threat_model": subject.threat_model, "num_samples": num_samples}
     try:
-        result = evaluate(model, x, y, without_calibration(suite), threat_model=threat_model, seed=case.seed, num_samples=num_samples)
+        result = evaluate(subject.model, subject.x, subject.y, without_calibration(suite), seed=case.seed, **asked)
     except (UserError, RuntimeError) as error:  # a model that cannot be evaluated is not believed either; the table says so
         return {**line, "error": str(error)[:200], "seconds": time.perf_counter() - started}
     line["reported"] = result.headline.value if result.headline is not None else None
     line["verdicts"] = {verdict.id: verdict.status.value for verdict in result.verdicts}
-    if isinstance(case.model, BrokenModel) and case.model.behind is not None:
-        behind = evaluate(case.model.behind(case.seed), x, y, _TRUTH, threat_model=threat_model, num_samples=num_samples)
-        line["truth"] = behind.headline.value if behind.headline is not None else None
+    line["said"] = {verdict.id: verdict.explanation for verdict in result.verdicts if verdict.status.value in ("FAIL", "WARN")}
+    if isinstance(case.model, BrokenModel) and case.model.behind:
+        line["truth"] = _truth(subject, asked)
     return {**line, "seconds": time.perf_counter() - started}
+
+
+def _truth(subject: Subject, asked: dict[str, Any]) -> float | None:
+    """Return what the gradients of the network behind a trick leave of it: on the model, and on that network alone, if it is the same."""
+    assert isinstance(subject.model, Around | Scaled)
+    network = subject.model.network
+    model: nn.Module = network if isinstance(subject.model, _SAME) else subject.model
+    backward = None if model is network else network
+    result = evaluate(model, subject.x, subject.y, _TRUTH, backward=backward, **asked)
+    return result.headline.value if result.headline is not None else None
 
 
 def bounds(count: int, total: int) -> tuple[float, float]:
@@ -115,17 +123,17 @@ def tables(lines: list[Line]) -> str:
             bound = f"{100 * bounds(failed, ran)[end]:.1f} %" if ran else "–"
             cells += [str(ran), str(failed), bound, str(warned if end else failed + warned)]
         text.append(f"| {check} | {' | '.join(cells)} |")
-    alarms = sum("FAIL" in line["verdicts"].values() for line in honest)
+    alarms = sum(bool(_failed(line)) for line in honest)
     if honest:
-        text += [
-            "",
-            f"Honest models with any failed check: {alarms} of {len(honest)}, at most {100 * bounds(alarms, len(honest))[1]:.1f} %.",
-        ]
-    text += [
-        "",
-        "| model | evaluations | reported | left behind the trick, at most | failed (of evaluations) | warned |",
-        "|---|---|---|---|---|---|",
-    ]
+        highest = 100 * bounds(alarms, len(honest))[1]
+        text += ["", f"Honest models with any failed check: {alarms} of {len(honest)}, at most {highest:.1f} %."]
+    fooled = [line for line in broken if is_fooled(line)]
+    if fooled:
+        found = sum(bool(_failed(line)) for line in fooled)
+        lowest = 100 * bounds(found, len(fooled))[0]
+        text += ["", f"Evaluations that a broken model fools, with a failed check: {found} of {len(fooled)}, at least {lowest:.1f} %."]
+    text += ["", "| model | evaluations | reported | truth at most | fooled | of these found | failed (of evaluations) | warned |"]
+    text.append("|---" * 8 + "|")
     for family, name in dict.fromkeys((line["case"][0], line["case"][1]) for line in lines):
         group = [line for line in by_family[family] if line["case"][1] == name]
         measured = [line for line in group if "verdicts" in line]
@@ -133,8 +141,20 @@ def tables(lines: list[Line]) -> str:
         if not measured:
             seen = [f"cannot be evaluated: {group[0]['error'][:60]}", ""]
         numbers = [_mean(measured, "reported"), _mean(measured, "truth")]
-        text.append(f"| {name} | {len(group)} | {' | '.join(numbers)} | {' | '.join(seen)} |")
+        those = [line for line in measured if family == "broken" and is_fooled(line)]
+        counts = [str(len(those)), str(sum(bool(_failed(line)) for line in those))] if family == "broken" else ["", ""]
+        text.append(f"| {name} | {len(group)} | {' | '.join([*numbers, *counts, *seen])} |")
     return "\n".join(text) + "\n"
+
+
+def is_fooled(line: Line) -> bool:
+    """Return whether what was reported of a broken model must not be believed."""
+    truth, reported = line.get("truth"), line.get("reported")
+    return truth is None or reported is None or reported > truth + _FOOLED
+
+
+def _failed(line: Line) -> list[str]:
+    return [check for check, status in line.get("verdicts", {}).items() if status == "FAIL"]
 
 
 def _mean(lines: list[Line], what: str) -> str:
@@ -152,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.checks", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--records", type=Path, help="file of JSON lines to continue")
     parser.add_argument("--suite", default="standard")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=15)
     parser.add_argument("--samples", type=int, default=60)
     parser.add_argument("--only", choices=("honest", "broken"))
     parser.add_argument("--names", nargs="*", default=[], help="only models whose names contain one of these")
@@ -175,8 +195,8 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.records is not None:
             with chosen.records.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-        failed = [check for check, status in line.get("verdicts", {}).items() if status == "FAIL"]
-        sys.stderr.write(f"{case.key}: {line.get('reported')} {' '.join(failed)} {line.get('error', '')} {line['seconds']:.0f} s\n")
+        seen = f"{line.get('reported')} (truth {line.get('truth')}) {' '.join(_failed(line))} {line.get('error', '')}"
+        sys.stderr.write(f"{case.key}: {seen} {line['seconds']:.0f} s\n")
     sys.stdout.write(tables(known))
     return 0
 

@@ -1,120 +1,177 @@
-"""Small models that mean no harm: trained on 8 x 8 digits in seconds, at several radii. Whatever check fails on them is a false alarm."""
+"""Small models that mean no harm, of twenty families: whatever check fails on them is a false alarm.
+
+A seed draws what a family leaves open: initial weights, radius of training, width, activation, and the radius of the evaluation.
+"""
 
 from __future__ import annotations
 
+import copy
+import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from torch.nn import functional
 
-from models import build_model
-from models.randomness import resample
-from trainers.attacks import pgd
+from benchmarks.small_networks import WinnersTakeAll, digits, plain_network, small_network, train
+from models.ensemble import Ensemble
+from models.layers.random_normalization import RandomNormalization2d
+from models.layers.random_weight import RandomFeatureWeight, SigmaBounds
+from models.layers.stochastic_convolution import StochasticConv2d
+from models.threat_model import ThreatModel
 
-NUM_TEST = 400
-
-
-def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return training images (N, 1, 8, 8) in [0,1] and labels, test images and labels; the split is always the same."""
-    data = load_digits()
-    images, labels = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(data.target)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    test, train = order[:NUM_TEST], order[NUM_TEST:]
-    return images[train], labels[train], images[test], labels[test]
+RADII = (8 / 255, 0.05, 0.1, 0.15, 0.2, 0.25)
+"""Of evaluations, linf."""
 
 
-class WinnersTakeAll(nn.Module):
-    """Keep the largest share of a feature map and set the rest to zero: the gradient is one of a patchwork of linear pieces.
+@dataclass
+class Subject:
+    """A model with what it is evaluated on."""
 
-    Reference: Xiao, Zhong, Zheng, Enhancing Adversarial Defense by k-Winners-Take-All, ICLR 2020.
-    """
-
-    def __init__(self, share: float) -> None:
-        super().__init__()
-        self.share = share
-
-    def forward(self, x: Tensor) -> Tensor:
-        flat = x.flatten(1)
-        smallest = flat.topk(max(1, int(self.share * flat.shape[1])), dim=1).values[:, -1:]
-        return torch.where(flat >= smallest, flat, 0.0).view_as(x)
-
-
-def small_network(activation: Callable[[], nn.Module] = nn.ReLU, channels: int = 1) -> nn.Sequential:
-    """Return two convolutions and a linear layer for 8 x 8 images."""
-    return nn.Sequential(
-        nn.Conv2d(channels, 16, 3, padding=1),
-        activation(),
-        nn.Conv2d(16, 32, 3, stride=2, padding=1),
-        activation(),
-        nn.Flatten(),
-        nn.Linear(512, 10),
-    )
-
-
-def train(network: nn.Module, *, radius: float, seed: int, steps: int, trades: bool = False) -> nn.Module:
-    """Train on digits, adversarially within a radius (0: on clean images), and return the network in eval mode.
-
-    Args:
-        steps: optimizer steps of 64 images. trades: the loss of TRADES with beta 6 instead of that of adversarial training.
-    """
-    images, labels, _, _ = digits()
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
-    network.train()
-    for _ in range(steps):
-        rows = torch.randint(0, len(images), (64,), generator=generator)
-        x, y = images[rows], labels[rows]
-        resample(network, generator)
-        attacked = pgd(network, x, y, epsilon=radius, step_size=radius / 2, steps=4, generator=generator) if radius else x
-        optimizer.zero_grad()
-        if trades:
-            clean, other = network(x), network(attacked)
-            distance = functional.kl_div(other.log_softmax(1), clean.log_softmax(1), log_target=True, reduction="batchmean")
-            loss = functional.cross_entropy(clean, y) + 6 * distance
-        else:
-            loss = functional.cross_entropy(network(attacked), y)
-        loss.backward()
-        optimizer.step()
-    return network.eval().requires_grad_(False)
-
-
-def _registered(defence: str, **options: object) -> Callable[[int], nn.Module]:
-    def build(seed: int) -> nn.Module:
-        model = build_model(defence, **options, backbone="resnet8", image_shape=(1, 8, 8), num_classes=10)
-        return train(model, radius=0.1, seed=seed, steps=200)
-
-    return build
+    model: nn.Module
+    threat_model: ThreatModel
+    x: Tensor = field(default_factory=lambda: digits()[2])
+    y: Tensor = field(default_factory=lambda: digits()[3])
 
 
 @dataclass(frozen=True)
 class HonestModel:
-    """A kind of model: how one is trained from a seed, and the radii at which it is evaluated."""
+    """A family of models: `build(seed)` draws and trains one."""
 
     name: str
-    build: Callable[[int], nn.Module]
-    radii: tuple[float, ...] = (8 / 255, 0.15)
+    make: Callable[[random.Random, int], nn.Module | Subject]
+
+    def build(self, seed: int) -> Subject:
+        """Return the model of a seed and what it is evaluated on."""
+        drawn = random.Random(f"{self.name} {seed}")
+        torch.manual_seed(drawn.randrange(2**31))
+        made = self.make(drawn, seed)
+        return made if isinstance(made, Subject) else Subject(made, ThreatModel(epsilon=drawn.choice(RADII)))
 
 
-def _plain(name: str, radius: float, radii: tuple[float, ...], **options: bool) -> HonestModel:
-    return HonestModel(name, lambda seed: train(small_network(), radius=radius, seed=seed, steps=400, **options), radii)
+class Scaled(nn.Module):
+    """Logits times a constant."""
+
+    def __init__(self, network: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.network, self.factor = network, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x) * self.factor
+
+
+class MeanOf(nn.Module):
+    """Mean of the probabilities of several networks, as logits."""
+
+    def __init__(self, networks: list[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([network(x).softmax(1) for network in self.networks]).mean(0).clamp_min(1e-12).log()
+
+
+class HalfPrecision(nn.Module):
+    """A network that computes in bf16."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.to(torch.bfloat16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.to(torch.bfloat16))
+
+
+def _activation(drawn: random.Random) -> Callable[[], nn.Module]:
+    return drawn.choice((nn.Tanh, nn.Softplus, nn.GELU, nn.SiLU, nn.ELU))
+
+
+def _rounded_weights(drawn: random.Random, seed: int) -> nn.Module:
+    network, levels = plain_network(seed, 0.1), drawn.choice((16, 32, 64))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            largest = parameter.abs().max()
+            parameter.copy_((parameter / largest * levels).round() / levels * largest)
+    return network
+
+
+def _two_classes(drawn: random.Random, seed: int) -> Subject:
+    count = drawn.choice((2, 3))
+    _, _, x, y = digits()
+    network = train(small_network(num_classes=count), radius=0.1, seed=seed, classes=lambda labels: labels % count)
+    return Subject(network, ThreatModel(epsilon=drawn.choice(RADII)), x, y % count)
+
+
+def _euclidean(drawn: random.Random, seed: int) -> Subject:
+    network = train(small_network(), radius=drawn.uniform(0.3, 0.8), norm="l2", seed=seed)
+    return Subject(network, ThreatModel(norm="l2", epsilon=drawn.choice((0.25, 0.5, 1.0))))
+
+
+def _random_weight(drawn: random.Random, seed: int) -> nn.Module:
+    layer = RandomFeatureWeight((16, 8, 8), 1.0, drawn.uniform(0.1, 0.5), SigmaBounds("none", 0.0, 0.0))
+    return train(small_network(after_first=(layer,)), radius=0.1, seed=seed)
+
+
+def _random_normalization(drawn: random.Random, seed: int) -> nn.Module:
+    pool = drawn.choice((("bn", "in"), ("bn", "gn4", "in"), ("bn", "ln", "gn4", "in")))
+    return train(small_network(after_first=(RandomNormalization2d(16, pool),)), radius=0.1, seed=seed)
+
+
+def _random_taps(drawn: random.Random, seed: int) -> nn.Module:
+    return train(small_network(first=StochasticConv2d(1, 16, 3, drawn.choice((3, 5, 7)), bias=True)), radius=0.1, seed=seed)
+
+
+def _random_member(drawn: random.Random, seed: int) -> nn.Module:
+    members = [copy.deepcopy(plain_network(100 * seed + index, 0.1)) for index in range(drawn.choice((2, 3)))]
+    return Ensemble(members, drawn.choice(("rsi_call", "rsi_sample"))).eval()
 
 
 HONEST: tuple[HonestModel, ...] = (
-    _plain("natural", 0.0, (8 / 255, 0.15)),
-    _plain("adversarial training, 0.1", 0.1, (8 / 255, 0.1, 0.2)),
-    _plain("adversarial training, 0.25", 0.25, (8 / 255, 0.25)),
-    _plain("TRADES, 0.1", 0.1, (8 / 255, 0.15), trades=True),
+    HonestModel("natural training", lambda drawn, seed: plain_network(seed)),
+    HonestModel("adversarial training", lambda drawn, seed: train(small_network(), radius=drawn.uniform(0.05, 0.15), seed=seed)),
+    HonestModel(
+        "adversarial training, large radius", lambda drawn, seed: train(small_network(), radius=drawn.uniform(0.2, 0.3), seed=seed)
+    ),
+    HonestModel("TRADES", lambda drawn, seed: train(small_network(), radius=drawn.uniform(0.05, 0.2), seed=seed, trades=True)),
     HonestModel(
         "k-WTA with adversarial training",
-        lambda seed: train(small_network(lambda: WinnersTakeAll(0.3)), radius=0.1, seed=seed, steps=400),
-        (8 / 255, 0.1),
+        lambda drawn, seed: train(small_network(lambda: WinnersTakeAll(drawn.uniform(0.2, 0.5))), radius=0.1, seed=seed),
     ),
-    HonestModel("ctrw", _registered("ctrw")),
-    HonestModel("rna", _registered("rna")),
-    HonestModel("dcs", _registered("dcs")),
-    HonestModel("red", _registered("red", num_members=3)),
+    HonestModel("smooth activations", lambda drawn, seed: train(small_network(_activation(drawn)), radius=0.1, seed=seed)),
+    HonestModel("other widths", lambda drawn, seed: train(small_network(width=drawn.choice((4, 8, 24))), radius=0.1, seed=seed)),
+    HonestModel(
+        "batch normalization",
+        lambda drawn, seed: train(small_network(after_first=(nn.BatchNorm2d(16),)), radius=drawn.choice((0.0, 0.1)), seed=seed),
+    ),
+    HonestModel(
+        "multilayer perceptron",
+        lambda drawn, seed: train(
+            nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)), radius=drawn.choice((0.0, 0.1)), seed=seed
+        ),
+    ),
+    HonestModel(
+        "linear classifier",
+        lambda drawn, seed: train(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), radius=drawn.choice((0.0, 0.1)), seed=seed),
+    ),
+    HonestModel(
+        "smoothed input",
+        lambda drawn, seed: train(
+            nn.Sequential(nn.AvgPool2d(drawn.choice((2, 3)), 1, 1), nn.Upsample((8, 8)), small_network()), radius=0.1, seed=seed
+        ),
+    ),
+    HonestModel(
+        "noise and smoothed labels",
+        lambda drawn, seed: train(small_network(), radius=0.0, noise=drawn.uniform(0.1, 0.3), smoothing=drawn.uniform(0.0, 0.3), seed=seed),
+    ),
+    HonestModel("scaled logits", lambda drawn, seed: Scaled(plain_network(seed, 0.1), 10 ** drawn.uniform(-1, 0.7)).eval()),
+    HonestModel("rounded weights", _rounded_weights),
+    HonestModel("mean of an ensemble", lambda drawn, seed: MeanOf([plain_network(100 * seed + k, 0.1) for k in range(2)]).eval()),
+    HonestModel("bf16", lambda drawn, seed: HalfPrecision(plain_network(seed, 0.1)).eval()),
+    HonestModel("two or three classes", _two_classes),
+    HonestModel("adversarial training, l2", _euclidean),
+    HonestModel("random weights", _random_weight),
+    HonestModel("random normalization", _random_normalization),
+    HonestModel("random taps", _random_taps),
+    HonestModel("random member", _random_member),
 )
-"""Kinds of honest models."""
+"""Families of honest models; the last four are random."""

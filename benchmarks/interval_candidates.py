@@ -132,7 +132,7 @@ CANDIDATES: dict[str, Callable[[Counts], Ends]] = {
 """By name; the percentile bootstrap, which needs the outcomes themselves, is `percentile_bootstrap`."""
 
 
-def percentile_bootstrap(correct_SR: NDArray[np.bool_], rng: np.random.Generator, num_replicates: int = 500) -> tuple[float, float]:
+def percentile_bootstrap(correct_SR: NDArray[np.bool_], rng: np.random.Generator, num_replicates: int = 250) -> tuple[float, float]:
     """Return the percentile interval that resamples images and draws independently (Rayndom's own until version 0.2)."""
     size, draws = correct_SR.shape
     image_BS = rng.multinomial(size, np.full(size, 1 / size), num_replicates) / size

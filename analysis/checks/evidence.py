@@ -106,11 +106,15 @@ class Evidence:
         """Whether the attacks leave next to nothing: then no attack can be too weak, and no number too high."""
         return self.accuracy_left <= _NEXT_TO_NOTHING
 
-    def masking(self, problem: str) -> Finding:
-        """Return the finding of a check that saw a sign of masked gradients: a failure only where a number can be too high for it."""
+    def masking(self, problem: str, attacks: tuple[str, ...] = ()) -> Finding:
+        """Return the finding of a check that saw a sign of a weak attack: a failure only where a number can be too high for it.
+
+        `attacks`: names of those whose numbers it is about; none: the whole evaluation.
+        """
         if self.nothing_left:
-            return Finding(Status.WARN, f"{problem}; but the attacks leave only {self.accuracy_left:.1%}, so no number is too high for it")
-        return Finding(Status.FAIL, problem)
+            seen = f"{problem}; but the attacks leave only {self.accuracy_left:.1%}, so no number is too high for it"
+            return Finding(Status.WARN, seen, attacks)
+        return Finding(Status.FAIL, problem, attacks)
 
     def skippable_share(self, measurement: Measurement) -> float:
         """Return the share of samples that err on every selection draw unattacked: an attack may leave them alone.

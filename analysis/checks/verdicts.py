@@ -123,7 +123,7 @@ def _nothing_skipped(evidence: Evidence) -> Finding:
             problems.append(f"{each.name} ({each.protocol}) returned {unchanged:.1%} of images unchanged, at most {allowed:.1%} may be")
             names.append(each.name)
     if problems:
-        return Finding(Status.FAIL, "; ".join(problems), tuple(dict.fromkeys(names)))
+        return evidence.masking("; ".join(problems), tuple(dict.fromkeys(names)))
     if not evidence.attacks:
         return skipped("no attack is finished")
     return Finding(Status.PASS, "every attack perturbed every image it had a reason to perturb")

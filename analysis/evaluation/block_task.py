@@ -16,7 +16,7 @@ from models.threat_model import ThreatModel
 FORMAT_VERSION = 2
 
 # What a task knows of its plan: a record may serve another plan in which these differ.
-PLAN_FIELDS = {"suite", "num_blocks", "cost", "stands_for", "position", "succeeds"}
+PLAN_FIELDS = {"suite", "num_blocks", "cost", "stands_for", "position", "succeeds", "remarks"}
 
 BlockKind = Literal["clean", "attack", "epsilon_zero", "study"]
 RowProtocol = Literal["T0", "T1", "T2", "T4"]
@@ -46,6 +46,7 @@ class BlockTask(Config):
     num_blocks: int = Field(1, description="Blocks of this attack and protocol.")
     position: int = Field(0, description="Place in the plan.")
     succeeds: str = Field("", description="Key under which an earlier version kept this block; empty: such a record is not to be trusted.")
+    remarks: tuple[str, ...] = Field((), description="What a reader of the numbers should know of how images, labels and suite were read.")
     cost: float = Field(0.0, description="Estimated work: forward passes of one image; a backward pass counts as two.")
     points_of: str = Field("", description="Key of the points that are scored, where they were made on another model; empty: attack.")
 

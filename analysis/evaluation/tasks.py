@@ -100,8 +100,7 @@ def plan_blocks(
             }
         )
     num_classes = _num_classes(model, x, y)
-    for remark in remarks_on(*given, y, num_classes):
-        _logger.warning("%s", remark)
+    remarks = remarks_on(*given, y, num_classes)
     total = num_configurations(model)
     configurations = None if total == math.inf else int(total)
     randomized = configurations != 1
@@ -110,12 +109,12 @@ def plan_blocks(
     if chosen.attacks and not items:
         raise UserError(f"no attack of suite {chosen.name!r} is for {'randomized' if randomized else 'deterministic'} models")
     items, changes = fitted_to_classes(items, num_classes)
-    for change in changes:
-        _logger.warning("%s", change)
+    remarks += changes
     path = gradient_path(model, x, y)
     items, more_changes = with_substitutes(items, path, model, x, y)
-    for change in more_changes:
-        _logger.warning("%s", change)
+    remarks += more_changes
+    for remark in remarks:
+        _logger.warning("%s", remark)
     studies = chosen.studies if path != "none" else _without_gradients(chosen.studies)
     if chosen.attacks and not items:
         raise UserError(f"no attack of suite {chosen.name!r} works with {num_classes} classes: {'; '.join(changes)}")
@@ -137,6 +136,7 @@ def plan_blocks(
         "model": identity_hash(model, tuple(x.shape[1:])),
         "defence": defence,
         "suite": chosen.name,
+        "remarks": tuple(remarks),
     }
 
     def tasks_for(ids_of_blocks: Sequence[tuple[int, ...]], **facts: Any) -> list[BlockTask]:

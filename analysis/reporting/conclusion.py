@@ -25,6 +25,7 @@ def to_markdown(result: EvaluationResult) -> str:
         parts.append(f"Worst attack per sample, unknown draw (T1): {tables.format_estimate(result.headline, marked=marked)}\n")
         if note := headline_note(result):
             parts.append(f"{note}\n")
+    parts += [f"{sentence(remark)}.\n" for remark in result.remarks]
     checks = [
         {"check": v.id, "title": v.title, "verdict": v.status.value, "seen": v.explanation, "what to do": v.advice or None}
         for v in result.verdicts
@@ -34,7 +35,7 @@ def to_markdown(result: EvaluationResult) -> str:
         failed = ", ".join(verdict.id for verdict in result.failed)
         parts.append(f"{tables.MARK} These numbers must not be believed as they are: {failed} failed.\n")
     elif result.finished:
-        parts.append(f"{_sentence(_licence(result))}.\n")
+        parts.append(f"{sentence(_licence(result))}.\n")
     return "\n".join(parts)
 
 
@@ -77,8 +78,8 @@ def conclusion(name: str, result: EvaluationResult) -> str:
         checks += f"; no claim can be made: {result.headline.shortage}"
     if result.header["num_configurations"] == 1:
         return f"{name}: {shown} against an attacker who knows the model; {checks}."
-    sentence = f"{name}: {shown} against an attacker who knows that the model is random"
-    return f"{sentence}{_below_paper(result.paper, result.headline)}; {checks}."
+    against = f"{name}: {shown} against an attacker who knows that the model is random"
+    return f"{against}{_below_paper(result.paper, result.headline)}; {checks}."
 
 
 def _licence(result: EvaluationResult) -> str:
@@ -94,7 +95,8 @@ def _looks(looks: Looks) -> str:
     return f"at most {looks.count} looks, each at {100 * looks.level_of_each:.2f} %, together {100 * looks.level:.0f} %"
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """Return the text with a capital at its beginning."""
     return text[:1].upper() + text[1:]
 
 

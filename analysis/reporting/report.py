@@ -12,7 +12,7 @@ from torch import Tensor
 from analysis.evaluation.points import KeptPoints
 from analysis.evaluation.protocols import PROTOCOL_TITLES
 from analysis.reporting import tables
-from analysis.reporting.conclusion import conclusion, headline_note
+from analysis.reporting.conclusion import conclusion, headline_note, sentence
 from analysis.reporting.figure_style import figure_as_png, save_figure
 from analysis.reporting.figures import figures_of
 from analysis.reporting.frames import frame_of_result, frame_of_samples, write_parquet
@@ -56,6 +56,7 @@ def render_html(
         headline=tables.format_estimate(result.headline, marked=result.marked) if result.headline is not None else "",
         worst_attacks=", ".join(f"{attack} ({count})" for attack, count in worst if count),
         headline_note=headline_note(result),
+        remarks=[sentence(remark) for remark in result.remarks],
         protocols=PROTOCOL_TITLES,
         figures=[{"png": figure_as_png(figure), "caption": _CAPTIONS[key]} for key, figure in figures_of(result).items()],
         images=[_shown_image(row) for row in shown],
@@ -102,6 +103,7 @@ def _as_json(name: str, result: EvaluationResult) -> dict[str, Any]:
         "basis": result.basis,
         "headline": None if result.headline is None else result.headline.__dict__,
         "headline_note": headline_note(result) or None,
+        "remarks": list(result.remarks),
         "headline_attacks": result.headline_attacks,
         "rows": result.frame(),
         "verdicts": [

@@ -17,7 +17,7 @@ from analysis.reproduction.papers.measures import Accuracy, Clean, WorstCase
 from analysis.reproduction.papers.model import Column, Gain
 from analysis.reproduction.scale import Scale
 from analysis.reproduction.view import NOT_RUN, ItemView, view_of
-from analysis.statistics import paired_difference
+from analysis.statistics import MeasuredShares, paired_difference_of_shares
 
 PROTOCOLS = ("T0", "T1", "T2", "T3", "T4", "ARC", "worst")
 ALWAYS_SHOWN = ("T0", "T1", "T2", "worst")
@@ -128,9 +128,9 @@ def account(view: ItemView, gain: Gain) -> Account:
 def difference(defence: Reading, baseline: Reading) -> Difference | None:
     """Return defence minus baseline; None if either has no number.
 
-    With accuracies per image of the same images (series `ids` and `correct`, shares in [0,1]) the interval is a paired one over
-    images. Else it is made from the two intervals as if they were independent, by Newcombe's rule (square-and-add), which is wider for the
-    same images.
+    With accuracies per image of the same images (series `ids` and `correct`, shares in [0,1]) images are paired, and what the draws of
+    each model leave open is in the interval. Else it is made from the two intervals as if they were independent, by Newcombe's rule
+    (square-and-add), which is wider for the same images.
 
     Reference: Newcombe, "Interval estimation for the difference between independent proportions", Statistics in Medicine 1998, method 10.
     """
@@ -142,8 +142,8 @@ def difference(defence: Reading, baseline: Reading) -> Difference | None:
     smaller = min(counts, default=None)
     both = _same_images(defence, baseline)
     if both is not None:
-        estimate = paired_difference(*both, exact=True)
-        return Difference(value, 100 * estimate.low, 100 * estimate.high, True, len(both[0]), suspicious)
+        estimate = paired_difference_of_shares(*both)
+        return Difference(value, 100 * estimate.low, 100 * estimate.high, True, estimate.num_samples, suspicious)
     if defence.low is None or defence.high is None or baseline.low is None or baseline.high is None:
         return Difference(value, None, None, False, smaller, suspicious)
     low = value - math.hypot(defence.value - defence.low, baseline.high - baseline.value)
@@ -196,7 +196,7 @@ def _worth(found: Account) -> Iterable[str]:
     if any(not gain.paired and gain.low is not None for gain in differences):
         yield "Intervals are made from those of the two numbers as if independent; paired by image they would be narrower."
     if any(gain.paired for gain in differences):
-        yield "Intervals are paired by image and hold the draws fixed."
+        yield "Intervals are paired by image; what the draws of each model leave open is in them."
     suspicious = sorted({key for gain in differences for key in gain.suspicious}, key=lambda key: (len(key), key))
     if suspicious:
         yield f"Failed checks: {', '.join(suspicious)}. Gains that rest on them must not be believed."
@@ -261,12 +261,19 @@ def _take(
         missing[protocol] = reason or NOT_RUN
 
 
-def _same_images(defence: Reading, baseline: Reading) -> tuple[list[float], list[float]] | None:
+def _same_images(defence: Reading, baseline: Reading) -> tuple[MeasuredShares, MeasuredShares] | None:
     if "correct" not in defence.series or "correct" not in baseline.series:
         return None
     if list(defence.series.get("ids", [])) != list(baseline.series.get("ids", [])) or not defence.series.get("ids"):
         return None
-    return list(defence.series["correct"]), list(baseline.series["correct"])
+    return _measured(defence), _measured(baseline)
+
+
+def _measured(reading: Reading) -> MeasuredShares:
+    shares_S = list(reading.series["correct"])
+    mean = sum(shares_S) / len(shares_S)
+    low, high = (mean if end is None else end / 100 for end in (reading.low, reading.high))
+    return MeasuredShares(shares_S, reading.num_draws or 1, low, high)
 
 
 def _strands(columns: Sequence[Column]) -> dict[str, list[Column]]:

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from analysis.statistics.draw_chance import DrawChance, combined_interval, draw_chance, highest_without_success
 from analysis.statistics.estimate import Estimate
 from analysis.statistics.image_chance import ImageChance, image_chance
-from analysis.statistics.shortage import Shortage, find_shortage
+from analysis.statistics.shortage import Shortage, find_shortage, says_nothing
 
 FloatArray = NDArray[np.float64]
 
@@ -62,11 +62,12 @@ class TwoChances:
             return self.interval(tail)
         return self.draws.interval(tail)
 
-    def shortage(self, level: float) -> Shortage | None:
-        """Return what there is too little of for a claim, or None."""
-        tail = (1 - level) / 2
-        widths = [high - low for low, high in (self.interval(tail), self.image_interval(tail), self.draw_interval(tail))]
-        return find_shortage(*widths, num_samples=self.num_samples, num_draws=self.num_draws)
+    def shortage(self, width: float, tail: float) -> Shortage | None:
+        """Return what there is too little of for a claim with an interval of this width, or None."""
+        if not says_nothing(width, self.num_draws):
+            return None
+        image_width, draw_width = (high - low for low, high in (self.image_interval(tail), self.draw_interval(tail)))
+        return find_shortage(width, image_width, draw_width, num_samples=self.num_samples, num_draws=self.num_draws)
 
 
 def accuracy_interval(
@@ -97,9 +98,10 @@ def accuracy_interval(
     correct = as_matrix(correct_SR)
     if not 0 < level < 1:
         raise ValueError(f"level is a probability between 0 and 1, got {level}")
-    chances, value = _chances(correct, num_configurations, weights_R, batches_S, (1 - level) / 2)
-    low, high = chances.interval((1 - level) / 2)
-    shortage = chances.shortage(level)
+    tail = (1 - level) / 2
+    chances, value = _chances(correct, num_configurations, weights_R, batches_S, tail)
+    low, high = chances.interval(tail)
+    shortage = chances.shortage(high - low, tail)
     exact = chances.num_draws == 0
     if exact:
         method = "Clopper-Pearson" if correct.shape[1] == 1 else "images: effective Clopper-Pearson; draws: all"

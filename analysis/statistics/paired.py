@@ -6,6 +6,7 @@ Shapes: S samples, R and T draws.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -73,6 +74,48 @@ def paired_difference(
         "paired images" if exact_first and exact_second else "paired images, and draws",
         **(shortage.fields() if shortage is not None else {}),
     )
+
+
+@dataclass(frozen=True)
+class MeasuredShares:
+    """What is kept of one accuracy: of each image (S,) the share of draws on which it is right, how many draws, and the interval."""
+
+    shares_S: ArrayLike
+    num_draws: int
+    low: float
+    high: float
+
+
+def paired_difference_of_shares(first: MeasuredShares, second: MeasuredShares, *, level: float = 0.95) -> Estimate:
+    """Return mean(first) - mean(second) on the same samples where their outcomes on single draws are not at hand.
+
+    Images are paired as in `paired_difference`. What the draws of each model leave open is what its own interval, of the same level, is
+    wider than the images alone would make it.
+
+    Raises:
+        ValueError: the samples do not match.
+    """
+    tail = (1 - level) / 2
+    one, two = (as_matrix(each.shares_S)[:, 0] for each in (first, second))
+    if one.size != two.size:
+        raise ValueError(f"a paired comparison needs the same samples: {one.size} and {two.size}")
+    trials = min(first.num_draws, second.num_draws)
+    value = float(one.mean() - two.mean())
+    down, up, variance = _image_part(one - two, tail, trials)
+    first_down, first_up = _beyond_images(one, first, tail)
+    second_down, second_up = _beyond_images(two, second, tail)
+    low, high = value - math.hypot(down, first_down, second_up), value + math.hypot(up, first_up, second_down)
+    return Estimate(
+        value, max(low, -1.0), min(high, 1.0), math.sqrt(variance), one.size, trials, False, "paired images, draws from each interval"
+    )
+
+
+def _beyond_images(share_S: FloatArray, measured: MeasuredShares, tail: float) -> tuple[float, float]:
+    """Return how far below and above the mean the draws let it lie: widths of independent chances add as squares."""
+    low, high = whole_space(share_S, tail, trials=measured.num_draws).interval(tail)
+    mean = float(share_S.mean())
+    down, up = ((mean - measured.low, mean - low), (measured.high - mean, high - mean))
+    return math.sqrt(max(down[0] ** 2 - down[1] ** 2, 0.0)), math.sqrt(max(up[0] ** 2 - up[1] ** 2, 0.0))
 
 
 def _chances(matrix: FloatArray, exact: bool, tail: float) -> TwoChances:

@@ -79,7 +79,7 @@ def worst_of_k_accuracy(correct_SR: ArrayLike, k: int, *, exact: bool = False, l
         groups_SG = correct[:, : num_groups * k].reshape(num_samples, num_groups, k).min(2)
         chances = _shifted(shared_draws(groups_SG, tail), share_S, float(groups_SG.mean()), tail)
     low, high = chances.interval(tail)
-    shortage = chances.shortage(level)
+    shortage = chances.shortage(high - low, tail)
     return Estimate(
         value,
         min(low, value),

@@ -30,6 +30,11 @@ class Shortage:
         return {"shortage": ", ".join(lacking), "needed_draws": self.needed_draws, "needed_samples": self.needed_samples}
 
 
+def says_nothing(width: float, num_draws: int) -> bool:
+    """Return whether an interval is too wide for a claim, or the draws that it rests on (0: all were scored) are too few."""
+    return width > USEFUL_WIDTH or 0 < num_draws < FEWEST_DRAWS
+
+
 def find_shortage(width: float, image_width: float, draw_width: float, *, num_samples: int, num_draws: int) -> Shortage | None:
     """Return what is too few for an interval of a useful width, or None.
 
@@ -37,9 +42,9 @@ def find_shortage(width: float, image_width: float, draw_width: float, *, num_sa
         width: of the interval (0 to 1, for differences to 2). image_width, draw_width: that images and draws alone leave.
         num_samples: images. num_draws: draws that add chance; 0: every configuration was scored.
     """
-    unseen = 0 < num_draws < FEWEST_DRAWS
-    if width <= USEFUL_WIDTH and not unseen:
+    if not says_nothing(width, num_draws):
         return None
+    unseen = 0 < num_draws < FEWEST_DRAWS
     # Widths add as squares: each source may use what the other leaves, at least half of the square; a tenth is spared.
     for_draws, for_images = (0.9 * math.sqrt(max(USEFUL_WIDTH**2 - other**2, USEFUL_WIDTH**2 / 2)) for other in (image_width, draw_width))
     draws = samples = None

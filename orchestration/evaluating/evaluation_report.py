@@ -36,6 +36,8 @@ def show(job: Job) -> EvaluationResult:
         console.say(f"worst attack per sample, unknown draw (T1): {tables.format_estimate(result.headline, marked=result.marked)}")
         if note := headline_note(result):
             console.say(note)
+    for remark in result.remarks:
+        console.say(remark)
     console.table(
         "checks",
         ["check", "verdict", "seen", "what to do"],
@@ -101,6 +103,7 @@ def summarize(result: EvaluationResult, suite: str) -> dict[str, Any]:
         "marked": result.marked,
         "basis": result.basis,
         "headline": None if result.headline is None else _estimate(result.headline),
+        "remarks": list(result.remarks),
         "rows": result.frame(),
         "verdicts": [
             {"id": v.id, "title": v.title, "verdict": v.status.value, "seen": v.explanation, "advice": v.advice} for v in result.verdicts

@@ -8,7 +8,8 @@ import pytest
 from scipy import special, stats
 
 from analysis import statistics as st
-from benchmarks.coverage import Cell, World, cells, run_cell
+from benchmarks.coverage import main as coverage
+from benchmarks.coverage_simulation import Cell, World, cells, run_cell
 from benchmarks.interval_candidates import CANDIDATES
 
 
@@ -164,13 +165,13 @@ HARD = [
 
 @pytest.mark.parametrize("cell", HARD, ids=lambda cell: f"{cell.part}-{cell.num_images}x{cell.num_draws}-{cell.accuracy}")
 def test_the_interval_holds_the_truth_where_it_is_hard(cell):
-    ours = run_cell((cell, 250, 11))[0]
+    _, (ours, *_) = run_cell((cell, 250, 250, 11))
     assert ours.interval == "rayndom" and ours.coverage >= 0.9
 
 
 @pytest.mark.slow
 def test_the_interval_holds_the_truth_over_the_grid():
-    found = [run_cell((cell, 100, 5))[0] for cell in cells(("grid", "exact", "paired", "worst", "batches"))]
+    found = [run_cell((cell, 100, 100, 5))[1][0] for cell in cells(("grid", "exact", "paired", "worst", "batches"))]
     assert np.mean([each.coverage for each in found]) >= 0.95
     assert min(each.coverage for each in found) >= 0.85  # of 1,700 cells with 100 experiments each
 
@@ -184,9 +185,56 @@ def test_the_simulated_truth_is_the_truth():
 
 
 def test_the_candidates_of_the_benchmark_fail_where_draws_are_shared():
-    found = {each.interval: each for each in run_cell((Cell("grid", 100, 5, 0.05, 2.0, 1.0, True), 100, 1))}
+    found = {each.interval: each for each in run_cell((Cell("grid", 100, 5, 0.05, 2.0, 1.0, True), 100, 100, 1))[1]}
     assert set(CANDIDATES) < set(found)
     assert found["Wilson, all outcomes"].coverage < 0.5 < 0.9 <= found["rayndom"].coverage
+
+
+def test_a_cell_near_the_goal_is_simulated_to_the_end_and_one_far_above_it_is_not():
+    easy, hard = Cell("grid", 30, 100, 0.5, 2.0, 1.0, False), Cell("batches", 256, 1, 0.05, 1.0, 1.0, False, 1)
+    for cell in (easy, hard):
+        _, found = run_cell((cell, 120, 150, 3))
+        ours = found[0]
+        held = round(ours.coverage * ours.repetitions)
+        sure = stats.binom.sf(held - 1, ours.repetitions, 0.94) < 0.001
+        assert ours.repetitions == (120 if sure else 150)
+        assert ours.coverage == pytest.approx(1 - ours.too_high - ours.too_low)
+
+
+def test_the_benchmark_of_coverage_goes_on_where_it_was_killed(tmp_path, capsys):
+    records = tmp_path / "coverage.jsonl"
+    wanted = ["--records", str(records), "--repetitions", "2", "--first", "2", "--workers", "1", "--parts", "batches", "--minutes", "0"]
+    assert coverage(wanted) == 0
+    records.write_text(records.read_text() + '{"settings": "cut o')
+    assert coverage(wanted) == 0
+    lines = [line for line in records.read_text().splitlines() if line.endswith("}")]
+    assert len(lines) == len(set(lines)) == 2
+    assert "2 cells 2 times" in capsys.readouterr().out
+    # What other settings, or other intervals, left there is no result of these.
+    assert coverage([*wanted, "--seed", "1"]) == 0
+    assert "1 cells 2 times" in capsys.readouterr().out
+
+
+def kept_of(shares_S, num_draws, estimate):
+    return st.MeasuredShares(shares_S, num_draws, estimate.low, estimate.high)
+
+
+@pytest.mark.parametrize(("draws", "spread"), [(1, 0.5), (5, 1.0), (20, 0.5), (50, 0.2)])
+def test_a_difference_of_kept_shares_has_the_chance_of_the_draws_in_it(draws, spread):
+    for seed in range(5):
+        first = crossed(300, draws, draw=spread, centre=0.5, seed=seed)
+        second = crossed(300, draws, draw=spread, seed=100 + seed)
+        kept = [kept_of(each.mean(1), draws, st.accuracy_interval(each)) for each in (first, second)]
+        found, whole = st.paired_difference_of_shares(*kept), st.paired_difference(first, second)
+        assert found.value == pytest.approx(whole.value)
+        assert 0.9 < found.width / whole.width < 1.5
+        assert found.width > st.paired_difference(first, second, exact=True).width
+    exact = [kept_of(each.mean(1), 1, st.accuracy_interval(each.mean(1), 1)) for each in (first, second)]
+    assert st.paired_difference_of_shares(*exact).width == pytest.approx(
+        st.paired_difference(first.mean(1), second.mean(1), exact=True).width, rel=1e-6
+    )
+    with pytest.raises(ValueError, match="same samples"):
+        st.paired_difference_of_shares(kept[0], st.MeasuredShares([0.5], 1, 0.1, 0.9))
 
 
 def test_paired_difference_uses_the_pairing():
