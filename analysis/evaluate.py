@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from analysis.attacked_model.backward import WithBackward
+from analysis.attacked_model.backward import with_backward
 from analysis.evaluation.block_task import BlockTask
 from analysis.evaluation.blocks import measure_block
 from analysis.evaluation.calibration import calibration_images, calibration_toys, toy_data
+from analysis.evaluation.inputs import images_of
 from analysis.evaluation.points import PointStore
 from analysis.evaluation.queue import BlockQueue, E, Evaluation, Progress
 from analysis.evaluation.records import Record
@@ -95,7 +96,7 @@ def evaluate(
     if backward is not None:
         spec = getattr(bare_model(model), "spec", None)
         defence = defence or (spec.defence if spec is not None else None)
-        model = WithBackward(bare_model(model), backward)
+        model = with_backward(bare_model(model), backward, images_of(x)[:2])
     plan = plan_blocks(
         model,
         x,

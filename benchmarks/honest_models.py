@@ -20,8 +20,8 @@ from models.layers.random_weight import RandomFeatureWeight, SigmaBounds
 from models.layers.stochastic_convolution import StochasticConv2d
 from models.threat_model import ThreatModel
 
-RADII = (8 / 255, 0.05, 0.1, 0.15, 0.2, 0.25)
-"""Of evaluations, linf."""
+RADII = (8 / 255, 0.05, 0.08, 0.1, 0.12, 0.15)
+"""Of evaluations, linf: most models are wrong on some images and right on others."""
 
 
 @dataclass
@@ -102,23 +102,28 @@ def _two_classes(drawn: random.Random, seed: int) -> Subject:
     return Subject(network, ThreatModel(epsilon=drawn.choice(RADII)), x, y % count)
 
 
+def _large_radius(drawn: random.Random, seed: int) -> Subject:
+    network = train(small_network(), radius=drawn.uniform(0.2, 0.3), seed=seed)
+    return Subject(network, ThreatModel(epsilon=drawn.choice((8 / 255, 0.1, 0.2, 0.25))))
+
+
 def _euclidean(drawn: random.Random, seed: int) -> Subject:
     network = train(small_network(), radius=drawn.uniform(0.3, 0.8), norm="l2", seed=seed)
     return Subject(network, ThreatModel(norm="l2", epsilon=drawn.choice((0.25, 0.5, 1.0))))
 
 
 def _random_weight(drawn: random.Random, seed: int) -> nn.Module:
-    layer = RandomFeatureWeight((16, 8, 8), 1.0, drawn.uniform(0.1, 0.5), SigmaBounds("none", 0.0, 0.0))
+    layer = RandomFeatureWeight((8, 8, 8), 1.0, drawn.uniform(0.1, 0.5), SigmaBounds("none", 0.0, 0.0))
     return train(small_network(after_first=(layer,)), radius=0.1, seed=seed)
 
 
 def _random_normalization(drawn: random.Random, seed: int) -> nn.Module:
-    pool = drawn.choice((("bn", "in"), ("bn", "gn4", "in"), ("bn", "ln", "gn4", "in")))
-    return train(small_network(after_first=(RandomNormalization2d(16, pool),)), radius=0.1, seed=seed)
+    pool = drawn.choice((("bn", "in"), ("bn", "gn_groups_4", "in"), ("bn", "ln", "gn_groups_4", "in")))
+    return train(small_network(after_first=(RandomNormalization2d(8, pool),)), radius=0.1, seed=seed)
 
 
 def _random_taps(drawn: random.Random, seed: int) -> nn.Module:
-    return train(small_network(first=StochasticConv2d(1, 16, 3, drawn.choice((3, 5, 7)), bias=True)), radius=0.1, seed=seed)
+    return train(small_network(first=StochasticConv2d(1, 8, 3, drawn.choice((3, 5, 7)), bias=True)), radius=0.1, seed=seed)
 
 
 def _random_member(drawn: random.Random, seed: int) -> nn.Module:
@@ -129,19 +134,17 @@ def _random_member(drawn: random.Random, seed: int) -> nn.Module:
 HONEST: tuple[HonestModel, ...] = (
     HonestModel("natural training", lambda drawn, seed: plain_network(seed)),
     HonestModel("adversarial training", lambda drawn, seed: train(small_network(), radius=drawn.uniform(0.05, 0.15), seed=seed)),
-    HonestModel(
-        "adversarial training, large radius", lambda drawn, seed: train(small_network(), radius=drawn.uniform(0.2, 0.3), seed=seed)
-    ),
+    HonestModel("adversarial training, large radius", _large_radius),
     HonestModel("TRADES", lambda drawn, seed: train(small_network(), radius=drawn.uniform(0.05, 0.2), seed=seed, trades=True)),
     HonestModel(
         "k-WTA with adversarial training",
         lambda drawn, seed: train(small_network(lambda: WinnersTakeAll(drawn.uniform(0.2, 0.5))), radius=0.1, seed=seed),
     ),
     HonestModel("smooth activations", lambda drawn, seed: train(small_network(_activation(drawn)), radius=0.1, seed=seed)),
-    HonestModel("other widths", lambda drawn, seed: train(small_network(width=drawn.choice((4, 8, 24))), radius=0.1, seed=seed)),
+    HonestModel("other widths", lambda drawn, seed: train(small_network(width=drawn.choice((4, 12, 16))), radius=0.1, seed=seed)),
     HonestModel(
         "batch normalization",
-        lambda drawn, seed: train(small_network(after_first=(nn.BatchNorm2d(16),)), radius=drawn.choice((0.0, 0.1)), seed=seed),
+        lambda drawn, seed: train(small_network(after_first=(nn.BatchNorm2d(8),)), radius=drawn.choice((0.0, 0.1)), seed=seed),
     ),
     HonestModel(
         "multilayer perceptron",

@@ -50,7 +50,7 @@ def small_network(
     activation: Activation = nn.ReLU,
     *,
     channels: int = 1,
-    width: int = 16,
+    width: int = 8,
     num_classes: int = 10,
     after_first: tuple[nn.Module, ...] = (),
     first: nn.Module | None = None,

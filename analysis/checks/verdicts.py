@@ -178,6 +178,9 @@ def _gradient_exists(evidence: Evidence) -> Finding:
     shares = evidence.examination["missing_gradients"]
     where, worst = max(shares.items(), key=lambda entry: entry[1])
     text = f"the input gradient is zero or not finite in {worst:.1%} of samples ({where}) of {evidence.examination['num_samples']}"
+    predicts = _gradient_predicts(evidence)
+    if predicts is not None and (predicts.status is Status.FAIL or worst <= 0.005):
+        return predicts
     if worst <= 0.005:
         return Finding(Status.PASS, text)
     # A saturated cross-entropy has no gradient where the margin has one: an attack on the margin is then as strong as ever.
@@ -185,6 +188,28 @@ def _gradient_exists(evidence: Evidence) -> Finding:
     if worst > 0.05 and of_margin <= 0.05 and any(not _on_cross_entropy(each) for each in _gradient_attacks(evidence)):
         return Finding(Status.WARN, f"{text}; attacks on the margin have one, and the suite has such attacks")
     return Finding(Status.WARN, text) if worst <= 0.05 else evidence.masking(text)
+
+
+_LEAST_PREDICTED = 0.25
+"""Part of what the gradient predicts that a step must do; trained networks, k-winners-take-all too, do 0.9 or more over some step."""
+
+_MOST_PREDICTED = 10
+
+
+def _gradient_predicts(evidence: Evidence) -> Finding | None:
+    """Return whether a step along the gradient does what the gradient predicts; None where nobody looked (records of earlier versions)."""
+    steps = evidence.examination.get("prediction", {})
+    for point, medians in steps.items():
+        if max(medians) < _LEAST_PREDICTED:
+            seen = f"steps along the gradient ({point}) move the margin by {max(medians):.2g} times what the gradient predicts"
+            return evidence.masking(f"{seen}: it is that of a wave, or of another function")
+        if min(medians) > _MOST_PREDICTED:
+            seen = f"steps along the gradient ({point}) move the margin by {min(medians):.0f} times what the gradient predicts"
+            return Finding(Status.WARN, f"{seen}: the forward pass does something that the backward pass leaves out")
+    if not steps:
+        return None
+    worst = min(max(medians) for medians in steps.values())
+    return Finding(Status.PASS, f"the input gradient exists; steps along it move the margin by {worst:.2f} times what it predicts")
 
 
 def _gradient_attacks(evidence: Evidence) -> list[Measurement]:
@@ -351,7 +376,7 @@ _RECORD_CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "C12",
-        "the input gradient exists",
+        "the input gradient exists and predicts what a step does",
         "Gradients are masked: attack with the margin loss, give the backward pass of the part that is not "
         "differentiable (`evaluate(..., backward=module)`), or use square.",
         _gradient_exists,

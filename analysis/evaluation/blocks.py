@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from analysis.attacked_model.backward import WithBackward
 from analysis.attacked_model.draws import ONLY_DRAW, seeded_draws
 from analysis.attacked_model.folding import computes_the_same, folded_for_evaluation
 from analysis.attacked_model.model import AttackedModel
@@ -23,6 +24,7 @@ from analysis.evaluation.block_task import BlockTask
 from analysis.evaluation.examination import (
     company_facts,
     gradient_calls_in_forward,
+    gradient_prediction,
     liveness,
     missing_gradients,
     output_facts,
@@ -232,9 +234,15 @@ def _examine(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask) -> dict[st
         "shares_draw_in_batch": shares_draw_in_batch(model, x, seed),
         "has_gradient": getattr(model, "has_gradient", True),
         "missing_gradients": missing_gradients(model, x, y, task.threat_model, seed),
+        # A stand-in for the backward pass is not asked to be the gradient of the answers.
+        "prediction": {} if _has_stand_in(model) else gradient_prediction(model, x, y, task.threat_model, seed),
         "outputs": output_facts(model, x, y, seed),
         "company": company_facts(model, x, seed),
     }
+
+
+def _has_stand_in(model: nn.Module) -> bool:
+    return any(isinstance(module, WithBackward) for module in model.modules())
 
 
 def _header(task: BlockTask) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from analysis.attacked_model.draws import ONLY_DRAW, FixedDraws, seeded_draws, set_draw
+from analysis.attacked_model.draws import ONLY_DRAW, Draw, FixedDraws, seeded_draws, set_draw
 from analysis.attacked_model.model import AttackedModel, Predictor
 from models.randomness import is_randomized, random_sites
-from models.threat_model import ThreatModel
+from models.threat_model import Norm, ThreatModel
 from trainers.attacks import AttackLoss, ball_around, cross_entropy, margin
 
 _DIFFERENT = 1e-4  # relative to the largest logit
@@ -23,6 +23,9 @@ _NUM_OTHER_DRAWS = 8  # so that a model with few configurations is not called de
 _NUM_GRADIENT_DRAWS = 10
 _NUM_IN_COMPANY = 32
 _NUM_CALLS = 120
+_STEPS = (1 / 50, 1 / 10, 1 / 3)  # of the radius
+_FEWEST_STEPS = 8
+_ABOVE_ROUNDING = 1e-5  # of the largest logit, so that a change of float32 logits says something
 
 
 @torch.no_grad()
@@ -106,6 +109,42 @@ def missing_gradients(model: nn.Module, x: Tensor, y: Tensor, threat_model: Thre
             missing = ~flat.isfinite().all(1) | (flat == 0).all(1)
             shares[f"{loss_name}, {point_name}"] = missing.float().mean().item()
     return shares
+
+
+def gradient_prediction(model: nn.Module, x: Tensor, y: Tensor, threat_model: ThreatModel, seed: int) -> dict[str, list[float]]:
+    """Return what steps along the gradient of the margin do to it, as multiples of what the gradient predicts: 1 where it is a gradient.
+
+    Steps of 1/50, 1/10 and 1/3 of the radius from images and from random starts, under one draw. Which of them a function is straight over
+    depends on its size and precision; over none of them where the gradient is that of a wave, or of another function.
+
+    Returns:
+        Per point, the median over images for each step over which at least eight images have a gradient that rounding does not drown and
+        an answer that moves at all; nothing where that is at most one.
+    """
+    (draw,) = seeded_draws(1, seed, "prediction") if is_randomized(model) else (ONLY_DRAW,)
+    start = ball_around(x, threat_model.epsilon, threat_model.norm).random_start(torch.Generator().manual_seed(draw.value))
+    predictor, found = Predictor(model), {}
+    for name, point in (("image", x), ("random start", start)):
+        gradient, _, _ = AttackedModel(predictor, FixedDraws((draw,))).gradient(point, y, margin)
+        medians = [_moved(predictor, draw, point, y, gradient, share * threat_model.epsilon, threat_model.norm) for share in _STEPS]
+        seen = [median for median in medians if median is not None]
+        if len(seen) > 1:
+            found[name] = seen
+    return found
+
+
+@torch.no_grad()
+def _moved(predictor: Predictor, draw: Draw, x: Tensor, y: Tensor, gradient: Tensor, length: float, norm: Norm) -> float | None:
+    """Return the median over images of what the margin gains by a step, as a multiple of what is predicted; None: too few say anything."""
+    direction = gradient.sign() if norm == "linf" else gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-30).view(-1, 1, 1, 1)
+    moved = (x + length * direction).clamp(0, 1)
+    logits_BK, moved_BK = predictor.logits(x, draw).double(), predictor.logits(moved, draw).double()
+    predicted_B = (gradient.double() * (moved.double() - x.double())).flatten(1).sum(1)
+    gained_B = margin(moved_BK, y) - margin(logits_BK, y)
+    usable = (predicted_B > _ABOVE_ROUNDING * logits_BK.abs().amax(1)) & (gained_B != 0) & gained_B.isfinite() & predicted_B.isfinite()
+    if int(usable.sum()) < _FEWEST_STEPS:
+        return None
+    return (gained_B[usable] / predicted_B[usable]).median().item()
 
 
 @torch.no_grad()

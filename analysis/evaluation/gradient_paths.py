@@ -52,7 +52,7 @@ def with_substitutes(
     kept = [item for item in items if not (attack_entry(item.attack).uses_gradients and path == "none")]
     if len(kept) < len(items):
         names = ", ".join(item.name for item in items if item not in kept)
-        remarks.append(f"no gradient leads from the logits to the pixels: {names} cannot run and are left out")
+        remarks.append(f"left out, because no gradient leads from the logits to the pixels: {names}")
     num_draws = max((item.num_draws for item in items), default=1)
     added = [
         AttackItem(name="square", attack="square", parameters={"num_queries": 500}, num_draws=num_draws, num_samples=_NUM_SEARCHED),

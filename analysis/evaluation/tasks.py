@@ -40,7 +40,13 @@ _logger = logging.getLogger(__name__)
 
 
 def bare_model(model: nn.Module) -> nn.Module:
-    """Return the model whose draws the protocols control: `ResampleOnForward` is taken off; made under inference mode, it is copied."""
+    """Return the model whose draws the protocols control: `ResampleOnForward` is taken off; made under inference mode, it is copied.
+
+    Raises:
+        UserError: it is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"a model must be a torch.nn.Module (a function can be the forward of one), not {type(model).__name__}")
     while isinstance(model, ResampleOnForward):
         model = model.model
     if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -15,15 +17,25 @@ from torch import nn
 from analysis.checks.evidence import Meaning
 from analysis.checks.verdicts import Status, run_checks
 from analysis.evaluate import evaluate
+from analysis.evaluation.examination import gradient_prediction
 from analysis.evaluation.measurements import measurements
 from analysis.evaluation.records import pack_rows
 from analysis.evaluation.studies import StudySettings
 from analysis.evaluation.suites import AttackItem, Suite
 from analysis.reporting.conclusion import conclusion, to_markdown
 from analysis.result import EvaluationResult
-from benchmarks.broken_models import NegatedGradients, OnBatchStatistics, OneHot, OptimizingAtTestTime, Shattering
+from benchmarks.broken_models import (
+    NegatedGradients,
+    OnBatchStatistics,
+    OneHot,
+    OptimizingAtTestTime,
+    Quantization,
+    Shattering,
+    UnderAutograd,
+)
 from benchmarks.checks import bounds
 from benchmarks.checks import main as operating_characteristics
+from benchmarks.honest_models import Scaled
 from models.threat_model import ThreatModel
 
 SOUND = StudySettings(names=("epsilon", "unit_test", "random_search"), num_samples=40, steps=20, num_tested=24, num_random_points=20)
@@ -90,6 +102,43 @@ def test_only_checks_that_say_something_about_the_model_are_missing_from_a_first
     assert "first look" not in conclusion("it", everything)
     assert {each.id for each in plain.verdicts if not each.applies} == {"C2", "C10", "C13", "C17", "C20"}
     assert {each.id for each in plain.verdicts if each.meaning is Meaning.TOO_HIGH} >= TOO_HIGH
+
+
+class Rounded(nn.Module):
+    """Rounds its input and passes the gradient on as if it did not, as networks are trained with."""
+
+    def __init__(self, network, levels):
+        super().__init__()
+        self.network, self.levels = network, levels
+
+    def forward(self, x):
+        return self.network(x + ((x * self.levels).round() / self.levels - x).detach())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("radius", [0.03, 0.15, 0.3])
+def test_a_step_does_what_a_gradient_predicts_and_not_what_a_wave_does(natural, robust, seed, radius, norm):
+    drawn = random.Random(f"{seed} {radius} {norm}")
+    threat_model = ThreatModel(norm=norm, epsilon=radius * (1 if norm == "linf" else 4))
+    for network, x, y in (natural, robust):
+
+        def steps(model, x=x[:60], y=y[:60]):
+            return gradient_prediction(model.eval(), x.to(next(model.parameters())), y, threat_model, seed)
+
+        scale = 10 ** drawn.uniform(-6, 4)
+        for model in (network, Scaled(network, scale), copy.deepcopy(network).double()):
+            assert all(0.9 < max(medians) < 1.3 for medians in steps(model).values())
+        for levels in (3, 8, 32):
+            assert all(max(medians) > 0.4 and min(medians) < 10 for medians in steps(Rounded(network, levels)).values())
+        assert set(steps(network)) == {"image", "random start"}
+        waves = Shattering(network, 10 ** drawn.uniform(4, 5), drawn.uniform(10, 40))
+        for model in (NegatedGradients(network), waves, UnderAutograd(network), OneHot(network, 10 ** drawn.uniform(3, 4))):
+            found = steps(model)
+            assert found and min(max(medians) for medians in found.values()) < 0.25, type(model)
+        hidden = steps(OptimizingAtTestTime(network))
+        assert hidden or radius < 0.1
+        assert all(min(medians) > 10 for medians in hidden.values())
+        assert steps(Quantization(network)) == {}
 
 
 @pytest.mark.parametrize("epsilon", [8 / 255, 0.1, 0.2])

@@ -12,6 +12,7 @@ from analysis.evaluate import evaluate
 from analysis.evaluation.suites import AttackItem, Suite, load_suite
 from analysis.reporting.conclusion import headline_note, to_markdown
 from analysis.reporting.report import render_html
+from analysis.result import collect
 from models.errors import UserError
 from models.threat_model import ThreatModel
 
@@ -132,10 +133,19 @@ def test_images_of_a_model_in_half_precision_stay_within_the_radius(dtype, norm)
     assert result.headline.value <= result.clean.value
 
 
+def said_everywhere(result, text):
+    """Whether a remark is in the result, in its records, and on its page."""
+    again = collect(result.records)
+    texts = [*result.remarks, *again.remarks], to_markdown(result), render_html("model", again)
+    found = {any(text in line for line in lines) if isinstance(lines, list) else text in lines for lines in texts}
+    assert len(found) == 1
+    return found.pop()
+
+
 def test_pixels_that_rounding_left_outside_are_clipped_with_a_remark(caplog):
     x, y = data()
     result = evaluate(classifier(NUM_CLASSES), (x * 1.2 - 0.1).clamp(-1e-7, 1 + 1e-6), y, SUITE, threat_model=THREAT)
-    assert "clipped" in caplog.text
+    assert "clipped" in caplog.text and said_everywhere(result, "clipped")
     assert next(verdict for verdict in result.verdicts if verdict.id == "C3").status == "PASS"
     with pytest.raises(UserError, match=r"in \[0,1\]"):
         evaluate(classifier(NUM_CLASSES), x * 1.01, y, SUITE)
@@ -145,7 +155,23 @@ def test_truth_values_are_two_classes_and_unused_classes_are_said(caplog):
     x, y = data()
     result = evaluate(classifier(NUM_CLASSES), x, y == y[0], SUITE, threat_model=THREAT)
     assert "True is class 1" in caplog.text and "5 classes, labels use 2" in caplog.text
+    assert said_everywhere(result, "True is class 1") and said_everywhere(result, "5 classes, labels use 2")
     assert result.finished
+    plain = evaluate(classifier(NUM_CLASSES), x, y, SUITE, threat_model=THREAT)
+    assert not said_everywhere(plain, "True is class 1")
+
+
+def test_attacks_that_a_suite_leaves_out_for_few_classes_are_named_in_the_result():
+    x, y = data()
+    suite = Suite(name="mine", attacks=(AttackItem(attack="fgsm"), AttackItem(attack="apgd_targeted", parameters={"steps": 2})))
+    result = evaluate(classifier(2), x, y % 2, suite, threat_model=THREAT)
+    assert said_everywhere(result, "takes its place")
+
+
+def test_a_model_that_is_no_module_is_one_sentence():
+    x, y = data()
+    with pytest.raises(UserError, match=r"torch\.nn\.Module .* not function"):
+        evaluate(lambda x: x.flatten(1), x, y, SUITE)
 
 
 SENTENCES = {

@@ -127,6 +127,34 @@ def test_the_callers_own_backward_pass_gives_the_white_box_attacks_back(true_acc
     assert result.header["model"] != plain.header["model"]
 
 
+@pytest.mark.parametrize(
+    ("backward", "said"),
+    [
+        (lambda network: network.forward, "torch.nn.Module"),
+        (lambda network: nn.Sequential(network, nn.Linear(NUM_CLASSES, 3)), r"shape \(2, 3\) where the model gives \(2, 5\)"),
+        (lambda network: nn.Sequential(nn.Conv2d(3, 1, 1), network), "backward: the model cannot be run"),
+        (lambda network: Answering(HARD_OUTPUTS["detached"]), "no gradient leads"),
+        (lambda network: Answering(HARD_OUTPUTS["whole numbers"]), "no gradient leads"),
+    ],
+)
+def test_a_backward_pass_that_cannot_serve_is_refused_before_anything_runs(backward, said):
+    model = Answering(HARD_OUTPUTS["one_hot"]).eval()
+    with pytest.raises(UserError, match=said):
+        evaluate(model, *labelled(model), QUICK, threat_model=THREAT, backward=backward(model.network))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_model_and_its_backward_pass_may_compute_in_other_precisions(dtype):
+    network = classifier(NUM_CLASSES)
+    model = Answering(lambda inner, x: functional.one_hot(inner(x).argmax(1), NUM_CLASSES).to(dtype)).eval()
+    model.network.to(dtype)
+    x = images()
+    y = network(x).argmax(1)
+    result = evaluate(model, x, y, QUICK, threat_model=THREAT, backward=network)
+    assert {row.attack for row in result.rows} == {"clean", "fgsm", "apgd_margin"}
+    assert result.headline.value <= 0.5
+
+
 def test_values_are_the_models_and_gradients_are_the_stand_ins():
     model, stand_in = Answering(thermometer).eval(), classifier(NUM_CLASSES, seed=9)
     x = images(3).requires_grad_()
