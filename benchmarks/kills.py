@@ -53,7 +53,7 @@ SWEEP = {
     "description": "a grid, so that a start after a kill proposes the same points",
     "recipe": "ctrw_digits",
     "settings": SETTINGS | {"training.epochs": 3},
-    "space": {"defence.lower_bound": {"type": "categorical", "choices": [200, 600, 1000, 1800]}},
+    "space": {"defence.lower_bound": {"type": "choice", "choices": [200, 600, 1000, 1800]}},
     "sampler": "grid",
     "stopping": None,
 }
