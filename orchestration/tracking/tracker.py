@@ -118,7 +118,9 @@ class Tracker:
         if current is not None:
             self.client.update_run(current.info.run_id, status="RUNNING")
             return current.info.run_id
-        replaces = {REPLACES_TAG: found[0].info.run_id} if found else {}
+        # The end of the chain, whatever the clock said when its runs were made.
+        named = {run.data.tags.get(REPLACES_TAG) for run in found}
+        replaces = next(({REPLACES_TAG: run.info.run_id} for run in found if run.info.run_id not in named), {})
         return self.client.create_run(self.experiment_id, tags=tags | replaces | {NAME_TAG: name}, run_name=name).info.run_id
 
     def replace(self, kind: str, identity: Mapping[str, str], parent: str | None = None) -> None:

@@ -10,16 +10,17 @@ import time
 
 import pytest
 
-from models.errors import UserError
+from models.errors import EnvironmentProblem, UserError
 from orchestration.cli import main
 from orchestration.home import Workplace
 from orchestration.recipes import load_recipe
 from orchestration.run_folder import RunFolder
-from orchestration.single_process import only_process
+from orchestration.single_process import only_process, only_writer
 from orchestration.tracking.tracker import REPLACED_TAG, REPLACES_TAG, Tracker
 from orchestration.training import training_run
 from orchestration.training.single_run import run_single
 from tests.orchestration.earlier_homes.contents import TINY
+from tests.orchestration.finished_runs import finish
 from tests.orchestration.sweep_process import runs_of
 from trainers.fit import TrainingDiverged
 
@@ -51,6 +52,32 @@ def test_a_lock_has_one_holder_at_a_time_however_many_want_it(tmp_path):
     for thread in threads:
         thread.join()
     assert most == [1] * 12
+
+
+def test_a_folder_is_held_without_a_file_in_it(tmp_path):
+    folder = tmp_path / "new"
+    with only_writer(folder, "the export"):
+        with (
+            pytest.raises(EnvironmentProblem, match="the export is being run by another process"),
+            only_writer(folder, "the export", patience_s=0.2),
+        ):
+            pass
+        assert list(folder.iterdir()) == []
+    with only_writer(folder, "the export", patience_s=0):
+        pass
+
+
+def test_an_analysis_that_runs_is_named_and_waited_for(home, capsys):
+    finish(home, kind="run")
+    analyse = ["analyse", "at_digits", "--what", "cost", "--home", str(home.root)]
+    assert main(analyse) == 0
+    (file,) = home.root.glob("analyses/*.json")
+    held = contextlib.ExitStack()
+    held.enter_context(only_process(file.with_suffix(".lock"), "an analysis"))
+    assert main(analyse) == 3
+    assert f"process {os.getpid()} on " in capsys.readouterr().err
+    threading.Timer(0.5, held.close).start()
+    assert main([*analyse, "--wait"]) == 0
 
 
 def test_a_second_training_names_the_first_and_waits_if_asked(home, capsys):

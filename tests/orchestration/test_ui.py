@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 from orchestration.cli import main
 from orchestration.commands import ui
 from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.study import open_study
+from tests.orchestration.services import answers, free_port
+from tests.orchestration.sweep_process import ROOT
 
 
 @pytest.fixture
@@ -56,3 +62,22 @@ def test_a_study_is_opened_in_optuna_dashboard_or_the_missing_extra_is_named(hom
     ((command, _),) = started
     assert command[:2] == ["/bin/optuna-dashboard", f"sqlite:///{home.sweep('ctrw_bounds_digits-1') / 'study.db'}"]
     assert main(["ui", "--study", "nothing", "--home", str(home.root)]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["ctrl_c", "sigterm", "kill"])
+def test_no_process_of_the_server_is_left_however_it_ends(home, tmp_path, number):
+    port = free_port()
+    words = ["ui", "--home", str(home.root), "--port", str(port)]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([sys.executable, "-m", "orchestration.cli", *words], cwd=ROOT, stdout=log, stderr=log)
+    deadline = time.monotonic() + 300
+    while not answers(f"http://127.0.0.1:{port}"):
+        assert time.monotonic() < deadline and process.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.5)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert 1 <= len(children) <= 4
+    process.send_signal(number)
+    process.wait(30)
+    assert [child for child in psutil.wait_procs(children, timeout=20)[1] if child.status() != psutil.STATUS_ZOMBIE] == []
