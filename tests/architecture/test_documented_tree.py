@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 
 import pytest
 
 from tests.architecture.documented_tree import PAGE, documented_tree, first_line, parts
-from tests.architecture.source import PACKAGES, ROOT, python_files
+from tests.architecture.source import PACKAGES, ROOT, python_files, tree
 
 
 def test_the_tree_on_the_page_is_that_of_the_files() -> None:
@@ -28,3 +29,17 @@ def test_every_file_that_the_page_names_exists() -> None:
     assert len(named) > 20
     missing = [name for name in named if not list(ROOT.glob(name))]
     assert not missing
+
+
+def test_every_name_that_the_page_uses_is_one_of_the_code() -> None:
+    before, _, behind = parts(PAGE.read_text(encoding="utf-8"))
+    named = {part for name in re.findall(r"`([A-Za-z_]\w*(?:\.\w+)*)`", before + behind) for part in name.split(".")}
+    defined = {getattr(node, "name", "") for file in python_files(*PACKAGES) for node in ast.walk(tree(file))}
+    defined |= {node.target.id for file in python_files(*PACKAGES) for node in ast.walk(tree(file)) if _is_field(node)}
+    assert len(named) > 30
+    missing = named - defined - {*PACKAGES, "grad"}
+    assert not missing
+
+
+def _is_field(node: ast.AST) -> bool:
+    return isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)

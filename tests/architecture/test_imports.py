@@ -107,3 +107,11 @@ def test_an_import_by_a_detour_is_noticed(building: Path) -> None:
     (building / "models" / "helper.py").write_text("import mlflow\n")
     (building / "trainers" / "fit.py").write_text("import models.helper\n")
     assert lint(building).returncode == 1
+
+
+@pytest.mark.parametrize("package", INNER)
+def test_a_module_that_no_layer_names_is_noticed(building: Path, package: str) -> None:
+    (building / package / "stray.py").touch()
+    finished = lint(building)
+    assert finished.returncode == 1, finished.stdout + finished.stderr
+    assert f"{package}.stray" in finished.stdout
