@@ -101,7 +101,7 @@ def _run_to_its_end(search: Search, baselines: list[ExperimentConfig], workplace
         console.say(f"trial {winner} wins on validation images; what follows is on test images")
     train_listed("baseline", [Listed(each.name, each) for each in baselines], workplace, search.run)
     if evaluate:
-        jobs = _evaluate(config, experiment, baselines, workplace, tracker)
+        jobs = _evaluate(config, experiment, baselines, workplace, search.run)
         summary["evaluation"] = {job.name: conclusion(job.name, job.result()) for job in jobs}
     target = resolve_target(str(workplace.home.run(experiment.fingerprint)), workplace.home)
     export = export_target(target, workplace.home.root / "exports" / config.name, replace=True)
@@ -173,7 +173,7 @@ def _repeat(search: Search, repeats: RepeatsConfig, workplace: Workplace) -> int
 
 
 def _evaluate(
-    config: SweepConfig, winner: ExperimentConfig, baselines: list[ExperimentConfig], workplace: Workplace, tracker: Tracker
+    config: SweepConfig, winner: ExperimentConfig, baselines: list[ExperimentConfig], workplace: Workplace, run: ParentRun
 ) -> list[Job]:
     settings = EvaluationSettings(suite=config.suite, num_samples=config.num_test_examples)
     jobs = []
@@ -184,8 +184,8 @@ def _evaluate(
     need = trial_resources(winner.resources)
     run_jobs(jobs, workers=1000, gpus_per_worker=need.gpus / need.workers, address=workplace.address)
     for job in jobs:
-        run_id = tracker.find_run(job.target.experiment.fingerprint) if job.target.experiment else None
-        keep(job, job.result(), tracker, run_id, config.suite)
+        run_id = run.tracker.find_run(job.target.experiment.fingerprint, below=run.run_id) if job.target.experiment else None
+        keep(job, job.result(), run.tracker, run_id, config.suite)
     compare(jobs)
     for job in jobs:
         console.say(conclusion(job.name, job.result()))

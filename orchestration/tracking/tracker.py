@@ -133,10 +133,10 @@ class Tracker:
         clauses = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         return list(self.client.search_runs([self.experiment_id], clauses, max_results=1000, order_by=["attributes.start_time DESC"]))
 
-    def find_run(self, fingerprint: str) -> str | None:
-        """Return the id of the run that trained this fingerprint, if there is one: one of its own rather than one below a sweep."""
+    def find_run(self, fingerprint: str, below: str | None = None) -> str | None:
+        """Return the id of the run that trained this fingerprint, if there is one: below a parent run, else one of its own, else any."""
         found = [run for run in self._newest_first({FINGERPRINT_TAG: fingerprint}) if REPLACED_TAG not in run.data.tags]
-        found.sort(key=lambda run: run.data.tags.get(KIND_TAG) != "run")
+        found.sort(key=lambda run: (run.data.tags.get(PARENT_TAG) != below, run.data.tags.get(KIND_TAG) != "run"))
         return found[0].info.run_id if found else None
 
     def kinds(self, fingerprint: str) -> frozenset[str]:

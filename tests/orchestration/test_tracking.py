@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 
 import pytest
@@ -13,7 +14,7 @@ from orchestration.home import Home
 from orchestration.recipes import load_recipe
 from orchestration.tracking.background_writer import BackgroundWriter
 from orchestration.tracking.store import display_uri
-from orchestration.tracking.tracker import PARENT_TAG, StoreAway, Tracker
+from orchestration.tracking.tracker import FINGERPRINT_TAG, PARENT_TAG, StoreAway, Tracker
 from tests.orchestration.services import TrackingServer
 
 
@@ -169,3 +170,20 @@ def test_a_real_server_that_was_down_for_a_while_has_everything_once(tmp_path, m
         gone.later(tracker.finish, second)
         with pytest.raises(StoreAway, match="Connection refused"):
             gone.close()
+
+
+def test_the_run_of_a_training_is_its_own_or_the_one_below_the_sweep_that_asks(home):
+    """Whatever the order in which they were made."""
+    generator = random.Random(0)
+    for case in range(4):
+        tracker, identity = Tracker(home, "rayndom"), {FINGERPRINT_TAG: f"{case:016x}"}
+        sweeps = [tracker.run("sweep", {"rayndom.sweep": f"{case}-{number}"}, "sweep") for number in range(2)]
+        assert tracker.find_run(f"{case:016x}") is None
+        kinds = [("run", None), ("trial", sweeps[0]), ("baseline", sweeps[1])]
+        generator.shuffle(kinds)
+        made = {parent: tracker.run(kind, identity, kind, parent) for kind, parent in kinds}
+        assert tracker.find_run(f"{case:016x}") == made[None]
+        assert [tracker.find_run(f"{case:016x}", below=parent) for parent in made] == list(made.values())
+        tracker.replace("run", identity)
+        assert tracker.find_run(f"{case:016x}") in (made[sweeps[0]], made[sweeps[1]])
+        assert tracker.kinds(f"{case:016x}") == {"run", "trial", "baseline"}
