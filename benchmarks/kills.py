@@ -17,7 +17,9 @@ disturbed. Each round is one JSON line of FILE; the same command goes on where a
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -27,15 +29,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
 from benchmarks.kept_state import duplicates, epochs_in_mlflow, finished, times_of, unfinished
-from orchestration.home import Home
-from orchestration.tracking.local_store import prepare_store
+from orchestration import cli
 
 COUNTED = ("lost", "repeated", "duplicated", "stuck", "leaked", "different")
 SETTINGS = {
@@ -57,6 +58,14 @@ SWEEP = {
     "sampler": "grid",
     "stopping": None,
 }
+EVERYTHING = (
+    "orchestration.training.single_run",
+    "orchestration.sweeping.sweep",
+    "orchestration.reproducing.execution",
+    "orchestration.exporting.registration",
+    "analysis.reporting.report",
+)
+"""What commands import when they run."""
 AT_REST_S = 60
 """How long processes of a killed command may take to notice."""
 
@@ -88,34 +97,69 @@ SUBJECTS = (
 )
 
 
-@dataclass
 class Command:
-    """One start of a command, with every process that it was seen to have."""
+    """One start of a command, with every process that it was seen to have.
 
-    process: subprocess.Popen[bytes]
-    seen: dict[int, psutil.Process] = field(default_factory=dict)
+    It is forked from this process, which has imported everything: what a kill hits is work, not the reading of libraries. Its own code,
+    its signals and its end are those of the command line.
+    """
 
-    @classmethod
-    def start(cls, words: list[str], home: Path, log: Path) -> Command:
-        environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-        environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-        command = [sys.executable, "-m", "orchestration.cli", *words, "--home", str(home)]
-        with log.open("ab") as file:
-            return cls(subprocess.Popen(command, cwd=home.parent, env=environment, stdout=file, stderr=file, start_new_session=True))
+    def __init__(self, words: list[str], home: Path, log: Path) -> None:
+        self.seen: dict[int, psutil.Process] = {}
+        self.code: int | None = None
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._be([*words, "--home", str(home)], home.parent, log)
+        self.process = psutil.Process(self.pid)
+
+    @staticmethod
+    def _be(words: list[str], folder: Path, log: Path) -> NoReturn:
+        """Become the command."""
+        os.setsid()
+        os.chdir(folder)
+        file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        sys.argv = ["rayndom", *words]
+        code = 1
+        try:
+            code = cli.main(words)
+        except SystemExit as end:  # as Ray answers SIGTERM
+            code = end.code if isinstance(end.code, int) else 1
+        finally:
+            sys.stdout.flush()
+            atexit._run_exitfuncs()  # what ends Ray
+            os._exit(code)
+
+    def ended(self) -> bool:
+        """Whether it has ended; `code` says how: negative for a signal."""
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(status)
+        return self.code is not None
+
+    def end(self) -> None:
+        """End it, whatever it does."""
+        if not self.ended():
+            os.kill(self.pid, signal.SIGKILL)
+            _, status = os.waitpid(self.pid, 0)
+            self.code = os.waitstatus_to_exitcode(status)
 
     def watch(self, seconds: float) -> bool:
         """Return whether it ended within so many seconds."""
         deadline = time.monotonic() + seconds
-        while self.process.poll() is None and time.monotonic() < deadline:
+        while not self.ended() and time.monotonic() < deadline:
             self._note()
-            time.sleep(min(0.1, max(0.0, deadline - time.monotonic())))
-        return self.process.poll() is not None
+            time.sleep(min(0.05, max(0.0, deadline - time.monotonic())))
+        return self.ended()
 
     def kill(self, whom: str, number: int) -> bool:
         """Send a signal to the driver, or SIGKILL to a worker or the node; return whether there was one."""
         self._note()
         if whom == "driver":
-            self.process.send_signal(number)
+            os.kill(self.pid, number)
             return True
         named = [each for each in self.seen.values() if self._is(each, whom)]
         if not named:
@@ -148,7 +192,7 @@ class Command:
 
     def _note(self) -> None:
         with contextlib.suppress(psutil.Error):
-            for child in psutil.Process(self.process.pid).children(recursive=True):
+            for child in self.process.children(recursive=True):
                 self.seen.setdefault(child.pid, child)
 
 
@@ -171,7 +215,10 @@ class Bench:
         self._run(["train", "ctrw_digits", *FLAGS, "--training.epochs", "2"], self.base)
         (self.model,) = times_of(self.base)
         self.store = folder / "store"
-        prepare_store(Home.locate(self.store))
+        making = "import sys; from orchestration.home import Home; from orchestration.tracking.local_store import prepare_store; "
+        making += "prepare_store(Home.locate(sys.argv[1]))"
+        # Not in this process: what MLflow has opened here would be in every fork.
+        subprocess.run([sys.executable, "-c", making, str(self.store)], check=True)
         self._known: dict[str, Reference] = {}
 
     def begin(self, subject: Subject, home: Path, *, new: bool) -> None:
@@ -198,8 +245,8 @@ class Bench:
 
     def _run(self, words: list[str], home: Path) -> float:
         began = time.monotonic()
-        command = Command.start(words, home, self.folder / "log.txt")
-        if not command.watch(1800) or command.process.returncode:
+        command = Command(words, home, self.folder / "log.txt")
+        if not command.watch(1800) or command.code:
             raise RuntimeError(f"{words[0]} fails without any kill:\n{(self.folder / 'log.txt').read_text()[-2000:]}")
         return time.monotonic() - began
 
@@ -214,7 +261,7 @@ class Bench:
         before, times = finished(home), times_of(home)
         limit = 120 + 10 * whole.seconds
         for _ in range(kills):
-            command = Command.start(self.words(subject, home), home, log)
+            command = Command(self.words(subject, home), home, log)
             moment = generator.uniform(0, whole.seconds)
             whom = generator.choice(["driver", "driver", "worker", "node"]) if subject.on_ray else "driver"
             number = generator.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -226,20 +273,18 @@ class Bench:
                 done.append(f"{whom} {number.name if whom == 'driver' else 'SIGKILL'} after {moment:.1f} s")
                 if not command.watch(limit):
                     wrong["stuck"].append(f"does not end after {done[-1]}")
-                    command.process.kill()
-                    command.process.wait()
+                    command.end()
             wrong["leaked"] += command.left_over()
             wrong["lost"] += [f"{name} after {done[-1:]}" for name, value in before.items() if finished(home).get(name) != value]
             wrong["repeated"] += [name for name, at in times.items() if times_of(home).get(name) != at]
             before, times = finished(home), times_of(home)
-        command = Command.start(self.words(subject, home), home, log)
+        command = Command(self.words(subject, home), home, log)
         if not command.watch(limit):
             wrong["stuck"].append("the last start does not end")
-            command.process.kill()
-            command.process.wait()
+            command.end()
         wrong["leaked"] += command.left_over()
-        if command.process.returncode:
-            wrong["stuck"].append(f"the last start ends with {command.process.returncode}: {log.read_text()[-600:]}")
+        if command.code:
+            wrong["stuck"].append(f"the last start ends with {command.code}: {log.read_text()[-600:]}")
         else:
             content = finished(home)
             wrong["lost"] += [f"{name} at the end" for name, value in before.items() if content.get(name) != value]
@@ -274,6 +319,9 @@ def main(arguments: list[str]) -> int:
     plan = [each for turn in range(most) for each in subjects if turn < each.share]
     began, index = time.monotonic(), len(known)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for name in EVERYTHING:
+        importlib.import_module(name)
     folder = Path(tempfile.mkdtemp(prefix="rayndom-kills-"))
     bench = Bench(folder)
     while sum(len(line["kills"]) for line in known) < chosen.kills and time.monotonic() - began < 60 * chosen.minutes:
