@@ -123,14 +123,14 @@ def _list_recipes(as_json: bool) -> None:
 
 def _list_runs(arguments: argparse.Namespace) -> None:
     """Print the trainings of the home, the newest at the end."""
-    from orchestration.exporting.home_runs import differences_of, in_words, runs_in
+    from orchestration.exporting.home_runs import all_differences, in_words, runs_in
     from orchestration.home import Home
 
     home = Home.to_read(arguments.home)
     found = sorted(runs_in(home), key=lambda run: run.changed)
     rows, described = [], []
-    for run in found:
-        changes, evaluation = differences_of(run), run.evaluation
+    for run, changes in zip(found, all_differences(found), strict=True):
+        evaluation = run.evaluation
         headline = evaluation["headline"] if evaluation else None
         described.append(
             {

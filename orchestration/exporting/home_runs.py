@@ -7,7 +7,7 @@ paper chose. They are named by their fingerprints; a recipe's name means what `r
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,12 +104,20 @@ def differences(experiment: ExperimentConfig, own: ExperimentConfig) -> dict[str
     return {key: value for key, value in experiment.flatten().items() if usual.get(key) != value and not key.startswith(_OPERATIONAL)}
 
 
-def differences_of(run: HomeRun) -> dict[str, Any] | None:
-    """Return `differences` from the recipe of its name, None if there is no such recipe here."""
-    try:
-        return differences(run.experiment, load_recipe(run.experiment.name).experiment)
-    except UserError:
-        return None
+def all_differences(runs: Iterable[HomeRun]) -> list[dict[str, Any] | None]:
+    """Return each run's `differences` from the recipe of its name, None where there is no such recipe here."""
+    recipes: dict[str, ExperimentConfig | None] = {}
+    found = []
+    for run in runs:
+        name = run.experiment.name
+        if name not in recipes:
+            try:
+                recipes[name] = load_recipe(name).experiment
+            except UserError:
+                recipes[name] = None
+        own = recipes[name]
+        found.append(None if own is None else differences(run.experiment, own))
+    return found
 
 
 def in_words(changes: Mapping[str, Any]) -> str:
