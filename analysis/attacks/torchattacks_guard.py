@@ -199,7 +199,7 @@ def run_torchattacks(
         with torch.enable_grad():
             start = x.clamp(_BOX_MARGIN, 1 - _BOX_MARGIN) if is_cw else x
             output = attack(start.clone(), y.clone())
-    return _mended(output.detach().to(x), x)
+    return mended(output.detach().to(x), x)
 
 
 class _AllSteps(int):
@@ -210,7 +210,12 @@ class _AllSteps(int):
         return int(self)
 
 
-def _mended(output: Tensor, x: Tensor) -> AttackOutput:
+def mended(output: Tensor, x: Tensor) -> AttackOutput:
+    """Return what a library returned as images in [0,1]: the clean image in the place of one that is not finite.
+
+    Raises:
+        RuntimeError: another shape than the images had.
+    """
     if output.shape != x.shape:
         raise RuntimeError(f"the attack returned images of shape {tuple(output.shape)} for {tuple(x.shape)}")
     dims = tuple(range(1, x.dim()))

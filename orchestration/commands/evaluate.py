@@ -19,8 +19,14 @@ if TYPE_CHECKING:
 
 def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", help="trained recipe, run (16 digits), MLflow run id (32 digits), exported folder, or models:/NAME@ALIAS")
-    parser.add_argument("--suite", default="quick", help="quick, paper, standard, full, or a YAML file (default quick)")
+    parser.add_argument("--suite", help="quick, paper, standard, full, or a YAML file (default quick)")
     parser.add_argument("--surrogate", metavar="TARGET", help="another model: also attack with points made on it, e.g. an AT baseline")
+    parser.add_argument(
+        "--against",
+        metavar="IMPLEMENTATION",
+        help="autoattack: also run an independent implementation, both numbers side by side (default suite then: autoattack_standard, or "
+        "autoattack_rand for a random model)",
+    )
     parser.add_argument("--samples", type=int, help="test images (default: the suite's)")
     parser.add_argument("--draws", type=int, help="draws that score (default: the suite's)")
     parser.add_argument("--epsilon", help="radius, e.g. 8/255 (default: the one the model was trained for)")
@@ -58,16 +64,22 @@ def _run(arguments: argparse.Namespace) -> int:
     from orchestration.evaluating.evaluation_cost import cost_of
     from orchestration.evaluating.evaluation_report import finish, show, suite_name
     from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare, run_jobs
+    from orchestration.evaluating.second_opinion import check_opinion, compare_opinions, prepare_opinion, show_opinion, suite_against
     from orchestration.exporting.targets import resolve_target
 
     workplace = workplace_of(arguments)
     home = workplace.home
     target = resolve_target(arguments.target, home)
-    suite, name_of_suite = arguments.suite, suite_name(arguments.suite)
+    if arguments.against:
+        check_opinion(arguments.against)
+        if arguments.until is not None:
+            raise UserError("--against compares two attacks on the same images, --until adds images for one: use one of them")
+    suite = arguments.suite or (suite_against(target) if arguments.against else "quick")
+    name_of_suite = suite_name(suite)
     if arguments.surrogate:
-        other = resolve_target(arguments.surrogate, home).folder.absolute()
-        weights = weights_hash(load_pretrained(other, resample_on_forward=False))
-        suite = with_surrogate(load_suite(suite, target.config["model"]["defence"]), other, weights)
+        surrogate = resolve_target(arguments.surrogate, home).folder.absolute()
+        weights = weights_hash(load_pretrained(surrogate, resample_on_forward=False))
+        suite = with_surrogate(load_suite(suite, target.config["model"]["defence"]), surrogate, weights)
         name_of_suite = suite.name
     settings = EvaluationSettings(
         suite=suite,
@@ -79,9 +91,9 @@ def _run(arguments: argparse.Namespace) -> int:
     name = target.experiment.name if target.experiment else target.config["model"]["defence"]
     broken: list[tuple[BlockTask, Exception]] = []
 
-    def run(job: Job) -> None:
+    def run(*jobs: Job) -> None:
         run_jobs(
-            [job],
+            jobs,
             workers=arguments.workers,
             gpus_per_worker=arguments.gpus_per_worker,
             address=workplace.address,
@@ -90,6 +102,7 @@ def _run(arguments: argparse.Namespace) -> int:
         )
 
     before: dict[str, Record] = {}
+    others: list[Job] = []
     if arguments.until is not None:
         if arguments.again:
             raise UserError("--again measures blocks of an evaluation that is there, --until makes one: use one of them")
@@ -103,17 +116,22 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.again:
             before = {key: job.done[key] for key in keys_named(job.plan, arguments.again) if key in job.done}
             job = replace(job, again=frozenset(before))
+        others = [prepare_opinion(job, target, workplace)] if arguments.against else []
         if arguments.dry_run:
-            cost = cost_of(job, arguments.workers, arguments.gpus_per_worker)
-            return _dry_run(cost.to_json(), cost.rows())
-        run(job)
+            cost, *more = (cost_of(each, arguments.workers, arguments.gpus_per_worker) for each in (job, *others))
+            rows = cost.rows() + [(f"independent: {what}", value) for other in more for what, value in other.rows() if "left" in what]
+            return _dry_run(cost.to_json() | {"second_opinion": [other.to_json() for other in more]}, rows)
+        run(job, *others)
     for task in job.plan:
         if task.key in before and task.key in job.done:
             console.say(f"{task.title}, measured again: {what_changed(before[task.key], job.done[task.key])}")
     if broken and not job.done:
         raise broken[0][1]
     result = show(job)
-    finish(job, result, name_of_suite, workplace)
+    opinion = compare_opinions(result, others[0].result()) if others and others[0].done else None
+    if opinion is not None:
+        show_opinion(opinion)
+    finish(job, result, name_of_suite, workplace, {} if opinion is None else {"second_opinion": opinion.to_json()})
     for task, error in broken:
         console.error(f"{task.title} could not be measured: {type(error).__name__}: {error}")
     if broken:
@@ -152,6 +170,7 @@ EVALUATE = Command(
         "rayndom evaluate RUN_ID --suite full --surrogate AT_RUN_ID --workers 8",
         "rayndom evaluate RUN_ID --suite standard --keep-points --dry-run",
         "rayndom evaluate RUN_ID --suite standard --until 2",
+        "rayndom evaluate RUN_ID --against autoattack --samples 500",
         "rayndom evaluate RUN_ID --suite standard --again 'pgd_20 T1 block 2/4'",
     ),
     _add,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis.reporting import tables
@@ -47,8 +47,12 @@ def show(job: Job) -> EvaluationResult:
     return result
 
 
-def finish(job: Job, result: EvaluationResult, suite: str, workplace: Workplace) -> None:
-    """Keep a result, write its page, and say where they are: what ends a command."""
+def finish(job: Job, result: EvaluationResult, suite: str, workplace: Workplace, beside: Mapping[str, Any] | None = None) -> None:
+    """Keep a result, write its page, and say where they are: what ends a command.
+
+    Args:
+        beside: what was found out beside the evaluation, as JSON types, for the result that is printed.
+    """
     tracker, run_id = None, None
     if job.target.experiment is not None:
         tracker = Tracker(workplace.home, job.target.experiment.tracking.experiment)
@@ -59,7 +63,7 @@ def finish(job: Job, result: EvaluationResult, suite: str, workplace: Workplace)
     write_report(job.name, result, pages, images=job.x, points=job.kept_points(), description=experiment.description if experiment else "")
     if tracker is not None and run_id is not None:
         tracker.log_folder(run_id, pages, f"evaluation/{suite_name(suite)}")
-    console.result(summary)
+    console.result({**summary, **(beside or {})})
     console.say(f"records {job.records_path}")
     if job.points is not None:
         console.say(f"points {job.points.folder}")

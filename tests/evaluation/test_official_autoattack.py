@@ -1,7 +1,8 @@
 """`autoattack_standard` at official strength against independent implementations of the same four attacks, on adversarially trained models.
 
 torchattacks   its APGD, APGDT, FAB and Square with the official sizes, which its own AutoAttack does not use
-pyautoattack   a repackaging of the authors' code, if it is installed (`pip install --no-deps pyautoattack`)
+pyautoattack   a repackaging of the authors' code, if it is installed (`pip install --no-deps pyautoattack`): called directly, and as
+               `rayndom evaluate --against autoattack` calls it
 """
 
 import pytest
@@ -77,3 +78,34 @@ def test_it_agrees_with_an_independent_implementation_within_half_a_point(implem
     assert 0.1 < ours < 0.95
     assert ours <= pgd_20
     assert abs(ours - theirs) <= 0.005
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("norm", "epsilon", "seed"), [("linf", 0.1, 0), ("l2", 0.6, 0), ("linf", 0.15, 1)])
+def test_a_second_opinion_agrees_within_half_a_point_on_deterministic_models(norm, epsilon, seed):
+    pytest.importorskip("pyautoattack")
+    network, x, y = digits_classifier(adversarial_epsilon=0.1, seed=seed)
+    _, ours = accuracies(network, x, y, norm, epsilon)
+    items = (AttackItem(attack="pyautoattack_standard"),)
+    result = evaluate(network, x, y, Suite(name="against", attacks=items), threat_model=ThreatModel(norm=norm, epsilon=epsilon))
+    theirs = result.headline.value
+    print(f"{norm} {epsilon}: ours {ours:.4f}, independent {theirs:.4f}")
+    assert 0.1 < ours < 0.95
+    assert abs(ours - theirs) <= 0.005
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_second_opinion_on_a_random_model_moves_every_image_and_is_no_stronger_than_ours():
+    pytest.importorskip("pyautoattack")
+    network = calibration_toys()["noisy"]
+    x, y = (part[:32] for part in calibration_images())
+    found = {}
+    for attack, parameters, draws in (("autoattack_rand", {"steps": 20}, 10), ("pyautoattack_rand", {"steps": 20}, 1)):
+        items = (AttackItem(attack=attack, parameters=parameters, num_draws=draws),)
+        result = evaluate(network, x, y, Suite(name="against", attacks=items), threat_model=ThreatModel(epsilon=0.15))
+        assert next(verdict for verdict in result.verdicts if verdict.id == "C4").status.value == "PASS"
+        found[attack] = result.headline
+    print({name: (each.value, each.low, each.high) for name, each in found.items()})
+    assert found["autoattack_rand"].value <= found["pyautoattack_rand"].value + 0.05
