@@ -166,7 +166,7 @@ def table(names: Iterable[str], known: Mapping[str, dict[str, Any]], seeds: Iter
         if not found:
             continue
         row: dict[str, Any] = {"recipe": name, "seeds": len(found), "said": sorted({text for each in found for text in each["said"]})}
-        row |= {column: mean_and_error([each[column] for each in found]) for column in ("clean", "pgd_20", "t1")}
+        row |= {column: mean_and_error([each[column] for each in found]) for column in ("clean", "pgd_20", "t1", "seconds")}
         if all(each["members"] for each in found):
             row["members"] = [mean_and_error(values) for values in zip(*(each["members"] for each in found), strict=True)]
         row["floors"] = floors(
@@ -205,13 +205,13 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
     """Return rows as a table."""
-    lines = ["| recipe | seeds | clean | PGD-20 | T1 | members, clean | floors | |", "|---|---|---|---|---|---|---|---|"]
+    lines = ["| recipe | seeds | clean | PGD-20 | T1 | members, clean | floors | | seconds |", "|---|---|---|---|---|---|---|---|---|"]
     for row in rows:
         members = " / ".join(f"{value:.1f}" for value, _ in row.get("members", ()))
         described = ", ".join(f"{text} {floor:.1f}" for text, _, floor in row["floors"] if not text.startswith("member"))
         verdict = f"missed: {', '.join(row['missed'])}" if row["missed"] else "held"
         numbers = " | ".join(f"{row[column][0]:.1f}" for column in ("clean", "pgd_20", "t1"))
-        lines.append(f"| `{row['recipe']}` | {row['seeds']} | {numbers} | {members} | {described} | {verdict} |")
+        lines.append(f"| `{row['recipe']}` | {row['seeds']} | {numbers} | {members} | {described} | {verdict} | {row['seconds'][0]:.0f} |")
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from benchmarks import learning
 
 def record(name: str, seed: int = 0, *, coupled: bool = True, **changes) -> dict[str, object]:
     experiment = learning.experiment_of(name, seed, coupled)
-    values = {"clean": 98.0, "pgd_20": 60.0, "t1": 60.0, "members": [], "said": []} | changes
+    values = {"clean": 98.0, "pgd_20": 60.0, "t1": 60.0, "members": [], "said": [], "seconds": 60} | changes
     return {"recipe": name, "seed": seed, "coupled": coupled, "fingerprint": experiment.fingerprint} | values
 
 
