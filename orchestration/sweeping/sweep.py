@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.reporting.conclusion import conclusion
-from models.errors import UserError
+from models.errors import EnvironmentProblem, UserError
 from models.files import write_text
 from orchestration import console
 from orchestration.evaluating.evaluation_report import compare, keep
@@ -60,10 +60,11 @@ def run_sweep(config: SweepConfig, workplace: Workplace, *, evaluate: bool = Tru
         console.say(f"if it is interrupted, however that happens, it goes on with:  {resume_command()}")
         try:
             return _run_to_its_end(run_search(config, workplace, tracker), baselines, workplace, evaluate)
-        except (UserError, NoWinner, KeyboardInterrupt):  # the same command would end in the same way, or the user knows why it ended
-            raise
-        except BaseException:
-            console.say(f"not finished; go on with:  {resume_command()}")
+        except BaseException as error:
+            # Not where the same command would end in the same way; what Ctrl-C leaves is said by whoever answers it.
+            same = isinstance(error, UserError | NoWinner) and not isinstance(error, EnvironmentProblem)
+            if not same and not isinstance(error, KeyboardInterrupt):
+                console.say(f"not finished; go on with:  {resume_command()}")
             raise
 
 
