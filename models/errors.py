@@ -38,7 +38,7 @@ def nearest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
 def unknown_name(kind: str, name: str, allowed: Iterable[str], unread: Iterable[str] = ()) -> UserError:
     """Build the error for a name that does not exist: what it is, what is allowed, which names are nearest.
 
-    Of a long list with near names only those are shown: a page of names hides the one that was meant.
+    Of a long list only near names are shown: a page of names hides the one that was meant.
 
     Args:
         unread: a sentence for each place that may hold the name and could not be read.
@@ -47,6 +47,6 @@ def unknown_name(kind: str, name: str, allowed: Iterable[str], unread: Iterable[
     close = nearest(name, pool)
     hint = f" Did you mean {' or '.join(repr(candidate) for candidate in close)}?" if close else ""
     reasons = "".join(f" {sentence[:300]}." for sentence in unread)
-    if close and len(pool) > MOST_NAMES:
-        return UserError(f"unknown {kind} {name!r}.{hint} There are {len(pool)}.{reasons}")
+    if len(pool) > MOST_NAMES:
+        return UserError(f"unknown {kind} {name!r}.{hint} There are {len(pool)}; `rayndom list` says how they are listed.{reasons}")
     return UserError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(pool) if pool else 'none'}.{reasons}")

@@ -15,13 +15,14 @@ import argparse
 import errno
 import logging
 import os
+import re
 import shlex
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from models.errors import EnvironmentFailure, EnvironmentProblem, UserError, blames_environment, unknown_name
+from models.errors import EnvironmentFailure, EnvironmentProblem, UserError, blames_environment, nearest, unknown_name
 from orchestration import console
 from orchestration.commands import COMMANDS
 from orchestration.interruption import INTERRUPTED, in_good_order
@@ -47,12 +48,22 @@ ENVIRONMENT = frozenset(
 )
 """Errors of the operating system that are nobody's mistake in what was typed."""
 
+_CHOICE = re.compile(r"argument (\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)$", re.DOTALL)
+
 RESUMABLE = ("train", "sweep", "evaluate", "rescore", "reproduce", "demo", "resume")
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        found = _CHOICE.match(message)
+        if found:
+            where, given, choices = found.groups()
+            raise unknown_name(f"value of {where}:", given, [choice.strip(" '") for choice in choices.split(",")])
         raise UserError(f"{message}. `{self.prog} --help` shows the usage.")
+
+    def flags(self) -> list[str]:
+        """Return the flags that this parser knows."""
+        return [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -127,7 +138,9 @@ def _run(arguments: list[str]) -> int:
         raise unknown_name("command", arguments[0], names)
     parsed, rest = parser.parse_known_args(arguments)
     if rest and not parsed.takes_fields:
-        raise UserError(f"unknown argument {rest[0]!r}. `rayndom {parsed.command} --help` shows the usage.")
+        close = nearest(rest[0].partition("=")[0], parsed.parser.flags()) if rest[0].startswith("-") else []
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise UserError(f"unknown argument {rest[0][:200]!r}.{hint} `rayndom {parsed.command} --help` shows the usage.")
     console.use_json(parsed.json)
     parsed.fields = rest
     with using_folder(parsed.recipes):

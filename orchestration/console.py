@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -52,8 +53,17 @@ def text(content: str) -> None:
 def result(value: Any) -> None:
     """Print a JSON result when JSON was asked for."""
     if _state["json"]:
-        sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+        sys.stdout.write(json.dumps(_finite(value), indent=2, default=str, allow_nan=False) + "\n")
         sys.stdout.flush()
+
+
+def _finite(value: Any) -> Any:
+    """Return the value with null for numbers that JSON does not have."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -88,7 +98,7 @@ def duration(seconds: float) -> str:
 
 
 class Board:
-    """A table that stays on the screen and is renewed; without a terminal, one line per event instead."""
+    """A table that stays on the screen and is renewed; without a terminal, one line with the time of day per event instead."""
 
     def __init__(self, title: str, columns: Sequence[str]) -> None:
         self.title, self.columns = title, columns
@@ -109,7 +119,7 @@ class Board:
         """Renew the table (at most ten times a second), or print the event."""
         if self._live is None:
             if event:
-                say(event)
+                say(f"{time.strftime('%H:%M:%S')}  {event}")
             return
         if event is None and time.monotonic() - self._last < 0.1:
             return

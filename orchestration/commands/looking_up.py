@@ -84,7 +84,26 @@ KINDS: Mapping[str, Callable[[], Described]] = {
 RUNS = "runs"
 
 
+WHAT = {
+    "defences": "randomized defences and what each is",
+    "backbones": "networks",
+    "datasets": "data sets",
+    "objectives": "what training minimizes",
+    "methods": "a defence with its objective: the first part of a recipe's name",
+    "settings": "data set, backbone and schedule: the second part of a recipe's name",
+    "recipes": "what can be trained: a matrix of methods and settings",
+    "sweeps": "searches that are shipped",
+    "suites": "sets of attacks for an evaluation",
+    "runs": "what was trained in this home",
+}
+
+
 def _list(arguments: argparse.Namespace) -> None:
+    if arguments.kind is None:
+        console.result([{"name": name, "description": description} for name, description in WHAT.items()])
+        if not arguments.json:
+            console.table(None, ["rayndom list", "shows"], list(WHAT.items()))
+        return
     if arguments.kind == RUNS:
         _list_runs(arguments)
         return
@@ -190,9 +209,7 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _add_kind(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "kind", choices=(*KINDS, RUNS), help="what to list; recipes: a matrix of methods and settings; runs: what was trained in this home"
-    )
+    parser.add_argument("kind", nargs="?", choices=tuple(WHAT), help="what to list (default: what can be listed)")
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:

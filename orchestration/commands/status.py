@@ -12,6 +12,7 @@ from orchestration.commands.command import Command
 
 def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sweep", nargs="?", help="name or key of a sweep that was started in this home folder (default: all of them)")
+    parser.add_argument("--all", action="store_true", help="all trials of the sweep, not only those that say most")
 
 
 def _add_watch(parser: argparse.ArgumentParser) -> None:
@@ -42,8 +43,11 @@ def _status(arguments: argparse.Namespace) -> int:
     if not found:
         console.say(f"no sweep was started in {home.root}")
     if arguments.sweep:
-        console.table(found[0].key, found[0].columns, found[0].rows)
-        for warning in found[0].warnings:
+        (whole,) = found
+        shown = whole if arguments.all else whole.most_telling()
+        count = "" if shown is whole else f": {len(shown.trials)} of {len(whole.trials)} trials (--all shows all)"
+        console.table(whole.key + count, shown.columns, shown.rows)
+        for warning in shown.warnings:
             console.warn(warning)
     for each in found:
         console.say(each.summary)
@@ -66,7 +70,7 @@ def _watch(arguments: argparse.Namespace) -> int:
         while True:
             # Without a terminal a line when something changed, not one per look.
             event = "; ".join([status.summary, *(f"trial {each.number} {each.state} {each.epoch}" for each in status.trials[-4:])])
-            board.show(status.rows, status.summary, event if event != said or console.is_terminal() else None)
+            board.show(status.most_telling().rows, status.summary, event if event != said or console.is_terminal() else None)
             said = event
             if status.done >= status.wanted:
                 break

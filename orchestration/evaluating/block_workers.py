@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from analysis.evaluate import BlockQueue, BlockTask, PointStore, run_block
 from analysis.evaluation.queue import E
 from analysis.evaluation.records import Record
-from models.weights import load_pretrained
+from models.weights import CONFIG_FILE, load_pretrained
 
 
 def load_for_blocks(folder: Path, gpus: float) -> nn.Module:
@@ -32,9 +32,12 @@ def run_on_ray(queue: BlockQueue[E], folder_of: Callable[[E], Path], workers: in
 
     from orchestration.training import cluster
     from orchestration.training.resources import TrialResources, concurrency
+    from orchestration.training.shared_storage import SharedStorage
 
     available = cluster.connect(address)
     count = concurrency(TrialResources(cpus=1, gpus=gpus, workers=1), available, workers)
+    for folder in {folder_of(job) for job, _ in queue.waiting}:
+        SharedStorage(folder / CONFIG_FILE).check()
     queue.long_ones_first()
     # A worker that dies is started again and its block repeated: blocks have no effect but their record.
     evaluator = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_Evaluator)

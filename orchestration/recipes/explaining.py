@@ -26,7 +26,8 @@ def explain(item: Any, source: str, tree: Tree) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         allowed = _fields_at(location[:-1], tree)
-        close = nearest(location[-1], allowed)
+        elsewhere = [name for name in _leaves(ExperimentConfig) if name.rpartition(".")[2] == location[-1]]
+        close = elsewhere or nearest(location[-1], allowed) or nearest(where, _leaves(ExperimentConfig))
         hint = f" Did you mean {close[0]!r}?" if close else ""
         return f"{source}: unknown field {where!r}.{hint} Allowed here: {', '.join(allowed)}."
     if item["type"] == "missing":
@@ -48,13 +49,24 @@ def _fields_at(location: Sequence[str], tree: Tree) -> list[str]:
         if list(location[: depth + 1]) == ["training", "objective"]:
             model = _objective(tree)
             continue
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        candidates = [annotation, *get_args(annotation)]
-        found = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        found = _section(model.model_fields[part].annotation) if part in model.model_fields else None
         if found is None:
             return []
         model = found
     return sorted(model.model_fields)
+
+
+def _leaves(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Return the dotted names of all fields of a schema, sections that have schemas of their own opened."""
+    names: list[str] = []
+    for name, info in model.model_fields.items():
+        section = _section(info.annotation)
+        names += [prefix + name] if section is None else _leaves(section, f"{prefix}{name}.")
+    return names
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    return next((each for each in (annotation, *get_args(annotation)) if isinstance(each, type) and issubclass(each, BaseModel)), None)
 
 
 def _objective(tree: Tree) -> type[BaseModel]:

@@ -48,8 +48,9 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
 
     def source(location: Sequence[str]) -> str:
         dotted = ".".join(location)
-        if any(_covers(flag, dotted) or _covers(dotted, flag) for flag in flags):
-            return composition.name
+        blamed = next((flag for flag in flags if _covers(flag, dotted) or _covers(dotted, flag)), None)
+        if blamed is not None:
+            return f"{composition.name}: --{blamed}"
         return composition.source_of(location)
 
     experiment = parse_experiment(tree, source)

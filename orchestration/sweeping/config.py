@@ -33,6 +33,7 @@ BUDGET_FIELDS = {
     "description",
     "num_trials",
     "max_concurrent_trials",
+    "max_failed_share",
     "suite",
     "baselines",
     "num_test_examples",
@@ -82,6 +83,13 @@ class SweepConfig(Config):
         None, ge=1, description="Trials at a time; none: what the resources allow. 1 makes a sweep reproducible."
     )
     stopping: StoppingConfig | None = Field(default_factory=StoppingConfig, description="ASHA; none: every trial runs to its end.")
+    max_failed_share: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="The sweep ends when more than this share of its trials broke in one start. Diverged trials are results and do not "
+        "count.",
+    )
     seed: int = Field(0, ge=0, description="Seed of the search.")
     repeats: RepeatsConfig | None = Field(None, description="Training the best trials with further seeds; none: one seed decides.")
     suite: str = Field("quick", description="Evaluation suite for the winner and the baselines.")

@@ -5,12 +5,11 @@ First computed from the study, then shown, plotted and logged.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from scipy import stats
 
 from orchestration import console
@@ -18,7 +17,7 @@ from orchestration.sweeping.config import SweepConfig, dimension_cells, dimensio
 from orchestration.sweeping.goals import format_goal
 from orchestration.sweeping.plots import write_plots
 from orchestration.sweeping.search import Search
-from orchestration.sweeping.study import METRICS, full_trials, is_feasible, proxy_values, superseded
+from orchestration.sweeping.study import METRICS, all_trials, full_trials, is_feasible, proxy_values, superseded
 from trainers.signs import complaints
 
 MIN_TRIALS = 4  # fewer full-budget trials say nothing about importances or ranks
@@ -76,7 +75,10 @@ def proxy_correlations(config: SweepConfig, study: optuna.Study, epochs: int) ->
 
 
 def importances(config: SweepConfig, study: optuna.Study) -> dict[str, dict[str, float]] | None:
-    """Return objective -> dimension -> share of the objective's variance over full-budget trials that it explains (fANOVA).
+    """Return objective -> dimension -> its share in what makes a full-budget trial one of the best tenth (PED-ANOVA, Watanabe et al. 2023).
+
+    Shares add up to one. Unlike fANOVA's, which explain the variance of good and bad values alike, they take 0.1 s for 5,000 trials and not
+    hours.
 
     Dimensions that only some trials have (conditional ones) are left out. None: there are fewer than four full-budget trials, or no
     dimension that all of them have takes different values.
@@ -90,33 +92,23 @@ def importances(config: SweepConfig, study: optuna.Study) -> dict[str, dict[str,
         return None
     # Optuna does not compare trials whose ranges differ, as those of B above A do: here every trial gets the whole range.
     distributions = {name: (config.space or {})[name].distribution() for name in common}
-    copies = [
-        optuna.trial.create_trial(
-            params={name: trial.params[name] for name in common},
-            distributions=distributions,
-            values=trial.values,
-            state=TrialState.COMPLETE,
-        )
-        for trial in trials
-    ]
-    copied = optuna.create_study(directions=study.directions)
-    copied.add_trials(copies)
     table = {}
     for index, objective in enumerate(config.objectives):
         if len({trial.values[index] for trial in trials}) == 1:
             table[objective.metric] = dict.fromkeys(common, 0.0)
             continue
-        scores = optuna.importance.get_param_importances(
-            copied,
-            evaluator=optuna.importance.FanovaImportanceEvaluator(seed=config.seed),
-            target=functools.partial(_value_of, index),
+        copied = optuna.create_study(direction=study.directions[index])
+        copied.add_trials(
+            [
+                optuna.trial.create_trial(
+                    params={name: trial.params[name] for name in common}, distributions=distributions, value=trial.values[index]
+                )
+                for trial in trials
+            ]
         )
+        scores = optuna.importance.get_param_importances(copied, evaluator=optuna.importance.PedAnovaImportanceEvaluator())
         table[objective.metric] = dict(sorted(scores.items(), key=lambda item: -item[1]))
     return table
-
-
-def _value_of(index: int, trial: FrozenTrial) -> float:
-    return trial.values[index]
 
 
 def infeasible(config: SweepConfig, study: optuna.Study) -> list[tuple[int, str]]:
@@ -163,7 +155,7 @@ def show_trials(search: Search, winner: int | None) -> None:
     rows = []
     again = superseded(search.study)
     violating = dict(infeasible(config, search.study))
-    for trial in sorted(search.study.trials, key=lambda trial: trial.number):
+    for trial in all_trials(search.study):
         if "values" not in trial.user_attrs or trial.number in again:
             continue
         shown = dimension_cells(config, trial.user_attrs["values"])
@@ -236,7 +228,7 @@ def _say_importances(config: SweepConfig, shares: dict[str, dict[str, float]] | 
         return
     names = list(dict.fromkeys(name for column in shares.values() for name in column))
     console.table(
-        "importance: share of each objective's variance over full-budget trials (fANOVA; unreliable with few trials)",
+        "importance for reaching the best tenth of full-budget trials (PED-ANOVA; unreliable with few trials)",
         ["dimension", *shares],
         [[name, *(f"{100 * column[name]:.0f} %" for column in shares.values())] for name in names],
     )

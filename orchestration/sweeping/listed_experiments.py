@@ -13,7 +13,7 @@ from orchestration.experiment import ExperimentConfig, ResourcesConfig
 from orchestration.home import Home, Workplace
 from orchestration.interruption import first_taken_by_tune
 from orchestration.run_folder import RunFolder
-from orchestration.sweeping.listener import OnFullDisk, TrialListener, TrialRow
+from orchestration.sweeping.listener import TrialListener, TrialRow, WhenHopeless
 from orchestration.sweeping.trial_runs import known_history
 from orchestration.tracking.background_writer import BackgroundWriter
 from orchestration.tracking.experiment_run import FAILED, ParentRun
@@ -21,6 +21,7 @@ from orchestration.training import cluster
 from orchestration.training.final_measures import kept_protocol_metrics
 from orchestration.training.job import MeasureConfig, TrainingJob, new_start
 from orchestration.training.resources import concurrency, trial_resources
+from orchestration.training.shared_storage import probed
 from orchestration.training.trial import run_trial, tune_resources
 
 
@@ -100,9 +101,22 @@ def train_all(
 def _train_alike(
     kind: str, experiments: Sequence[ExperimentConfig], workplace: Workplace, measure: MeasureConfig | None, listener: TrialListener
 ) -> None:
-    need, start = trial_resources(experiments[0].resources), new_start()
+    need = trial_resources(experiments[0].resources)
     at_once = concurrency(need, cluster.connect(workplace.address, dashboard=need.workers > 1))
-    listener.watch = cluster.ClusterWatch(need, local=cluster.is_local(workplace.address))
+    with probed(workplace.home.root) as storage:
+        listener.watch = cluster.ClusterWatch(need, local=cluster.is_local(workplace.address), storage=storage)
+        _run_on_tune(kind, experiments, workplace, measure, listener, at_once)
+
+
+def _run_on_tune(
+    kind: str,
+    experiments: Sequence[ExperimentConfig],
+    workplace: Workplace,
+    measure: MeasureConfig | None,
+    listener: TrialListener,
+    at_once: int,
+) -> None:
+    start = new_start()
     jobs = {each.fingerprint: TrainingJob.at(workplace, each, start=start, measure=measure) for each in experiments}
 
     def trial(settings: dict[str, Any]) -> None:
@@ -116,7 +130,7 @@ def _train_alike(
             name=f"{kind}s-{start}",
             storage_path=str(workplace.home.root / "tune"),
             callbacks=[listener],
-            stop=OnFullDisk(listener),
+            stop=WhenHopeless(listener),
             failure_config=tune.FailureConfig(max_failures=2),
             verbose=0,
         ),

@@ -17,11 +17,14 @@ from orchestration import console
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
 from orchestration.tracking.background_writer import BackgroundWriter
-from orchestration.tracking.experiment_run import FAILED, FINISHED, STOPPED_EARLY, ExperimentRun
+from orchestration.tracking.experiment_run import FAILED, FINISHED, KILLED, STOPPED_EARLY, ExperimentRun
 from orchestration.training.cluster import ClusterWatch
 from orchestration.training.job import TrialReport
 from orchestration.training.trial import failure_reason
 from trainers.signs import complaints
+
+MOST_ROWS = 40
+"""Trials on the board that are over."""
 
 
 @dataclass
@@ -61,6 +64,7 @@ class TrialListener(tune.Callback):
         watch: looks whether the cluster still has room for a trial.
         wanted: how many trials there are to be. done: how many of them were over before.
         on_end: called when a trial has ended, in whatever way.
+        most_broken: trials that may break before the others are ended; None: all of them.
     """
 
     def __init__(
@@ -75,7 +79,11 @@ class TrialListener(tune.Callback):
         wanted: int,
         done: int = 0,
         on_end: Callable[[TrialRow], None] = lambda row: None,
+        most_broken: float | None = None,
     ) -> None:
+        self.most_broken = most_broken
+        self.broken: dict[str, str] = {}
+        """Title -> what broke a trial for good; diverged ones are not among them."""
         self.kind, self.row_of, self.writer, self.watch, self.on_end = kind, row_of, writer, watch, on_end
         self.wanted, self.done, self.done_at_start = wanted, done, done
         self.started = time.monotonic()
@@ -120,6 +128,10 @@ class TrialListener(tune.Callback):
         row = self._row(trial)
         if row.state == FAILED:  # it said so itself, and then returned
             return
+        if self.hopeless and not row.finished:
+            row.state = f"interrupted at {row.epoch}"
+            self.writer.later(row.run.end, KILLED)
+            return
         row.state = FINISHED if row.finished else f"stopped at {row.epoch}"
         self.writer.later(row.run.end, FINISHED if row.finished else STOPPED_EARLY)
         self._end(row)
@@ -139,7 +151,30 @@ class TrialListener(tune.Callback):
         if is_full_disk(reason):
             self.full_disk = reason
         else:
+            self.broken[self._row(trial).title] = reason
             self._fail(self._row(trial), reason)
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether the trials that are left would only break like the others: the disk is full, or too many broke."""
+        return self.full_disk is not None or (self.most_broken is not None and len(self.broken) > self.most_broken)
+
+    def check_broken(self) -> None:
+        """Say what broke trials for good, each reason once.
+
+        Raises:
+            TrialsBroke: more of them broke than may.
+        """
+        reasons: dict[str, list[str]] = {}
+        for title, reason in self.broken.items():
+            reasons.setdefault(reason, []).append(title)
+        for reason, titles in reasons.items():
+            console.warn(f"{', '.join(titles)} broke: {reason}. The same command tries {'it' if len(titles) == 1 else 'them'} again")
+        if self.hopeless:
+            raise TrialsBroke(
+                f"{len(self.broken)} of {self.wanted} {self.kind}s broke, more than a share of max_failed_share may. Mend the cause "
+                f"({next(iter(reasons))}) and start the same command again, or raise --max_failed_share. Finished trials are kept"
+            )
 
     def check_disk(self, home: Home) -> None:
         """Raise `NoSpace` if a trial found the disk of the home folder full."""
@@ -182,9 +217,15 @@ class TrialListener(tune.Callback):
                 *row.cells,
                 *(_percent(row.metrics.get(name)) for name in (clean, robust)),
             ]
-            for row in self.rows.values()
+            for row in self._shown()
         ]
         self.board.show(rows, self._summary(), event)
+
+    def _shown(self) -> list[TrialRow]:
+        """Return the rows of the board: all that run, and of the others the last."""
+        rows = list(self.rows.values())
+        earlier = [row for row in rows[:-MOST_ROWS] if row.state == "running"]
+        return earlier + rows[-MOST_ROWS:]
 
     def _summary(self) -> str:
         over = self.done - self.done_at_start
@@ -209,8 +250,12 @@ class NoSpace(EnvironmentFailure):
     """The disk is full."""
 
 
-class OnFullDisk(tune.Stopper):
-    """Ends a start of Tune when a trial found the disk full: the others would only fail one after the other."""
+class TrialsBroke(RuntimeError):
+    """More trials broke than may."""
+
+
+class WhenHopeless(tune.Stopper):
+    """Ends a start of Tune when a trial found the disk full or too many broke: the others would only fail one after the other."""
 
     def __init__(self, listener: TrialListener) -> None:
         self.listener = listener
@@ -220,8 +265,8 @@ class OnFullDisk(tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        """Return whether a trial found the disk full."""
-        return self.listener.full_disk is not None
+        """Return whether there is no point in going on."""
+        return self.listener.hopeless
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing, like the listener."""

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from analysis.reporting.figure_style import COLORS, PAGE_WIDTH, PALE, new_figure, save_figure, style
 from orchestration.search_space import RECIPE, label, split
 from orchestration.sweeping.config import SweepConfig
-from orchestration.sweeping.study import full_trials, is_feasible, proxy_values, superseded
+from orchestration.sweeping.study import all_trials, full_trials, is_feasible, proxy_values, superseded
 
 _FULL, _STOPPED, _INFEASIBLE, _WINNER = COLORS[0], PALE, COLORS[1], COLORS[2]
 
@@ -74,7 +74,7 @@ def _history(config: SweepConfig, study: optuna.Study, winner: int | None) -> Fi
             best = np.maximum.accumulate if objective.mode == "max" else np.minimum.accumulate
             axis.step([t.number for t in feasible], best([t.values[index] for t in feasible]), where="post", color=_FULL, linewidth=1)
         if config.stopping is not None and config.stopping.metric == objective.metric:
-            for trial in study.trials:
+            for trial in all_trials(study):
                 values = proxy_values(config, trial)
                 if trial.state == TrialState.PRUNED and trial.number not in again and values:
                     axis.scatter([trial.number], [values[max(values)]], marker="x", color=_STOPPED)
@@ -182,6 +182,6 @@ def _importances(importance: Mapping[str, Mapping[str, float]]) -> Figure:
         axis.barh([row + index * height for row in range(len(names))], [shares[name] for name in names], height=height, label=metric)
     axis.set_yticks([row + 0.4 - height / 2 for row in range(len(names))], [name.rpartition(".")[2] for name in names])
     axis.invert_yaxis()
-    axis.set_xlabel("share of the variance over full-budget trials (fANOVA)")
+    axis.set_xlabel("share in reaching the best tenth of full-budget trials (PED-ANOVA)")
     axis.legend()
     return figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +26,7 @@ from orchestration.home import Workplace
 from orchestration.interruption import first_taken_by_tune
 from orchestration.search_space import suggest
 from orchestration.sweeping.config import SWEEP_FILE, SweepConfig, describe_values, dimension_cells, dimension_titles, sweep_key
-from orchestration.sweeping.listener import OnFullDisk, TrialListener, TrialRow
+from orchestration.sweeping.listener import TrialListener, TrialRow, TrialsBroke, WhenHopeless
 from orchestration.sweeping.study import (
     METRICS,
     PASSED,
@@ -35,6 +35,7 @@ from orchestration.sweeping.study import (
     RETRY,
     STUDY_ERRORS,
     StudyAway,
+    all_trials,
     best_trials,
     num_wanted,
     open_study,
@@ -43,13 +44,14 @@ from orchestration.sweeping.study import (
     study_error,
     superseded,
 )
-from orchestration.sweeping.trial_runs import complete_trial_runs, trial_run
+from orchestration.sweeping.trial_runs import complete_trial_runs, shared_parameters, trial_run
 from orchestration.tracking.background_writer import BackgroundWriter
 from orchestration.tracking.experiment_run import ParentRun
 from orchestration.tracking.tracker import SWEEP_TAG, Tracker
 from orchestration.training import cluster
 from orchestration.training.job import TrainingJob, TrialReport, new_start
 from orchestration.training.resources import concurrency, trial_resources
+from orchestration.training.shared_storage import SharedStorage, probed
 from orchestration.training.trial import run_trial, tune_resources
 
 
@@ -79,17 +81,14 @@ class Search:
         """Numbers of the best trials: one, or the Pareto front."""
         return best_trials(self.config, self.study)
 
-    @property
-    def experiments(self) -> dict[int, ExperimentConfig]:
-        """Trial number -> experiment."""
-        return {
-            trial.number: self.config.experiment(trial.user_attrs["values"]) for trial in self.study.trials if "values" in trial.user_attrs
-        }
+    def experiment(self, number: int) -> ExperimentConfig:
+        """Return what a trial trains."""
+        return self.config.experiment(all_trials(self.study)[number].user_attrs["values"])
 
     @property
     def stopped_early(self) -> int:
         """How many trials ASHA stopped."""
-        return sum(trial.state == TrialState.PRUNED for trial in self.study.trials)
+        return sum(trial.state == TrialState.PRUNED for trial in all_trials(self.study))
 
 
 class RememberingAsha(AsyncHyperBandScheduler):
@@ -114,7 +113,7 @@ class RememberingAsha(AsyncHyperBandScheduler):
         )
         self.epochs = epochs
         again = superseded(study)
-        for earlier in study.trials:
+        for earlier in all_trials(study):
             if earlier.number in again:
                 continue
             stand_in = SimpleNamespace(trial_id=f"earlier-{earlier.number}", config=None)
@@ -138,13 +137,17 @@ class StudySearch(Searcher):
     Args:
         config: the sweep.
         study: from `open_study`.
+        interrupted: returns whether this start is being ended: a trial that then stops before its end stays open, and the next start goes
+            on with it.
     """
 
-    def __init__(self, config: SweepConfig, study: optuna.Study) -> None:
+    def __init__(self, config: SweepConfig, study: optuna.Study, interrupted: Callable[[], bool] = lambda: False) -> None:
         super().__init__()  # what is improved is the study's business
+        self.interrupted = interrupted
         self.config, self.study = config, study
         self.metrics = [objective.metric for objective in config.objectives]
-        self.num_wanted = num_wanted(config)
+        self.missing = num_wanted(config) - spent(study)
+        """Trials that this start still has to bring to their end."""
         self.trials: dict[str, optuna.Trial] = {}
         """Of this start, by Tune's names."""
         self.over: set[str] = set()
@@ -159,7 +162,7 @@ class StudySearch(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Ray types it without its own FINISHED
         """Return `values`, `number` and `passed` of a new trial, or that the sweep has all its trials."""
         if trial_id not in self.trials:
-            if spent(self.study) + len(set(self.trials) - self.over) >= self.num_wanted:
+            if len(self.trials) >= self.missing:
                 return Searcher.FINISHED
             self.trials[trial_id] = self.study.ask()
         trial = self.trials[trial_id]
@@ -171,7 +174,7 @@ class StudySearch(Searcher):
     def _passed(self, trial: optuna.Trial) -> int:
         """Return the last epoch after which an interrupted start let this trial go on."""
         earlier = trial.user_attrs.get(RESUMES)
-        return 0 if earlier is None else max(proxy_values(self.config, self.study.trials[earlier]), default=0)
+        return 0 if earlier is None else max(proxy_values(self.config, all_trials(self.study)[earlier]), default=0)
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Report an epoch's value, for single-objective sweeps; keep what early stopping compares."""
@@ -188,8 +191,12 @@ class StudySearch(Searcher):
         """Close the Optuna trial."""
         if trial_id in self.over or trial_id not in self.trials:
             return
+        if not error and self.interrupted() and not (result or {}).get("finished") and not (result or {}).get("failed"):
+            return
         self.over.add(trial_id)
         trial, result = self.trials[trial_id], result or {}
+        if "epoch" in result:
+            trial.set_user_attr(METRICS, dict(TrialReport.from_result(dict(result)).metrics))
         nothing = float("nan")
         values = [result.get(metric, nothing) for metric in self.metrics]
         bounded = {constraint: result.get(constraint.metric, nothing) for constraint in self.config.constraints}
@@ -203,7 +210,6 @@ class StudySearch(Searcher):
         elif result.get("finished") and finite:
             report = TrialReport.from_result(result)
             trial.set_user_attr("epochs", report.epoch)
-            trial.set_user_attr(METRICS, dict(report.metrics))
             for constraint, value in bounded.items():
                 trial.set_constraint(constraint.key, constraint.violation(value))
             self.study.tell(trial, values)
@@ -231,6 +237,7 @@ def run_search(config: SweepConfig, workplace: Workplace, tracker: Tracker) -> S
 
     Raises:
         UserError: the resources do not suffice for one trial, the study is locked, or a name is wrong.
+        TrialsBroke: more trials broke than may; the cause is named.
         StudyAway, StoreAway, NoSpace, ClusterLost: the study, the MLflow store, the disk or Ray failed on the way; everything finished is
             kept.
         KeyboardInterrupt: Ctrl-C; everything finished is kept.
@@ -246,22 +253,25 @@ def run_search(config: SweepConfig, workplace: Workplace, tracker: Tracker) -> S
     tracker.set_tags(run_id, {"rayndom.recipe": ", ".join(config.all_recipes)} | environment_tags())
     tracker.log_json(run_id, config.model_dump(mode="json"), SWEEP_FILE)
     write_text(folder / SWEEP_FILE, json.dumps(config.model_dump(mode="json"), indent=2))
-    search = Search(config, study, ParentRun(tracker, run_id), folder)
+    shared = shared_parameters(config)
+    tracker.log_params(run_id, shared)
+    search = Search(config, study, ParentRun(tracker, run_id, shared), folder)
     done, wanted = spent(study), num_wanted(config)
     over = f", {done} already over" if done else ""
     console.say(f"sweep {config.name}: {wanted} trials of {', '.join(config.all_recipes)}, {at_once} at a time{over}")
     for remark in config.remarks:
         console.say(remark)
     console.say(f"study {folder / 'study.db'}; MLflow {tracker.link(run_id)}")
-    late = complete_trial_runs(config, key, study, workplace.home, search.run)
+    late = complete_trial_runs(config, folder, study, workplace.home, search.run)
     if late:
         console.say(f"logged what an earlier start could not: trials {', '.join(map(str, late))}")
     if done < wanted:
-        _tune(search, workplace, at_once)
+        with probed(workplace.home.root) as storage:
+            _tune(search, workplace, at_once, storage)
     return search
 
 
-def _tune(search: Search, workplace: Workplace, at_once: int) -> None:
+def _tune(search: Search, workplace: Workplace, at_once: int, storage: SharedStorage) -> None:
     """Run the trials that are missing, `at_once` at a time."""
     config, study, folder, start = search.config, search.study, search.folder, new_start()
     bases = config.base_experiments()
@@ -274,7 +284,7 @@ def _tune(search: Search, workplace: Workplace, at_once: int) -> None:
 
     def row_of(suggestion: dict[str, Any]) -> TrialRow:
         number, values = suggestion["number"], suggestion["values"]
-        run = trial_run(search.run, folder.name, number, config, values)
+        run = trial_run(search.run, folder, number, config, values)
         return TrialRow(f"trial {number}", dimension_cells(config, values), run, f", {describe_values(values)}")
 
     writer = BackgroundWriter(search.run.tracker.uri)
@@ -284,9 +294,10 @@ def _tune(search: Search, workplace: Workplace, at_once: int) -> None:
         dimension_titles(config),
         row_of,
         writer,
-        cluster.ClusterWatch(need, local=cluster.is_local(workplace.address)),
+        cluster.ClusterWatch(need, local=cluster.is_local(workplace.address), storage=storage),
         wanted=num_wanted(config),
         done=spent(study),
+        most_broken=config.max_failed_share * num_wanted(config),
     )
     scheduler: TrialScheduler = FIFOScheduler()
     if config.stopping is not None:
@@ -294,7 +305,7 @@ def _tune(search: Search, workplace: Workplace, at_once: int) -> None:
     tuner = tune.Tuner(
         tune.with_resources(trial, tune_resources(bases[0])),
         tune_config=tune.TuneConfig(
-            search_alg=StudySearch(config, study),
+            search_alg=StudySearch(config, study, lambda: listener.hopeless),
             scheduler=scheduler,
             num_samples=num_wanted(config) + 1000,  # the searcher says when the sweep has all its trials
             max_concurrent_trials=at_once,
@@ -304,7 +315,7 @@ def _tune(search: Search, workplace: Workplace, at_once: int) -> None:
             name=f"start-{start}",
             storage_path=str(folder / "tune"),
             callbacks=[listener],
-            stop=OnFullDisk(listener),
+            stop=WhenHopeless(listener),
             failure_config=tune.FailureConfig(max_failures=2),
             checkpoint_config=tune.CheckpointConfig(),
             verbose=0,
@@ -320,3 +331,8 @@ def _tune(search: Search, workplace: Workplace, at_once: int) -> None:
                 raise
             raise StudyAway(folder, behind) from error
         listener.check_disk(workplace.home)
+        try:
+            listener.check_broken()
+        except TrialsBroke:
+            search.run.tracker.finish(search.run.run_id, "FAILED")
+            raise

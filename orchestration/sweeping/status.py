@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,9 +19,12 @@ from orchestration.run_folder import RunFolder
 from orchestration.single_process import is_held
 from orchestration.sweeping.config import SWEEP_FILE, SweepConfig, dimension_cells, dimension_titles
 from orchestration.sweeping.goals import format_goal
-from orchestration.sweeping.study import METRICS, best_trials, is_feasible, num_wanted, spent, storage_url, superseded
-from orchestration.tracking.tracker import FINGERPRINT_TAG, PARENT_TAG, SWEEP_TAG, Tracker
+from orchestration.sweeping.study import METRICS, all_trials, best_trials, is_feasible, num_wanted, spent, storage_url, superseded
+from orchestration.tracking.tracker import FINGERPRINT_TAG, SWEEP_TAG, Tracker
 from trainers.signs import complaints
+
+MOST_ROWS = 40
+"""Trials that a table shows unless all are asked for."""
 
 CLEAN, ROBUST = "validation/clean_accuracy", "validation/robust_accuracy"
 
@@ -66,6 +70,14 @@ class SweepStatus:
     best: tuple[int, ...]
     trials: tuple[TrialStatus, ...]
     link: str | None
+
+    def most_telling(self, most: int = MOST_ROWS) -> SweepStatus:
+        """Return the status with at most so many trials: those that are not over, the best, and then the last ones."""
+        if len(self.trials) <= most:
+            return self
+        over = {"finished", "stopped early", "failed", "infeasible"}
+        ranked = sorted(self.trials, key=lambda each: (each.number not in self.best, each.state in over, -each.number))
+        return dataclasses.replace(self, trials=tuple(sorted(ranked[:most], key=lambda each: each.number)))
 
     @property
     def columns(self) -> list[str]:
@@ -145,27 +157,25 @@ def sweep_status(home: Home, key: str) -> SweepStatus:
         cause = str(getattr(error, "orig", None) or error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"the study {folder / 'study.db'} cannot be read: {cause[0][:300]}") from None
     bases = config.base_experiments()
-    tracker = Tracker.existing(home, bases[0].tracking.experiment)
-    tracked, link = ({}, None) if tracker is None else _tracked(tracker, key)
     again = superseded(study)
-    trials = tuple(
-        _trial(config, home, trial, tracked.get(str(trial.user_attrs.get("fingerprint")), {}))
-        for trial in study.trials
-        if trial.number not in again
-    )
+    counted = [trial for trial in all_trials(study) if trial.number not in again]
+    # Earlier versions kept the metrics of trials that were stopped in MLflow alone.
+    everything = any(trial.state == TrialState.PRUNED and METRICS not in trial.user_attrs for trial in counted)
+    tracker = Tracker.existing(home, bases[0].tracking.experiment)
+    tracked, link = ({}, None) if tracker is None else _tracked(tracker, key, running=not everything)
+    trials = tuple(_trial(config, home, trial, tracked.get(str(trial.user_attrs.get("fingerprint")), {})) for trial in counted)
     epochs = max(experiment.training.epochs for experiment in bases)
     return SweepStatus(key, config, epochs, spent(study), num_wanted(config), tuple(best_trials(config, study)), trials, link)
 
 
-def _tracked(tracker: Tracker, key: str) -> tuple[dict[str, dict[str, float]], str | None]:
-    """Return fingerprint -> last metrics of a sweep's children (`epoch` among them), and the link to the sweep."""
+def _tracked(tracker: Tracker, key: str, *, running: bool) -> tuple[dict[str, dict[str, float]], str | None]:
+    """Return fingerprint -> last metrics of a sweep's trials (`epoch` among them), or of the running ones, and the link to the sweep."""
     parents = tracker.client.search_runs([tracker.experiment_id], f"tags.`{SWEEP_TAG}` = '{key}' and tags.`rayndom.kind` = 'sweep'")
     if not parents:
         return {}, None
     parent = parents[0].info.run_id
-    children = tracker.client.search_runs([tracker.experiment_id], f"tags.`{PARENT_TAG}` = '{parent}'", max_results=5000)
     found = {}
-    for child in children:
+    for child in tracker.children(parent, "trial", running=running):
         metrics = dict(child.data.metrics)
         if child.info.status == "RUNNING" and "train/loss" in metrics:
             metrics["epoch"] = max(metric.step for metric in tracker.client.get_metric_history(child.info.run_id, "train/loss"))
@@ -175,6 +185,7 @@ def _tracked(tracker: Tracker, key: str) -> tuple[dict[str, dict[str, float]], s
 
 def _trial(config: SweepConfig, home: Home, trial: FrozenTrial, metrics: dict[str, float]) -> TrialStatus:
     fingerprint = str(trial.user_attrs.get("fingerprint", ""))
+    metrics = metrics | trial.user_attrs.get(METRICS, {})
     epoch = trial.user_attrs.get("epochs") or int(metrics.get("epoch", 0)) or max(trial.intermediate_values, default=0)
     started, ended = trial.datetime_start, trial.datetime_complete
     seconds = ((ended or datetime.datetime.now()) - started).total_seconds() if started else None

@@ -27,7 +27,7 @@ RESUMES = "resumes"  # of a trial that runs another one again: that one's number
 RETRY = "retry"
 PASSED = "passed"  # of a suggestion: epochs that an earlier start trained and let go on
 PROXY = "proxy"  # epoch -> the metric that early stopping watches
-METRICS = "metrics"  # of the finished trial
+METRICS = "metrics"  # of a finished trial, or the last ones of a trial that ended before
 
 
 STUDY_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
@@ -85,14 +85,14 @@ def open_study(config: SweepConfig, folder: Path) -> optuna.Study:
             sampler=_sampler(config, config.seed),
             load_if_exists=True,
         )
-        fresh = not study.trials
+        fresh = not all_trials(study)
         if not fresh:  # with the seed of the first start it would propose that start's first points again
-            study.sampler = _sampler(config, config.seed + len(study.trials))
+            study.sampler = _sampler(config, config.seed + len(all_trials(study)))
         if fresh:
             for point in planned_points(config):
                 study.enqueue_trial({name: label(value) for name, value in point.items()})
         again = superseded(study)
-        for trial in study.trials:
+        for trial in list(all_trials(study)):
             if trial.state == TrialState.RUNNING:
                 # Marked first: a kill between these lines must not leave a trial that nobody runs again.
                 _mark(storage, config.name, trial.number, RETRY)
@@ -111,16 +111,21 @@ def _mark(storage: optuna.storages.RDBStorage, study: str, number: int, attribut
     storage.set_trial_user_attr(trial, attribute, True)
 
 
+def all_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials of a study by number, not to be changed: `study.trials` copies each of them deeply, at every look."""
+    return study.get_trials(deepcopy=False)
+
+
 def spent(study: optuna.Study) -> int:
     """Return how many of the sweep's trials are over: interrupted ones are not, they are run again."""
     over = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
     again = superseded(study)
-    return sum(trial.state in over and trial.number not in again for trial in study.trials)
+    return sum(trial.state in over and trial.number not in again for trial in all_trials(study))
 
 
 def superseded(study: optuna.Study) -> set[int]:
     """Return the numbers of trials that were interrupted or broke, and that later trials run again."""
-    return {trial.user_attrs[RESUMES] for trial in study.trials if RESUMES in trial.user_attrs}
+    return {trial.user_attrs[RESUMES] for trial in all_trials(study) if RESUMES in trial.user_attrs}
 
 
 def num_wanted(config: SweepConfig) -> int:
@@ -152,7 +157,7 @@ def is_feasible(trial: FrozenTrial) -> bool:
 def full_trials(study: optuna.Study) -> list[FrozenTrial]:
     """Return the trials that trained to their end, feasible or not."""
     again = superseded(study)
-    return [trial for trial in study.trials if trial.state == TrialState.COMPLETE and trial.number not in again]
+    return [trial for trial in all_trials(study) if trial.state == TrialState.COMPLETE and trial.number not in again]
 
 
 def best_trials(config: SweepConfig, study: optuna.Study) -> list[int]:
@@ -160,7 +165,7 @@ def best_trials(config: SweepConfig, study: optuna.Study) -> list[int]:
 
     Trials that were stopped early or violate a constraint do not count.
     """
-    if not any(trial.state == TrialState.COMPLETE and is_feasible(trial) for trial in study.trials):
+    if not any(trial.state == TrialState.COMPLETE and is_feasible(trial) for trial in all_trials(study)):
         return []
     if len(config.objectives) == 1:
         return [study.best_trial.number]

@@ -33,7 +33,7 @@ from orchestration.sweeping.findings import conclude_search, infeasible, show_tr
 from orchestration.sweeping.goals import RepeatsConfig, format_goal
 from orchestration.sweeping.listed_experiments import Listed, train_listed
 from orchestration.sweeping.search import Search, run_search
-from orchestration.sweeping.study import ENDING_S, only_driver
+from orchestration.sweeping.study import ENDING_S, all_trials, only_driver
 from orchestration.tracking.experiment_run import ParentRun
 from orchestration.tracking.tracker import Tracker
 from orchestration.training.final_measures import MARKED_METRIC, kept_protocol_metrics
@@ -75,7 +75,7 @@ def _run_to_its_end(search: Search, baselines: list[ExperimentConfig], workplace
     summary: dict[str, Any] = {
         "sweep": config.name,
         "complete": True,
-        "trials": len(search.study.trials),
+        "trials": len(all_trials(search.study)),
         "stopped_early": search.stopped_early,
         "best": search.best,
         "mlflow_run": run_id,
@@ -89,7 +89,7 @@ def _run_to_its_end(search: Search, baselines: list[ExperimentConfig], workplace
         tracker.finish(run_id, "FAILED")
         raise NoWinner(reason)
     winner = choose_winner(search) if config.repeats is None else _repeat(search, config.repeats, workplace)
-    experiment = search.experiments[winner]
+    experiment = search.experiment(winner)
     show_trials(search, winner)
     found = conclude_search(search, winner)
     summary |= found
@@ -127,7 +127,7 @@ def _movable(summary: dict[str, Any], home: Home) -> dict[str, Any]:
 def choose_winner(search: Search) -> int:
     """Return the trial to export: the best one; on a Pareto front, the best by the first objective."""
     sign = 1 if search.config.objectives[0].mode == "max" else -1
-    trials = {trial.number: trial for trial in search.study.trials}
+    trials = all_trials(search.study)
     return max(search.best, key=lambda number: sign * trials[number].values[0])
 
 
@@ -161,12 +161,12 @@ def _keep_search(folder: Path, found: dict[str, Any]) -> None:
 
 def _repeat(search: Search, repeats: RepeatsConfig, workplace: Workplace) -> int:
     """Train the best trials with further seeds and return the winner by the mean."""
-    config, experiments = search.config, search.experiments
-    top = {number: experiments[number] for number in top_trials(config, search.study, repeats.top)}
+    config = search.config
+    top = {number: search.experiment(number) for number in top_trials(config, search.study, repeats.top)}
     repeated = run_repeats(config, repeats, top, workplace, search.run)
     winner = choose_by_mean(config, repeated)
     show_repeats(config, repeated, winner)
-    log_repeats(search.run, repeated, experiments)
+    log_repeats(search.run, repeated, top)
     if winner is None:
         search.run.tracker.finish(search.run.run_id, "FAILED")
         raise NoWinner("none of the repeated trials satisfies the constraints on the mean over seeds; repeat more of them")

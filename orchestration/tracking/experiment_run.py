@@ -5,8 +5,8 @@ Whether it is trained by `rayndom train`, as a trial of a sweep, as a baseline o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestration.experiment import ExperimentConfig
@@ -17,6 +17,11 @@ STATE_TAG = "rayndom.state"
 FINISHED, STOPPED_EARLY, FAILED, KILLED = "finished", "stopped early by ASHA", "failed", "killed"
 _STATUS = {FINISHED: "FINISHED", STOPPED_EARLY: "FINISHED", FAILED: "FAILED", KILLED: "KILLED"}
 """How MLflow marks a run that ended in a state."""
+
+
+ALWAYS_ITS_OWN = ("seed", "data.name", "backbone.name", "defence.name", "training.objective.name")
+"""Parameters that a run below another has even where all have the same, so that a search in MLflow finds it."""
+_LOOKED_UP_ONE_BY_ONE = 30
 
 
 class ExperimentRun:
@@ -31,6 +36,7 @@ class ExperimentRun:
         name: shown name.
         parent: id of the run above it.
         tags: what identifies it beside its fingerprint.
+        shared: parameters that the run above it has; those with the same value are left out here.
     """
 
     def __init__(
@@ -41,7 +47,9 @@ class ExperimentRun:
         name: str,
         parent: str | None = None,
         tags: Mapping[str, str] | None = None,
+        shared: Mapping[str, Any] | None = None,
     ) -> None:
+        self.shared = shared or {}
         self.tracker, self.kind, self.experiment, self.name, self.parent = tracker, kind, experiment, name, parent
         self.identity = dict(tags or {}) | {FINGERPRINT_TAG: experiment.fingerprint}
         self._run_id: str | None = None
@@ -59,10 +67,15 @@ class ExperimentRun:
         """Return the run's id, created or found, with its parameters and configuration; it is set to running by the first call."""
         if self._run_id is None:
             run_id = self.tracker.run(self.kind, self.identity, self.name, self.parent)
-            self.tracker.log_params(run_id, self.experiment.flatten())
+            self.tracker.log_params(run_id, self._own_params())
             self.tracker.log_json(run_id, self.experiment.model_dump(mode="json"), "config.json")
             self._run_id = run_id
         return self._run_id
+
+    def _own_params(self) -> dict[str, Any]:
+        params = self.experiment.flatten()
+        missing = object()
+        return {name: value for name, value in params.items() if name in ALWAYS_ITS_OWN or self.shared.get(name, missing) != value}
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Log an epoch's metrics, once."""
@@ -97,17 +110,28 @@ class ParentRun:
     Attributes:
         tracker: writes.
         run_id: its id.
+        shared: parameters of this run that those below it leave out where theirs are the same.
     """
 
     tracker: Tracker
     run_id: str
+    shared: Mapping[str, Any] = field(default_factory=dict)
 
     def child(self, kind: str, experiment: ExperimentConfig, name: str, tags: Mapping[str, str] | None = None) -> ExperimentRun:
         """Return the run of a training below this one."""
-        return ExperimentRun(self.tracker, kind, experiment, name, self.run_id, tags)
+        return ExperimentRun(self.tracker, kind, experiment, name, self.run_id, tags, self.shared)
 
-    def closed(self, kind: str, *, finished: bool = False) -> set[str]:
-        """Return the fingerprints of the runs of a kind below this one that are closed; `finished`: with success."""
-        runs = self.tracker.children(self.run_id, kind)
+    def closed(self, kind: str, *, finished: bool = False, among: Collection[str] | None = None) -> set[str]:
+        """Return the fingerprints of the runs of a kind below this one that are closed.
+
+        Args:
+            kind: of the runs.
+            finished: closed with success.
+            among: look for these fingerprints alone; a few are looked up one by one.
+        """
+        if among is not None and len(among) <= _LOOKED_UP_ONE_BY_ONE:
+            runs = [run for fingerprint in among for run in self.tracker.children(self.run_id, kind, fingerprint)]
+        else:
+            runs = self.tracker.children(self.run_id, kind)
         ended = [run for run in runs if run.info.status == "FINISHED" or (not finished and run.info.status != "RUNNING")]
         return {run.data.tags.get(FINGERPRINT_TAG, "") for run in ended}

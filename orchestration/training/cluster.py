@@ -17,6 +17,7 @@ from models.errors import EnvironmentFailure, UserError
 from models.waiting_threads import SPIN_COUNT
 from orchestration import console
 from orchestration.training.resources import TrialResources, trials_that_fit
+from orchestration.training.shared_storage import SharedStorage
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +121,7 @@ class ClusterWatch:
     Args:
         need: of one trial.
         local: the cluster is this machine's own Ray: what is gone does not come back, so it is given up at once.
+        storage: looks whether nodes that join see the home folder.
         nodes: returns the resources of each node that is alive.
         clock: returns seconds.
     """
@@ -129,10 +131,11 @@ class ClusterWatch:
         need: TrialResources,
         *,
         local: bool,
+        storage: SharedStorage | None = None,
         nodes: Callable[[], Sequence[Mapping[str, float]]] = alive_nodes,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.need, self.local, self.nodes, self.clock = need, local, nodes, clock
+        self.need, self.local, self.storage, self.nodes, self.clock = need, local, storage, nodes, clock
         self.looked = clock()
         self.short_since: float | None = None
 
@@ -141,10 +144,13 @@ class ClusterWatch:
 
         Raises:
             ClusterLost: not even one trial fits, and waiting has no use or took too long.
+            UserError: a node that joined has another disk.
         """
         now = self.clock()
         if now - self.looked < LOOK_EVERY_S:
             return
+        if self.storage is not None:
+            self.storage.look()
         nodes = self.nodes()
         self.looked = self.clock()
         if trials_that_fit(self.need, nodes):

@@ -11,6 +11,7 @@ from ray.train import UserCallback
 from orchestration.training import cluster
 from orchestration.training.job import TrainingJob, TrialReport
 from orchestration.training.resources import concurrency, trial_resources
+from orchestration.training.shared_storage import probed
 from orchestration.training.training_run import RunResult, as_result
 from orchestration.training.trial import train_group
 from trainers.reporting import EpochReport
@@ -40,11 +41,16 @@ def train_in_group(
         UserError: the workers do not fit the cluster, or something does not fit them. TrainingDiverged: the loss is not finite.
         ray.train.TrainingFailedError: the workers failed for good.
     """
+    available = cluster.connect(address)
+    concurrency(trial_resources(job.experiment.resources), available)
+    with probed(job.folder.path.parent.parent):
+        return _follow_group(job, on_epoch, on_ready)
+
+
+def _follow_group(job: TrainingJob, on_epoch: Callable[[EpochReport], None], on_ready: Callable[[], None]) -> RunResult:
     from ray.util.queue import Empty, Queue
 
     finished = job.folder.result()
-    available = cluster.connect(address)
-    concurrency(trial_resources(job.experiment.resources), available)
     ready = False
     queue = Queue(actor_options={"num_cpus": 0})
 

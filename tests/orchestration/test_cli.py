@@ -88,7 +88,7 @@ def test_train_resume_reuse_evaluate_export(capsys, home, tmp_path, monkeypatch)
     where = ["--home", str(home.root)]
     code, out, _ = run(capsys, "train", "ctrw_digits", *TINY, "--dry-run", "--json", *where)
     assert code == 0
-    assert json.loads(out)["run"] == "new"
+    assert json.loads(out)["state"] == "new"
     code, out, _ = run(capsys, "train", "ctrw_digits", *TINY, "--json", *where)
     assert code == 0
     trained = json.loads(out)

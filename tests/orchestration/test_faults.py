@@ -25,7 +25,7 @@ TRIED_AGAIN = "broke and is tried again"
 
 
 def epochs_seen(text: str) -> int:
-    return len(re.findall(r"^trial \d+: epoch", text, re.M))
+    return len(re.findall(r"^\d\d:\d\d:\d\d  trial \d+: epoch", text, re.M))
 
 
 def assert_resumable(process: SweepProcess, *parts: str) -> None:

@@ -90,6 +90,30 @@ def test_a_front_of_feasible_trials_and_its_plots(tmp_path):
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
 
 
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_the_dimension_that_matters_is_the_important_one(tmp_path, mode):
+    """Of six dimensions one decides, whichever end of the objective is the better one."""
+    dimensions = ["learning_rate", "weight_decay", "momentum"]
+    config = load_sweep(
+        "ctrw_bounds_digits",
+        {
+            "num_trials": 60,
+            "sampler": "random",
+            "objectives": [{"metric": ROBUST, "mode": "max"} if mode == "max" else {"metric": SIZE, "mode": "min"}],
+            **{f"space.training.optimizer.{name}": {"type": "float", "low": 0.01, "high": 0.9} for name in dimensions},
+        },
+    )
+    study, deciding = open_study(config, tmp_path), "training.optimizer.weight_decay"
+    search = StudySearch(config, study)
+    for index in range(60):
+        value = search.suggest(str(index))["values"][deciding]
+        search.on_trial_complete(str(index), TrialReport(12, {ROBUST: value**2, SIZE: 1e6 * (1 - value)}, "", finished=True).to_result())
+    (shares,) = importances(config, study).values()
+    assert next(iter(shares)) == deciding
+    assert shares[deciding] > 0.5
+    assert sum(shares.values()) == pytest.approx(1)
+
+
 def test_the_proxy_is_compared_with_the_final_measure(tmp_path):
     config = load_sweep("ctrw_bounds_digits", {"num_trials": 5, "objectives": [{"metric": f"{ROBUST}/T1"}]})
     assert config.needs_protocols

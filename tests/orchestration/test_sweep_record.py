@@ -22,11 +22,12 @@ from orchestration.sweeping.listener import is_full_disk
 from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.search import StudySearch
 from orchestration.sweeping.study import RETRY, only_driver, open_study, spent
-from orchestration.sweeping.trial_runs import complete_trial_runs, trial_run
-from orchestration.tracking.experiment_run import ParentRun
+from orchestration.sweeping.trial_runs import ClosedRuns, complete_trial_runs, shared_parameters, trial_run
+from orchestration.tracking.experiment_run import ALWAYS_ITS_OWN, ParentRun
 from orchestration.tracking.tracker import Tracker
 from orchestration.training.job import TrialReport
 from orchestration.training.trial import failure_reason
+from trainers.signs import MOST_COMMON_ANSWER
 
 ROBUST = "validation/robust_accuracy"
 
@@ -57,16 +58,16 @@ def half_recorded(home, tmp_path):
     for experiment in experiments[:3]:
         write_history(home, experiment.fingerprint, 3)
     below = ParentRun(tracker, parent)
-    trial_run(below, "key", 0, config, study.trials[0].user_attrs["values"]).end()
-    trial_run(below, "key", 1, config, study.trials[1].user_attrs["values"]).log_epoch(1, {"train/loss": 1.0, ROBUST: 0.1})
+    trial_run(below, tmp_path / "key", 0, config, study.trials[0].user_attrs["values"]).end()
+    trial_run(below, tmp_path / "key", 1, config, study.trials[1].user_attrs["values"]).log_epoch(1, {"train/loss": 1.0, ROBUST: 0.1})
     return config, study, parent, experiments
 
 
-def test_what_a_killed_start_did_not_log_is_logged_once_by_the_next(home, half_recorded):
+def test_what_a_killed_start_did_not_log_is_logged_once_by_the_next(home, half_recorded, tmp_path):
     config, study, parent, experiments = half_recorded
     tracker = Tracker(home, "rayndom")
-    assert complete_trial_runs(config, "key", study, home, ParentRun(tracker, parent)) == [1, 2]
-    assert complete_trial_runs(config, "key", study, home, ParentRun(Tracker(home, "rayndom"), parent)) == []
+    assert complete_trial_runs(config, tmp_path / "key", study, home, ParentRun(tracker, parent)) == [1, 2]
+    assert complete_trial_runs(config, tmp_path / "key", study, home, ParentRun(Tracker(home, "rayndom"), parent)) == []
     runs = {run.data.tags["rayndom.fingerprint"]: run for run in tracker.children(parent, "trial")}
     assert set(runs) == {experiment.fingerprint for experiment in experiments[:3]}, "the unfinished trial is not closed"
     second, third = (runs[experiment.fingerprint] for experiment in experiments[1:3])
@@ -161,3 +162,38 @@ def test_why_a_trial_broke_is_one_line(stored, local, reason, tmp_path):
         file.write_text(local)
     trial = SimpleNamespace(get_error=lambda: stored, error_file=str(file))
     assert failure_reason(trial) == reason
+
+
+def test_a_trial_costs_the_store_few_rows(home, tmp_path):
+    """Parameters that all trials share stand on the sweep's run, most metrics are logged once, and a sign of trouble at every epoch."""
+    config = load_sweep("ctrw_bounds_digits", {"num_trials": 2})
+    tracker, shared = Tracker(home, "rayndom"), shared_parameters(config)
+    parent = ParentRun(tracker, tracker.run("sweep", {"rayndom.sweep": "key"}, "x"), shared)
+    values = {"defence.lower_bound": 300.0, "defence.upper_bound": 900.0}
+    run = trial_run(parent, tmp_path / "key", 0, config, values)
+    for epoch in range(1, 6):
+        answer = 1.0 if epoch == 2 else 0.1
+        run.log_epoch(epoch, {"train/loss": 1.0 / epoch, ROBUST: 0.1, "train/other": float(epoch), MOST_COMMON_ANSWER: answer})
+    run.end()
+    (stored,) = tracker.children(parent.run_id, "trial")
+    assert {name: float(value) for name, value in stored.data.params.items() if name in values} == values
+    assert stored.data.params["defence.name"] == "ctrw"
+    assert len(stored.data.params) == len(values) + len(ALWAYS_ITS_OWN)
+    assert shared.keys() | stored.data.params.keys() == config.experiment(values).flatten().keys(), "nothing is in neither"
+    steps = {name: [each.step for each in tracker.client.get_metric_history(stored.info.run_id, name)] for name in stored.data.metrics}
+    assert steps == {"train/loss": [1, 2, 3, 4, 5], ROBUST: [1, 2, 3, 4, 5], "train/other": [5], MOST_COMMON_ANSWER: [2, 3, 4, 5]}
+    assert stored.data.metrics["train/other"] == 5.0
+
+
+def test_the_note_of_closed_runs_survives_what_a_kill_leaves(tmp_path):
+    note = ClosedRuns(tmp_path, "run")
+    assert note.numbers() is None
+    note.add()
+    assert note.numbers() == set()
+    note.add(3, 14)
+    with note.path.open("a") as file:
+        file.write("15")  # cut before its end: it may have been 159
+    assert note.numbers() == {3, 14}
+    note.add(159)
+    assert note.numbers() == {3, 14, 159}
+    assert ClosedRuns(tmp_path, "another run").numbers() is None

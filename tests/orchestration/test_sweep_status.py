@@ -13,7 +13,7 @@ from orchestration.run_folder import RunFolder
 from orchestration.sweeping.config import sweep_key
 from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.search import StudySearch
-from orchestration.sweeping.status import find_sweep, is_held, list_sweep_keys, sweep_status
+from orchestration.sweeping.status import SweepStatus, TrialStatus, find_sweep, is_held, list_sweep_keys, sweep_status
 from orchestration.sweeping.study import open_study
 from orchestration.tracking.tracker import FINGERPRINT_TAG, SWEEP_TAG, Tracker
 from orchestration.training.job import TrialReport
@@ -103,3 +103,16 @@ def test_a_home_without_sweeps(home, capsys):
     assert main(["status", "--home", str(home.root)]) == 0
     with pytest.raises(UserError, match="no sweep was started"):
         find_sweep(home, "x")
+
+
+def test_of_thousands_of_trials_those_are_shown_that_say_most():
+    trials = tuple(
+        TrialStatus(number, "running" if number in (7, 4990) else "finished", 1, (), 0.9, 0.5, (0.5,), 60.0, "f") for number in range(5000)
+    )
+    config = load_sweep("ctrw_bounds_digits")
+    status = SweepStatus("key", config, 12, 4998, 5000, (3, 1200), trials, None)
+    shown = status.most_telling(40)
+    numbers = [each.number for each in shown.trials]
+    assert len(numbers) == 40 and numbers == sorted(numbers)
+    assert {3, 7, 1200, 4990, 4999} <= set(numbers)
+    assert status.most_telling(5000) is status
