@@ -45,15 +45,15 @@ def tiny(monkeypatch):
 
     def smaller(experiment, run, scale):
         experiment = real(experiment, run, scale)
-        data = scaling.changed(experiment.data, image_size=8, limit_train=64, validation_size=32, limit_test=20)
-        training = scaling.changed(
-            experiment.training,
+        data = experiment.data.changed(image_size=8, limit_train=64, validation_size=32, limit_test=20)
+        training = experiment.training
+        training = training.changed(
             epochs=1,
             precision="fp32",
-            attack=scaling.changed(experiment.training.attack, steps=1),
-            validation=scaling.changed(experiment.training.validation, num_examples=16, steps=1),
+            attack=training.attack.changed(steps=1),
+            validation=training.validation.changed(num_examples=16, steps=1),
         )
-        return scaling.changed(experiment, data=data, training=training)
+        return experiment.changed(data=data, training=training)
 
     real = scaling.scaled
     monkeypatch.setattr(plan, "scaled", smaller)
