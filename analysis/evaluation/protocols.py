@@ -45,6 +45,9 @@ RunAttack = Callable[[AttackedModel, int], AttackOutput]
 SAMPLED = "sampled"
 """Draw set of T1 where the space of draws is enumerated: draws as inference takes them, which must agree with the enumeration (C17)."""
 
+_SAMPLED_ON_CLEAN = 100
+"""Fewest draws that an enumeration is held against on clean images, where they cost a pass each: a handful could not tell."""
+
 _UNCHANGED = 1e-5  # far below 1/255, above what clamping for CW moves
 
 
@@ -163,7 +166,7 @@ def score_clean(setting: BlockSetting, *, averaged: bool = False) -> BlockOutcom
         del model, seed
         return AttackOutput(setting.x)
 
-    outcome = _averaged(setting, leave_alone) if averaged else _unknown_draw(setting, leave_alone)
+    outcome = _averaged(setting, leave_alone) if averaged else _unknown_draw(setting, leave_alone, num_sampled=_SAMPLED_ON_CLEAN)
     outcome.draws_disjoint = None
     return outcome
 
@@ -198,7 +201,7 @@ def _paper(setting: BlockSetting, attack: RunAttack) -> BlockOutcome:
     return tally.outcome(exact=not setting.randomized)
 
 
-def _unknown_draw(setting: BlockSetting, attack: RunAttack) -> BlockOutcome:
+def _unknown_draw(setting: BlockSetting, attack: RunAttack, *, num_sampled: int = 0) -> BlockOutcome:
     predictor = Predictor(setting.model)
     tally = _Tally(setting)
     x_adv = tally.attack(predictor, setting.gradient_draws(), attack, setting.seed_for("unknown draw"))
@@ -207,7 +210,8 @@ def _unknown_draw(setting: BlockSetting, attack: RunAttack) -> BlockOutcome:
         tally.score("evaluation", predictor, x_adv, draws["evaluation"])
         tally.correct["selection"] = tally.correct["evaluation"]
         if setting.randomized:
-            tally.score(SAMPLED, predictor, x_adv, seeded_draws(setting.scoring.num_selection_draws, setting.seed, "selection"))
+            count = max(num_sampled, setting.scoring.num_selection_draws)
+            tally.score(SAMPLED, predictor, x_adv, seeded_draws(count, setting.seed, "selection"))
     else:
         tally.score("selection", predictor, x_adv, draws["selection"])
         tally.score("evaluation", predictor, x_adv, draws["evaluation"])

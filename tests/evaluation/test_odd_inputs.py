@@ -252,7 +252,9 @@ def test_tiny_logits_mark_a_suite_whose_attacks_all_depend_on_the_scale(scale):
         return next(verdict for verdict in result.verdicts if verdict.id == "C18")
 
     assert outputs(alone).status == "FAIL" and outputs(alone).attacks == ("apgd_ce",)
-    assert outputs(SUITE).status == "WARN"
+    assert outputs(SUITE).status == "FAIL", "square is no substitute for a gradient that points somewhere"
+    on_margin = SUITE.model_copy(update={"attacks": (*SUITE.attacks, AttackItem(attack="apgd_margin", parameters={"steps": 5}))})
+    assert outputs(on_margin).status == "WARN"
     assert outputs(alone, classifier(NUM_CLASSES)).status == "PASS"
 
 

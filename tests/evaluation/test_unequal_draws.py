@@ -8,6 +8,7 @@ from torch import nn
 
 from analysis.attacked_model.draws import all_configurations
 from analysis.evaluate import evaluate
+from analysis.evaluation.protocols import Scoring
 from analysis.evaluation.suites import AttackItem, Suite
 from models.randomness import RandomModule
 from models.threat_model import ThreatModel
@@ -95,6 +96,14 @@ def test_an_enumeration_of_a_space_that_is_not_uniform_is_found(probabilities, r
     assert finding.status == "FAIL"
     assert "not equally likely" in finding.explanation
     assert result.marked
+
+
+@pytest.mark.parametrize(("probabilities", "right"), [([0.9, 0.1], [True, False]), ([0.85, 0.15], [False, True])])
+def test_a_first_look_with_few_draws_finds_an_enumeration_that_is_not_uniform_too(probabilities, right):
+    few = SUITE.model_copy(update={"scoring": Scoring(num_selection_draws=2, num_evaluation_draws=2)})
+    model = Members(probabilities, right, claimed=[0.5, 0.5])
+    result = evaluate(model.eval(), *data(), few, threat_model=ThreatModel(epsilon=0.01))
+    assert result.clean.exact and verdict(result, "C17").status == "FAIL"
 
 
 @pytest.mark.parametrize("seed", range(8))
