@@ -3,10 +3,10 @@
     python -m benchmarks.checks --records FILE [--suite standard] [--seeds 15] [--samples 60] [--only honest|broken] [--names TEXT ...]
 
 Every model is drawn from a family by its seed and trained in about a second on 8 x 8 digits (`benchmarks.honest_models`,
-`benchmarks.broken_models`). Each evaluation is one JSON line of FILE; the same command goes on where a killed one was, and does again what
-another version of the models left there. The tables hold what the file holds, with one-sided 95 % Clopper-Pearson bounds. Where a network
+`benchmarks.broken_models`). Each evaluation is one JSON line of FILE; the same command goes on where a killed one was: after a change of
+models or checks start another file. The tables hold what the file holds, with one-sided 95 % Clopper-Pearson bounds. Where a network
 answers behind a trick, an attack with that network's gradients (BPDA) bounds the truth from above: a broken model counts as fooling an
-evaluation where it has no one number that is true, or where what is reported is above that bound by more than 5 points. C19 is left out:
+evaluation where what is reported is above that bound by more than 5 points, or, where no one number is true, above 1 %. C19 is left out:
 it looks at the installation, not at a model.
 """
 
@@ -35,6 +35,7 @@ _TRUTH = Suite(name="truth", attacks=(AttackItem(name="apgd_margin", attack="apg
 _LEVEL = 0.95
 _SAME = (Scaled, OneHot, QueryDetection, UnderAutograd, Detector, NegatedGradients)  # tricks that leave the answers of the network behind
 _FOOLED = 0.05
+_NOTHING = 0.01
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,9 @@ def tables(lines: list[Line]) -> str:
 def is_fooled(line: Line) -> bool:
     """Return whether what was reported of a broken model must not be believed."""
     truth, reported = line.get("truth"), line.get("reported")
-    return truth is None or reported is None or reported > truth + _FOOLED
+    if reported is None:
+        return True
+    return reported > (_NOTHING if truth is None else truth + _FOOLED)
 
 
 def _failed(line: Line) -> list[str]:
