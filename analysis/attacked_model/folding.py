@@ -1,8 +1,9 @@
 """Batch normalization folded into the convolution before it: the same function in eval mode, with fewer passes over memory.
 
 In eval mode normalization is an affine map per channel. If nothing else reads the convolution's output, its weights can take that map
-over. It holds for plain convolutions, for DCS (the mask multiplies the folded weight) and for CTRW's random filters (mean and deviation
-are scaled alike); layers that choose a normalization at random (RNA) are left alone.
+over. It holds for plain convolutions, and for layers that say so themselves (`models.layers.channel_map`): DCS, whose mask multiplies the
+folded weight, and CTRW's random filters, whose mean and deviation are scaled alike. Layers that choose a normalization at random (RNA) are
+left alone.
 
 Which layers follow each other is seen in one forward, not guessed from names, and the folded copy is used only if it computes the same.
 """
@@ -22,13 +23,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from analysis.attacked_model.draws import Draw, all_configurations, set_draw
-from models.layers.explicit_batch_norm import ExplicitBatchNorm2d
-from models.layers.random_weight import RandomFilterConv2d
-from models.layers.stochastic_convolution import StochasticConv2d
+from models.layers.channel_map import GivesChannelMap, TakesChannelMap, batch_norm_map, scale_filters
 from models.randomness import frozen, load_randomness_state, randomness_state, set_configuration
 
-_NORMALIZATIONS = (nn.BatchNorm2d, ExplicitBatchNorm2d)
-_CONVOLUTIONS = (nn.Conv2d, StochasticConv2d, RandomFilterConv2d)
 _MAX_TRACED_DRAWS = 64
 _TOLERANCE = 1e-4  # of the largest logit; float32 rounding through a deep network is well below
 
@@ -123,10 +120,10 @@ def _pairs(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
     inputs: dict[str, _Seen] = {}
     handles = []
     for name, module in model.named_modules():
-        if type(module) in _CONVOLUTIONS and not _has_hooks(module):
+        if _takes_channel_map(module) and not _has_hooks(module):
             seen = outputs.setdefault(name, _Seen())
             handles.append(module.register_forward_hook(lambda _m, _i, output, seen=seen: _note(seen, output)))
-        elif type(module) in _NORMALIZATIONS and not _has_hooks(module) and module.running_mean is not None and not module.training:
+        elif not _has_hooks(module) and _channel_map(module) is not None:
             seen = inputs.setdefault(name, _Seen())
             handles.append(module.register_forward_pre_hook(lambda _m, arguments, seen=seen: _note(seen, arguments[0])))
     readers_of = _Readers()
@@ -186,24 +183,25 @@ def _shared_parameters(model: nn.Module) -> set[str]:
     return {name for names in owners.values() if len(names) > 1 for name in names}
 
 
-@torch.no_grad()
+def _takes_channel_map(module: nn.Module) -> bool:
+    """Not every subclass of `nn.Conv2d`: what one adds of its own would not be folded."""
+    return type(module) is nn.Conv2d or isinstance(module, TakesChannelMap)
+
+
+def _channel_map(module: nn.Module) -> tuple[Tensor, Tensor] | None:
+    if type(module) is nn.BatchNorm2d:
+        return batch_norm_map(module)
+    return module.channel_map() if isinstance(module, GivesChannelMap) else None
+
+
 def _fold(convolution: nn.Module, normalization: nn.Module) -> None:
-    assert isinstance(normalization, nn.BatchNorm2d) and normalization.running_mean is not None and normalization.running_var is not None
-    scale_O = torch.rsqrt(normalization.running_var.double() + normalization.eps)
-    if normalization.weight is not None:
-        scale_O = scale_O * normalization.weight.double()
-    shift_O = -normalization.running_mean.double() * scale_O
-    if normalization.bias is not None:
-        shift_O = shift_O + normalization.bias.double()
-    weights = [convolution.mu, convolution.sigma] if isinstance(convolution, RandomFilterConv2d) else [convolution.weight]
-    for weight in weights:
-        assert isinstance(weight, Tensor)
-        weight.copy_(weight.double() * scale_O.view(-1, 1, 1, 1))
-    if isinstance(convolution.bias, Tensor):
-        shift_O = shift_O + convolution.bias.double() * scale_O
-    reference = weights[0]
-    assert isinstance(reference, Tensor)
-    convolution.bias = nn.Parameter(shift_O.to(reference.dtype), requires_grad=False)
+    channel_map = _channel_map(normalization)
+    assert channel_map is not None, "only such normalizations are in pairs"
+    if isinstance(convolution, TakesChannelMap):
+        convolution.take_channel_map(*channel_map)
+    else:
+        assert isinstance(convolution, nn.Conv2d)
+        convolution.bias = scale_filters((convolution.weight,), convolution.bias, *channel_map)
 
 
 def _replace(model: nn.Module, name: str) -> None:

@@ -14,8 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.ensemble import INFERENCE_MODES, Ensemble, inference_mode_of
 from models.errors import UserError
-from models.layers.hypernetwork import WeightGenerator
-from models.layers.stochastic_convolution import StochasticConv2d
+from models.layers.cost import CountsMacs, GeneratesWeights
 from models.modes import mode
 
 ImageShape = tuple[int, int, int]
@@ -62,32 +61,31 @@ def count_bytes(model: nn.Module) -> int:
 def count_macs(model: nn.Module, image_shape: ImageShape) -> int:
     """Return the multiply-accumulates of convolutions and matrix products for one image, in eval mode.
 
-    Weights that a hypernetwork generates are generated beforehand and not counted: see `count_generation_macs`. A stochastic convolution
-    counts with what the mathematical layer needs, its n kept taps, whatever else a form of it computes on this device or for this draw.
+    Weights that a hypernetwork generates are generated beforehand and not counted: see `count_generation_macs`. A layer that says what it
+    needs counts with that (a stochastic convolution: its n kept taps), whatever else a form of it computes on this device or for this draw.
     """
     x_BCHW = _images(model, image_shape, 1)
     with mode(model, "eval"):
         model(x_BCHW)
-        with FlopCounterMode(display=False) as counter, _counting_kept_taps(model, counter) as surplus:
+        with FlopCounterMode(display=False) as counter, _counting_surplus(model, counter) as surplus:
             model(x_BCHW)
     return counter.get_total_flops() // 2 - sum(surplus)
 
 
 @contextlib.contextmanager
-def _counting_kept_taps(model: nn.Module, counter: FlopCounterMode) -> Iterator[list[int]]:
-    """Within, collect by how many multiply-accumulates each call of a stochastic convolution exceeds those of its n taps."""
+def _counting_surplus(model: nn.Module, counter: FlopCounterMode) -> Iterator[list[int]]:
+    """Within, collect by how many multiply-accumulates each call of a layer exceeds those that it says it needs."""
     surplus: list[int] = []
     before: list[int] = []
 
     def enter(layer: nn.Module, inputs: object) -> None:
         before.append(counter.get_total_flops())
 
-    def leave(layer: nn.Module, inputs: object, output_BOHW: torch.Tensor) -> None:
-        assert isinstance(layer, StochasticConv2d)
-        needed = layer.num_taps * (layer.in_channels // layer.groups) * output_BOHW.numel()
-        surplus.append((counter.get_total_flops() - before.pop()) // 2 - needed)
+    def leave(layer: nn.Module, inputs: object, output: torch.Tensor) -> None:
+        assert isinstance(layer, CountsMacs)
+        surplus.append((counter.get_total_flops() - before.pop()) // 2 - layer.macs_for(output))
 
-    layers = [module for module in model.modules() if isinstance(module, StochasticConv2d)]
+    layers = [module for module in model.modules() if isinstance(module, CountsMacs)]
     handles = [handle for each in layers for handle in (each.register_forward_pre_hook(enter), each.register_forward_hook(leave))]
     try:
         yield surplus
@@ -101,8 +99,8 @@ def count_generation_macs(model: nn.Module) -> int:
     """Return the multiply-accumulates that generate all hypernetwork weights of a model once."""
     with FlopCounterMode(display=False) as counter:
         for module in model.modules():
-            if isinstance(module, WeightGenerator):
-                module.generate((module.embeddings, *module.used_hypernetwork.parameters()))
+            if isinstance(module, GeneratesWeights):
+                module.generate_now()
     return counter.get_total_flops() // 2
 
 

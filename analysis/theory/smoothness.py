@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from analysis.theory.transferability import cosine_per_example, undisturbed
 from models.layer_replacement import get_module
-from models.layers.channel_statistics import Normalization2d
+from models.layers.channel_statistics import NormalizedGroups, normalized_groups
 from models.modes import mode
 
 
@@ -65,13 +65,13 @@ def normalization_gradients(model: nn.Module, x_BCHW: Tensor, y_B: Tensor) -> li
     """Return the gradient norms at every normalization that the model's current draw uses, in forward order.
 
     Raises:
-        ValueError: no BatchNorm2d or `Normalization2d` was used (draws per example use neither).
+        ValueError: no layer was used of which `normalized_groups` knows what it normalizes (draws per example use none).
     """
-    seen: list[tuple[str, nn.BatchNorm2d | Normalization2d, Tensor, Tensor]] = []
+    seen: list[tuple[str, nn.Module, Tensor, Tensor]] = []
     handles = [
         module.register_forward_hook(lambda module, inputs, output, name=name: seen.append((name, module, inputs[0], output)))
         for name, module in model.named_modules()
-        if isinstance(module, nn.BatchNorm2d | Normalization2d)
+        if normalized_groups(module) is not None
     ]
     try:
         with undisturbed(model), torch.enable_grad():
@@ -83,34 +83,27 @@ def normalization_gradients(model: nn.Module, x_BCHW: Tensor, y_B: Tensor) -> li
             for (name, module, inputs, _), gradient in zip(list(seen), upstream, strict=True):
                 leaf = inputs.detach().requires_grad_()
                 (at_input,) = torch.autograd.grad(module(leaf), leaf, gradient)
-                kind = module.kind.name if isinstance(module, Normalization2d) else "bn"
-                records.append(
-                    NormalizationGradient(
-                        name,
-                        kind,
-                        _lengths(gradient),
-                        _lengths(at_input),
-                        _predicted_lengths(module, leaf.detach(), gradient),
-                    )
-                )
+                groups = normalized_groups(module)
+                assert groups is not None
+                predicted_B = _predicted_lengths(groups, leaf.detach(), gradient)
+                records.append(NormalizationGradient(name, groups.kind, _lengths(gradient), _lengths(at_input), predicted_B))
     finally:
         for handle in handles:
             handle.remove()
     return records
 
 
-def _predicted_lengths(module: nn.BatchNorm2d | Normalization2d, activation_BCHW: Tensor, gradient_BCHW: Tensor) -> Tensor:
-    if module.weight is not None:
-        gradient_BCHW = gradient_BCHW * module.weight[:, None, None]
+def _predicted_lengths(groups: NormalizedGroups, activation_BCHW: Tensor, gradient_BCHW: Tensor) -> Tensor:
+    if groups.weight is not None:
+        gradient_BCHW = gradient_BCHW * groups.weight[:, None, None]
     batch = len(activation_BCHW)
-    groups = module.num_groups if isinstance(module, Normalization2d) else module.num_features
-    gradient_RG = gradient_BCHW.reshape(batch * groups, -1)
-    if isinstance(module, Normalization2d) and not module.kind.over_batch:
-        squared_R = group_norm_squared_gradient(activation_BCHW.reshape(batch * groups, -1), gradient_RG, module.eps)
+    rows = batch * groups.num_groups
+    gradient_RG = gradient_BCHW.reshape(rows, -1)
+    if groups.running_var is None:
+        squared_R = group_norm_squared_gradient(activation_BCHW.reshape(rows, -1), gradient_RG, groups.eps)
     else:
-        assert module.running_var is not None, "eval mode normalizes with running statistics"
-        squared_R = batch_group_norm_squared_gradient(gradient_RG, module.running_var.repeat(batch), module.eps)
-    return squared_R.view(batch, groups).sum(dim=1).clamp_min(0).sqrt()
+        squared_R = batch_group_norm_squared_gradient(gradient_RG, groups.running_var.repeat(batch), groups.eps)
+    return squared_R.view(batch, groups.num_groups).sum(dim=1).clamp_min(0).sqrt()
 
 
 def effective_smoothness(model: nn.Module, x_BCHW: Tensor, y_B: Tensor, layer: str | None = None) -> Tensor:

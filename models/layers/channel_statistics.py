@@ -21,6 +21,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -128,6 +129,42 @@ def pool_batch(mean_BG: Tensor, variance_BG: Tensor) -> tuple[Tensor, Tensor, in
     """
     mean_G = mean_BG.mean(dim=0)
     return mean_G, variance_BG.mean(dim=0) + (mean_BG - mean_G).square().mean(dim=0), mean_BG.shape[0]
+
+
+@dataclass(frozen=True)
+class NormalizedGroups:
+    """What a normalization does to a map (B, C, H, W) in eval mode.
+
+    Attributes:
+        kind: its name, e.g. `bn` or `gn_size_2`.
+        num_groups: G; each group of channels has a mean and a variance of its own.
+        eps: added to the variance.
+        weight: (C,), multiplies what is normalized; None: nothing does.
+        running_var: (G,), of the batches seen in training; None: the variance is that of the example.
+    """
+
+    kind: str
+    num_groups: int
+    eps: float
+    weight: Tensor | None
+    running_var: Tensor | None
+
+
+@runtime_checkable
+class NormalizesGroups(Protocol):
+    """A layer that normalizes groups of channels, and says so by having the method."""
+
+    def normalized_groups(self) -> NormalizedGroups:
+        """Return what it does in eval mode."""
+
+
+def normalized_groups(module: nn.Module) -> NormalizedGroups | None:
+    """Return what a layer normalizes in eval mode; None: it is no normalization, or one that does not say."""
+    if isinstance(module, NormalizesGroups):
+        return module.normalized_groups()
+    if isinstance(module, nn.BatchNorm2d) and module.running_var is not None:
+        return NormalizedGroups("bn", module.num_features, module.eps, module.weight, module.running_var)
+    return None
 
 
 def is_synchronized(model: nn.Module) -> bool:
@@ -255,6 +292,10 @@ class Normalization2d(nn.Module):
         self.running_mean.lerp_(mean_G.detach().to(self.running_mean.dtype), weight.to(self.running_mean.dtype))
         self.running_var.lerp_(unbiased_G.to(self.running_var.dtype), weight.to(self.running_var.dtype))
         self.num_batches_tracked.add_(1 if share is None else (share > 0).long())
+
+    def normalized_groups(self) -> NormalizedGroups:
+        """Return what it does in eval mode."""
+        return NormalizedGroups(self.kind.name, self.num_groups, self.eps, self.weight, self.running_var if self.kind.over_batch else None)
 
     def copy_from(self, norm: nn.BatchNorm2d) -> None:
         """Take over affine parameters and, for one channel per group over the batch, running statistics."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layer_replacement import OfType, replace_modules
+from models.layers.channel_map import batch_norm_map
 from models.layers.channel_statistics import BatchReduction, at_least_float32, channel_moments, normalize, pool_batch
 
 
@@ -52,6 +53,10 @@ class ExplicitBatchNorm2d(nn.BatchNorm2d):
             scale_C = scale_C * self.weight
         out_BCHW = centred_BCHW * scale_C.view(1, -1, 1, 1)
         return (out_BCHW if self.bias is None else out_BCHW + self.bias.view(1, -1, 1, 1)).to(dtype)
+
+    def channel_map(self) -> tuple[Tensor, Tensor] | None:
+        """Return scale and shift (C,) of eval mode, those of `nn.BatchNorm2d`; None in train mode and without running statistics."""
+        return batch_norm_map(self)
 
     @torch.no_grad()
     def _record(self, mean_C: Tensor, variance_C: Tensor, count: int | Tensor) -> None:

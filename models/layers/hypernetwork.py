@@ -215,7 +215,7 @@ class WeightGenerator(nn.Module):
 
     def forward(self) -> tuple[Tensor, ...]:
         """Return the weights of all generated convolutions, in the order of `grids`."""
-        sources = (self.embeddings, *self.used_hypernetwork.parameters())
+        sources = self._sources()
         tracked = torch.is_grad_enabled() and any(source.requires_grad for source in sources)
         scope = self._scope
         if scope is None and self.training and tracked:
@@ -228,6 +228,13 @@ class WeightGenerator(nn.Module):
             values = self._cached(sources)
             scope.attached = (self._cache, _GeneratedOnce.apply(self, values, *sources))
         return scope.attached[1]
+
+    def generate_now(self) -> tuple[Tensor, ...]:
+        """Return the weights of the present parameters, computed whatever the cache holds."""
+        return self.generate(self._sources())
+
+    def _sources(self) -> tuple[Tensor, ...]:
+        return (self.embeddings, *self.used_hypernetwork.parameters())
 
     def generate(self, sources: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return the weights as a function of (embeddings, *parameters of the hypernetwork)."""

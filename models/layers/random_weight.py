@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.layers.channel_map import scale_filters
 from models.randomness import DrawScope, RandomModule, per_example_rows, rows_held_by_both
 
 Constraint = Literal["floor", "shift", "project", "none", "fixed"]
@@ -164,6 +165,10 @@ class RandomFilterConv2d(_RandomWeight):
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
         self.in_channels, self.out_channels, self.kernel_size = conv.in_channels, conv.out_channels, conv.kernel_size
         self.take_first_draw()
+
+    def take_channel_map(self, scale_O: Tensor, shift_O: Tensor) -> None:
+        """Be followed by y * scale_O + shift_O: mean and deviation of every filter are scaled alike."""
+        self.bias = scale_filters((self.mu, self.sigma), self.bias, scale_O, shift_O)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         weight = self.sample_weight().to(x_BCHW.dtype)

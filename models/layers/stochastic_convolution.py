@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.errors import UserError
+from models.layers.channel_map import scale_filters
 from models.layers.host_mirror import HostMirror
 from models.layers.tap_masks import Gsat, Sampling, TapMaskSpace
 from models.randomness import DrawScope, RandomModule, Stream, per_example_rows, rows_held_by_both
@@ -177,6 +178,14 @@ class StochasticConv2d(RandomModule):
         self.weight[:, :, top : top + height, left : left + width] = conv.weight
         if self.bias is not None and conv.bias is not None:
             self.bias.copy_(conv.bias)
+
+    def take_channel_map(self, scale_O: Tensor, shift_O: Tensor) -> None:
+        """Be followed by y * scale_O + shift_O: the mask multiplies the scaled weight as it did the weight."""
+        self.bias = scale_filters((self.weight,), self.bias, scale_O, shift_O)
+
+    def macs_for(self, output: Tensor) -> int:
+        """Return the multiply-accumulates of the n kept taps for an output (B, O, H, W), whatever the implementation computes."""
+        return self.num_taps * (self.in_channels // self.groups) * output.numel()
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if self.draw_scope == "per_example":

@@ -115,3 +115,28 @@ def test_a_module_that_no_layer_names_is_noticed(building: Path, package: str) -
     finished = lint(building)
     assert finished.returncode == 1, finished.stdout + finished.stderr
     assert f"{package}.stray" in finished.stdout
+
+
+LAYERS_OF = {
+    "random_weight": "ctrw",
+    "stochastic_convolution": "dcs",
+    "tap_masks": "dcs",
+    "deformable_convolution": "dcn",
+    "random_normalization": "rna",
+    "hypernetwork": "ps_red",
+}
+"""The files of layers that one defence is made of, and its name."""
+
+
+def test_only_the_files_about_a_defence_know_its_layers() -> None:
+    """Everything else asks a layer by what it answers: `RandomModule`, `models.layers.channel_map`, `cost`, `channel_statistics`."""
+    assert {path.stem for path in (ROOT / "models" / "layers").glob("*.py")} >= LAYERS_OF.keys()
+    toys = ROOT / "analysis" / "evaluation" / "calibration.py"  # builds a small network with a known result out of a real layer
+    strangers = [
+        f"{path.relative_to(ROOT)} knows {layer}"
+        for package in ("analysis", "orchestration")
+        for path in (ROOT / package).rglob("*.py")
+        for layer in re.findall(r"\bmodels\.layers\.(\w+)", path.read_text())
+        if layer in LAYERS_OF and LAYERS_OF[layer] not in path.stem and path != toys
+    ]
+    assert not strangers

@@ -10,6 +10,7 @@ from analysis.evaluate import evaluate
 from analysis.evaluation.suites import AttackItem, Suite
 from analysis.reporting.conclusion import to_markdown
 from models import build_model
+from models.layers.channel_map import scale_filters
 from models.threat_model import ThreatModel
 
 
@@ -172,3 +173,35 @@ def test_folding_stays_where_it_is_right():
     suite = Suite(name="one", attacks=(AttackItem(attack="pgd", parameters={"steps": 3}),))
     result = evaluate(model, images(8), torch.arange(8) % 5, suite)
     assert all(record["block"]["num_folded"] >= 7 for record in result.records)
+
+
+def test_a_layer_that_no_code_names_is_folded_if_it_says_how():
+    class Doubled(nn.Module):
+        """A convolution of somebody else's defence, with its filter twice as large as stored."""
+
+        def __init__(self):
+            super().__init__()
+            self.filters = nn.Parameter(torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(2)))
+            self.bias = None
+
+        def take_channel_map(self, scale_O, shift_O):
+            self.bias = scale_filters((self.filters,), self.bias, scale_O, shift_O)
+
+        def forward(self, x):
+            return nn.functional.conv2d(x, 2 * self.filters, self.bias)
+
+    class Said(nn.Module):
+        """A normalization of somebody else's: an affine map of its channels."""
+
+        def channel_map(self):
+            return torch.full((4,), 3.0).double(), torch.full((4,), -1.0).double()
+
+        def forward(self, x):
+            return 3 * x - 1
+
+    for normalization in (nn.BatchNorm2d(4), Said()):
+        model = trained_like(nn.Sequential(Doubled(), normalization, nn.Flatten(), nn.Linear(4 * 14 * 14, 5)))
+        folded, count = folded_for_evaluation(model, images())
+        assert count == 1
+        assert isinstance(folded[1], nn.Identity)
+        torch.testing.assert_close(folded(images()), model(images()))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from analysis.theory.cost import count_bytes, count_macs, count_parameters, measure_costs, saved_share
+from analysis.theory.cost import count_bytes, count_generation_macs, count_macs, count_parameters, measure_costs, saved_share
 from analysis.theory.ensemble_gradients import gradient_similarity, lipschitz_estimates, member_landscapes
 from analysis.theory.ensembles import (
     AccuracyMatrix,
@@ -219,6 +219,28 @@ def test_macs_of_a_hand_counted_network():
 
 def test_resnet18_has_556_million_multiply_accumulates():
     assert count_macs(build_model("natural"), (3, 32, 32)) == pytest.approx(0.556e9, rel=2e-3)
+
+
+def test_a_layer_that_no_code_names_says_what_it_needs():
+    class Wasteful(nn.Module):
+        """Multiplies a whole matrix for the one column that its output needs, and generates weights that nobody counts with the image."""
+
+        def __init__(self):
+            super().__init__()
+            self.matrix = nn.Parameter(torch.ones(6, 6))
+
+        def macs_for(self, output):
+            return 6 * output.numel()
+
+        def generate_now(self):
+            return (self.matrix @ self.matrix,)
+
+        def forward(self, x_BCHW):
+            return (x_BCHW.flatten(1) @ self.matrix)[:, :1]
+
+    network = nn.Sequential(Wasteful(), nn.Linear(1, 5))
+    assert count_macs(network, (1, 2, 3)) == 6 + 5
+    assert count_generation_macs(network) == 6**3
 
 
 def test_one_member_is_paid_under_random_sampling_and_all_otherwise():

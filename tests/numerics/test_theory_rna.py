@@ -27,6 +27,7 @@ from analysis.theory.smoothness import (
 )
 from analysis.theory.transferability import transfer, transfer_by_distance
 from models import build_model
+from models.layers.channel_statistics import NormalizedGroups
 
 SMALL = {"backbone": "resnet8", "image_shape": (3, 8, 8), "num_classes": 4}
 
@@ -169,6 +170,23 @@ def test_gradient_norms_at_every_normalization_of_a_network(path):
     for record in records:
         torch.testing.assert_close(record.input_B, record.predicted_B, rtol=1e-10, atol=1e-12)
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), buffers, strict=True))
+
+
+def test_a_normalization_that_no_code_names_is_measured_if_it_says_what_it_does():
+    class Halves(nn.Module):
+        """Group normalization in two halves, without affine parameters: somebody else's."""
+
+        def normalized_groups(self):
+            return NormalizedGroups("halves", num_groups=2, eps=0.1, weight=None, running_var=None)
+
+        def forward(self, x_BCHW):
+            return functional.group_norm(x_BCHW, 2, eps=0.1)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Halves(), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 36, 4)).double().eval()
+    (record,) = normalization_gradients(model, *images(3))
+    assert (record.name, record.kind) == ("1", "halves")
+    torch.testing.assert_close(record.input_B, record.predicted_B, rtol=1e-10, atol=1e-12)
 
 
 def smooth_network() -> nn.Module:
