@@ -66,8 +66,8 @@ EVERYTHING = (
     "analysis.reporting.report",
 )
 """What commands import when they run."""
-AT_REST_S = 60
-"""How long processes of a killed command may take to notice."""
+AT_REST_S = 120
+"""How long processes of a killed command may take to notice: after `kill -9` Ray's two agents look for their node for about 70 seconds."""
 
 
 @dataclass(frozen=True)
