@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 LARGEST_INTEGER = 2**63 - 1
+LARGEST_FLOAT = 1e30
+"""Networks compute with 32-bit numbers, which end at 3.4e38: what is multiplied with one of these would be infinite."""
 LONGEST_TEXT = 2000
 LONGEST_NUMBER = 60
 
@@ -28,6 +30,13 @@ class Config(BaseModel):
     def _is_what_it_looks_like(cls, value: Any, info: ValidationInfo) -> Any:
         field = cls.model_fields.get(info.field_name or "")
         refuse_misread(value, None if field is None else field.annotation)
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _can_be_computed_with(cls, value: Any) -> Any:
+        if isinstance(value, float) and abs(value) > LARGEST_FLOAT:
+            raise ValueError(f"{value:g} is beyond what 32-bit numbers hold ({LARGEST_FLOAT:g})")
         return value
 
     @classmethod

@@ -9,6 +9,32 @@ from pathlib import Path
 from models.errors import UserError
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with `~` replaced by the home folder of the user.
+
+    Raises:
+        UserError: that folder is not known, or the path holds a null byte.
+    """
+    if "\0" in str(path):
+        raise UserError(f"{str(path)[:300]!r} is no path: it holds a null byte")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{str(path)[:300]}: the home folder of that user is not known here; write the whole path") from None
+
+
+def absolute(path: str | Path) -> Path:
+    """Return a path as `expanded` does, from the root of the file system.
+
+    Raises:
+        UserError: as `expanded`, or the folder that one is in was deleted.
+    """
+    try:
+        return expanded(path).absolute()
+    except FileNotFoundError:
+        raise UserError(f"{path} is a path from the folder that this command was started in, which was deleted") from None
+
+
 def check_ordinary(path: Path) -> int:
     """Return the size of a file in bytes.
 
@@ -48,4 +74,4 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(f"cannot read {str(path)[:300]}: {getattr(error, 'strerror', None) or error}")
 
 
-__all__ = ["check_ordinary", "read_content"]
+__all__ = ["absolute", "check_ordinary", "expanded", "read_content"]

@@ -50,6 +50,19 @@ ENVIRONMENT = frozenset(
 
 _CHOICE = re.compile(r"argument (\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)$", re.DOTALL)
 
+PLACES = frozenset({errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOTEMPTY, errno.ENXIO, errno.ENODEV})
+"""What the operating system answers where a file, a folder or a link is something else than it should be."""
+
+_MLFLOW = "the MLflow store (mlflow.db of the home folder, or MLFLOW_TRACKING_URI)"
+STORES = {
+    "mlflow": _MLFLOW,
+    "alembic": _MLFLOW,
+    "sqlite3": "a database of the home folder (mlflow.db or study.db)",
+    "sqlalchemy": "a database of the home folder (mlflow.db or study.db)",
+    "optuna": "the study (study.db) of the sweep",
+}
+"""Package of an error that nobody on the way put into words -> what cannot be used."""
+
 RESUMABLE = ("train", "sweep", "evaluate", "rescore", "reproduce", "demo", "resume")
 
 
@@ -107,7 +120,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Why a trial failed is one line of ours; Tune would print the stack of every process on the way.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s: %(message)s")
+    if debug:
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    else:
+        logging.basicConfig(level=logging.WARNING, handlers=[_Warnings()])
     try:
         with in_good_order():
             return _run(arguments)
@@ -116,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 3 if isinstance(error, EnvironmentProblem) else 2
     except KeyboardInterrupt:
         again = shlex.join(["rayndom", *arguments])
-        kept = "everything finished is kept; go on with:" if _command_of(arguments) in RESUMABLE else "nothing is left half done; again:"
+        kept = "everything finished is kept; go on with:" if _resumes(arguments) else "nothing is left half done; again:"
         console.say(f"interrupted; {kept}  {again}")
         return INTERRUPTED
     except BrokenPipeError:
@@ -149,14 +165,37 @@ def _run(arguments: list[str]) -> int:
 
 def _last_resort(error: Exception, arguments: Sequence[str]) -> int:
     """Say what was being done when something happened that was not foreseen, and return the exit code."""
-    hint = "; what is finished is kept, and the same command goes on from there" if _command_of(arguments) in RESUMABLE else ""
+    code = _code(error)
+    # What was not foreseen happens again; only what the environment lacked may be there the next time.
+    hint = "; what is finished is kept, and the same command goes on from there" if code == 3 and _resumes(arguments) else ""
     console.error(f"`rayndom {' '.join(arguments[:2])[:120]}` ended: {_describe(error)}\n(--debug shows where{hint})")
-    outside = isinstance(error, EnvironmentFailure) or (isinstance(error, OSError) and error.errno in ENVIRONMENT)
-    return 3 if outside or blames_environment(str(error)) else 1
+    return code
 
 
-def _command_of(arguments: Sequence[str]) -> str:
-    return next((word for word in arguments if not word.startswith("-")), "")
+def _resumes(arguments: Sequence[str]) -> bool:
+    """Whether the command leaves something that the next one goes on from."""
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    return command in RESUMABLE and "--dry-run" not in arguments
+
+
+def _code(error: Exception) -> int:
+    if isinstance(error, EnvironmentFailure | MemoryError) or blames_environment(str(error)):
+        return 3
+    if isinstance(error, OSError) and error.errno in ENVIRONMENT:
+        return 3
+    return 2 if _store(error) or (isinstance(error, OSError) and error.errno in PLACES) else 1
+
+
+def _store(error: BaseException) -> str | None:
+    """Return which store an error comes from, None if from none."""
+    return STORES.get(type(error).__module__.partition(".")[0])
+
+
+class _Warnings(logging.Handler):
+    """What modules log from WARNING on, as the console says it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.warn(record.getMessage())
 
 
 def _describe(error: BaseException) -> str:
@@ -165,6 +204,12 @@ def _describe(error: BaseException) -> str:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     if blames_environment(text):
         return text.splitlines()[0]  # the statement that follows is nobody's business
+    store = _store(error)
+    if store is not None:  # SQLAlchemy's errors quote whole statements after the first line
+        cause = (str(getattr(error, "orig", None) or text).strip().splitlines() or [type(error).__name__])[0]
+        return f"{store} cannot be used: {cause[:300]}"
+    if isinstance(error, MemoryError):
+        return f"not enough memory {text}".rstrip()
     # A key or an index says nothing without its kind: `KeyError: 'finished_epochs'`.
     return text if isinstance(error, RuntimeError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
 

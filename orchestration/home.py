@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from models.errors import EnvironmentProblem
+from models.errors import EnvironmentProblem, UserError
+from models.file_content import absolute
+from orchestration import console
 
 HOME_VARIABLE = "RAYNDOM_HOME"
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -41,7 +45,7 @@ class Home:
         Raises:
             EnvironmentProblem: it is there, and no folder that may be read.
         """
-        root = Path(folder or os.environ.get(HOME_VARIABLE) or "rayndom_home").expanduser().absolute()
+        root = absolute(folder or os.environ.get(HOME_VARIABLE) or "rayndom_home")
         if root.exists() and not (root.is_dir() and os.access(root, os.R_OK | os.X_OK)):
             raise EnvironmentProblem(f"cannot read the home folder {root}. Choose another with --home.")
         return cls(root)
@@ -51,6 +55,14 @@ class Home:
         """The home as a command line may name it: relative where it lies below the folder that one is in."""
         here = Path.cwd()
         return self.root.relative_to(here) if self.root.is_relative_to(here) and self.root != here else self.root
+
+    def entries(self, pattern: str) -> list[Path]:
+        """Return what lies at `pattern` below the home, e.g. `runs/*`, sorted; nothing where it cannot be looked at."""
+        try:
+            return sorted(path for path in self.root.glob(pattern) if path.exists())
+        except OSError as error:
+            console.warn(f"skipped: {self.root / pattern}: {error.strerror}")
+            return []
 
     @property
     def tracking_uri(self) -> str:
@@ -96,9 +108,27 @@ class Workplace:
         Raises:
             EnvironmentProblem: the home folder cannot be created or written.
         """
-        return cls(Home.locate(home), Path(data_root).absolute() if data_root else None, address)
+        return cls(Home.locate(home), absolute(data_root) if data_root else None, address)
 
     @classmethod
     def to_read(cls, home: str | Path | None = None, data_root: str | Path | None = None) -> Workplace:
         """Return the workplace of a command that only reads, see `Home.to_read`."""
-        return cls(Home.to_read(home), Path(data_root).absolute() if data_root else None)
+        return cls(Home.to_read(home), absolute(data_root) if data_root else None)
+
+
+Read = TypeVar("Read")
+Item = TypeVar("Item")
+
+
+def readable(read: Callable[[Item], Read], items: Iterable[Item]) -> Iterator[Read]:
+    """Yield what `read` returns for each item: the one way in which commands go through what a home holds.
+
+    An item that cannot be read is skipped with a warning: whoever did not ask for it has nothing to do with it.
+    """
+    for item in items:
+        try:
+            found = read(item)
+        except (UserError, OSError) as error:
+            console.warn(f"skipped: {error}")
+            continue
+        yield found

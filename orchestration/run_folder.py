@@ -61,6 +61,11 @@ class RunFolder:
         """Whether there is something to resume."""
         return (self.path / STATE_FILE).is_file()
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is a result; `result` says whether it can be read."""
+        return (self.path / RESULT_FILE).is_file()
+
     def result(self) -> dict[str, Any] | None:
         """Return the result of a finished run, None for others.
 

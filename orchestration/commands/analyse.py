@@ -6,7 +6,18 @@ import argparse
 
 from models.errors import UserError
 from orchestration import console
-from orchestration.commands.command import Command, add_data_root, add_format, add_wait, begin, show_frame, workplace_of
+from orchestration.commands.command import (
+    DRAWS,
+    SAMPLES,
+    SEED,
+    Command,
+    add_data_root,
+    add_format,
+    add_wait,
+    begin,
+    show_frame,
+    workplace_of,
+)
 
 LIST = "list"
 
@@ -22,9 +33,9 @@ def _add(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="quantities; `list` shows them, `all` computes all that apply (default: the cheap ones that apply)",
     )
-    parser.add_argument("--samples", type=int, help="test images (default: each quantity's own number)")
-    parser.add_argument("--draws", type=int, help="draws, or pairs of draws (default: each quantity's own number)")
-    parser.add_argument("--seed", type=int, default=0, help="root of all seeds (default 0)")
+    parser.add_argument("--samples", type=SAMPLES, help="test images (default: each quantity's own number)")
+    parser.add_argument("--draws", type=DRAWS, help="draws, or pairs of draws (default: each quantity's own number)")
+    parser.add_argument("--seed", type=SEED, default=0, help="root of all seeds (default 0)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (default cpu)")
     add_wait(parser)
     add_format(parser)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,6 +34,36 @@ class Command:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int | None]
     takes_fields: bool = False
+
+
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """Return the type of a flag that takes a whole number of a range, both ends included."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"[-+]?[0-9]{1,30}", text) or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text[:60]!r} is no whole number from {low} to {high}")
+        return int(text)
+
+    return read
+
+
+def number(low: float, high: float, *, above: bool = False) -> Callable[[str], float]:
+    """Return the type of a flag that takes a number of a range; `above`: the lower end itself is not in it."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text) if re.fullmatch(r"[-+0-9.eE]{1,60}", text) else math.nan
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high or (above and value == low):
+            raise argparse.ArgumentTypeError(f"{text[:60]!r} is no number {'above' if above else 'from'} {low:g} up to {high:g}")
+        return value
+
+    return read
+
+
+SAMPLES, DRAWS, WORKERS = whole_number(1, 10_000_000), whole_number(1, 1_000_000), whole_number(1, 4096)
+SEED, GPUS = whole_number(0, 2**63 - 1), number(0, 4096)
 
 
 def add_data_root(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.file_content import absolute
 from orchestration import console
 from orchestration.commands.command import Command, add_data_root
 
@@ -36,7 +37,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from orchestration.home import Home
 
     home = Home.locate(arguments.home)
-    checks = run_checks(home.root, Path(arguments.data_root) if arguments.data_root else None)
+    checks = run_checks(home.root, absolute(arguments.data_root) if arguments.data_root else None)
     console.result([{"name": c.name, "status": c.status, "found": c.found, "mend": c.mend} for c in checks])
     console.table(None, ["check", "status", "found", "how to mend"], [(c.name, c.status, c.found, c.mend) for c in checks])
     return 1 if any(check.status == "fail" for check in checks) else 0

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from orchestration import console
-from orchestration.commands.command import Command, add_data_root, add_wait, workplace_of
+from orchestration.commands.command import DRAWS, GPUS, SAMPLES, SEED, WORKERS, Command, add_data_root, add_wait, number, workplace_of
 
 if TYPE_CHECKING:
     from analysis.evaluation.block_task import BlockTask
@@ -27,14 +27,14 @@ def _add(parser: argparse.ArgumentParser) -> None:
         help="autoattack: also run an independent implementation, both numbers side by side (default suite then: autoattack_standard, or "
         "autoattack_rand for a random model)",
     )
-    parser.add_argument("--samples", type=int, help="test images (default: the suite's)")
-    parser.add_argument("--draws", type=int, help="draws that score (default: the suite's)")
+    parser.add_argument("--samples", type=SAMPLES, help="test images (default: the suite's)")
+    parser.add_argument("--draws", type=DRAWS, help="draws that score (default: the suite's)")
     parser.add_argument("--epsilon", help="radius, e.g. 8/255 (default: the one the model was trained for)")
     parser.add_argument("--norm", help="linf or l2 (default: the one the model was trained for)")
-    parser.add_argument("--seed", type=int, default=0, help="root of all seeds (default 0)")
+    parser.add_argument("--seed", type=SEED, default=0, help="root of all seeds (default 0)")
     parser.add_argument(
         "--until",
-        type=float,
+        type=number(0, 100, above=True),
         metavar="POINTS",
         help="add images (or draws, where they are cheaper) until the interval of T1 is so wide, or the data or --samples ends",
     )
@@ -47,8 +47,8 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be measured, how long it takes and how large kept points are"
     )
-    parser.add_argument("--workers", type=int, help="Ray workers; 1: this process (default: one per core or GPU where it pays)")
-    parser.add_argument("--gpus-per-worker", type=float, default=0, help="share of a GPU for each worker (default 0)")
+    parser.add_argument("--workers", type=WORKERS, help="Ray workers; 1: this process (default: one per core or GPU where it pays)")
+    parser.add_argument("--gpus-per-worker", type=GPUS, default=0, help="share of a GPU for each worker (default 0)")
     parser.add_argument("--address", help="Ray cluster (default: RAY_ADDRESS, else local)")
     add_wait(parser)
     add_data_root(parser)

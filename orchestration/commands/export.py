@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from models.file_content import absolute
 from orchestration import console
 from orchestration.commands.command import Command
 
@@ -28,7 +28,7 @@ def _run(arguments: argparse.Namespace) -> None:
         checked_registration(arguments.register)  # before anything is made
     home = Home.locate(arguments.home)
     target = resolve_target(arguments.target, home)
-    folder = export_target(target, Path(arguments.to), replace=arguments.force)
+    folder = export_target(target, absolute(arguments.to), replace=arguments.force)
     registered = None
     if arguments.register is not None:
         from orchestration.exporting.registration import register_model

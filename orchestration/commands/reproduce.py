@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestration import console
-from orchestration.commands.command import Command, add_data_root, add_wait, workplace_of
+from orchestration.commands.command import GPUS, Command, add_data_root, add_wait, workplace_of
 
 if TYPE_CHECKING:
     from analysis.reproduction.outcome import ItemOutcome
@@ -37,7 +37,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained and evaluated, and what it would cost")
     parser.add_argument("--render", action="store_true", help="run nothing: write tables, figures and pages of what has been found so far")
     parser.add_argument("--list", action="store_true", help="list all tables and figures")
-    parser.add_argument("--gpus-per-worker", type=float, help="share of a GPU for each worker, instead of the recipes'; 0: train on CPUs")
+    parser.add_argument("--gpus-per-worker", type=GPUS, help="share of a GPU for each worker, instead of the recipes'; 0: train on CPUs")
     parser.add_argument("--address", help="Ray cluster (default: RAY_ADDRESS, else a local Ray)")
     add_wait(parser)
     add_data_root(parser)

@@ -7,7 +7,7 @@ import dataclasses
 import time
 
 from orchestration import console
-from orchestration.commands.command import Command
+from orchestration.commands.command import Command, number
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
@@ -17,16 +17,18 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 def _add_watch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sweep", nargs="?", help="name or key of a sweep (default: the one that changed last)")
-    parser.add_argument("--interval", type=float, default=5, help="seconds between two looks (default 5)")
+    parser.add_argument("--interval", type=number(0, 86_400, above=True), default=5, help="seconds between two looks (default 5)")
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from orchestration.home import Home
+    from orchestration.home import Home, readable
     from orchestration.sweeping.status import find_sweep, list_sweep_keys, sweep_status
 
     home = Home.to_read(arguments.home)
-    keys = [find_sweep(home, arguments.sweep)] if arguments.sweep else list_sweep_keys(home)
-    found = [sweep_status(home, key) for key in keys]
+    if arguments.sweep:
+        found = [sweep_status(home, find_sweep(home, arguments.sweep))]
+    else:
+        found = list(readable(lambda key: sweep_status(home, key), list_sweep_keys(home)))
     console.result(
         [
             {
@@ -55,13 +57,10 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    from models.errors import UserError
     from orchestration.home import Home
     from orchestration.sweeping.status import find_sweep, list_sweep_keys, sweep_status
 
     home = Home.to_read(arguments.home)
-    if arguments.interval <= 0:
-        raise UserError(f"--interval is {arguments.interval:g}; it must be above 0")
     keys = list_sweep_keys(home)
     key = find_sweep(home, arguments.sweep or (keys[-1] if keys else ""))
     status = sweep_status(home, key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import glob
 import os
 import shutil
 import subprocess
@@ -12,14 +13,14 @@ from pathlib import Path
 
 from models.errors import UserError
 from orchestration import console
-from orchestration.commands.command import Command
+from orchestration.commands.command import Command, whole_number
 
 ENDING_S = 3
 """How long a server may take to end in good order."""
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--port", type=int, default=5000, help="port on this machine (default 5000)")
+    parser.add_argument("--port", type=whole_number(1, 65_535), default=5000, help="port on this machine (default 5000)")
     parser.add_argument("--study", help="open this sweep's study in optuna-dashboard instead of MLflow")
 
 
@@ -33,9 +34,9 @@ def _run(arguments: argparse.Namespace) -> int:
         home = Home.locate(arguments.home)
     environment = dict(os.environ)
     if arguments.study:
-        matches = sorted(home.root.glob(f"sweeps/{arguments.study}*/study.db"))
+        matches = home.entries(f"sweeps/{glob.escape(arguments.study)}*/study.db")
         if not matches:
-            raise UserError(f"no study of a sweep {arguments.study!r} in {home.root / 'sweeps'}")
+            raise UserError(f"no study of a sweep {arguments.study!r:.300} in {home.root / 'sweeps'}")
         beside = str(Path(sys.executable).parent)  # an environment that is not activated is not in PATH
         program = shutil.which("optuna-dashboard", path=beside) or shutil.which("optuna-dashboard")
         if program is None:

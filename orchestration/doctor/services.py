@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from packaging.version import InvalidVersion, Version
 from sqlalchemy.engine import make_url
 
+from models.file_content import expanded
 from orchestration.doctor.check import CONNECT_TIMEOUT_S, Check, connection_error
 from orchestration.doctor.machine import filesystem_kind, is_network
 from orchestration.environment import installed_version
@@ -90,7 +91,7 @@ def check_ray_token(address: str) -> Check:
     if mode not in ("", "token", "k8s"):
         return Check(name, "fail", f"RAY_AUTH_MODE={mode} is no mode", "set it to token or disabled, or unset it")
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    file = Path(path).expanduser() if path else Path.home() / ".ray" / "auth_token"
+    file = expanded(path or "~/.ray/auth_token")
     if os.environ.get("RAY_AUTH_TOKEN"):
         return Check(name, "ok", "from RAY_AUTH_TOKEN")
     try:
@@ -186,7 +187,7 @@ def check_studies(sweeps: Path) -> Check:
     """Look whether the Optuna study of each sweep can be read and written."""
     name = "Optuna studies"
     version = installed_version("optuna") or "not installed"
-    files = sorted(sweeps.glob("*/study.db"))
+    files = sorted(path for path in sweeps.glob("*/study.db") if path.is_file())
     if files and is_network(filesystem_kind(sweeps)):
         return Check(name, "ok", f"{len(files)} on a network disk: left to the machine that writes them")
     open_trials = 0

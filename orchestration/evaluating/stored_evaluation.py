@@ -20,8 +20,9 @@ from models.files import write_text
 from models.json_text import read_json
 from models.threat_model import ThreatModel
 from orchestration.evaluating.evaluation_run import RECORDS_FILE, EvaluationSettings, Job, Until, prepare
+from orchestration.exporting.details import check_summary
 from orchestration.exporting.targets import Target
-from orchestration.home import Workplace
+from orchestration.home import Workplace, readable
 
 Summary = dict[str, Any]
 _RESULT = "result-"
@@ -50,8 +51,14 @@ def write_kept(folder: Path, summary: Summary) -> Path:
 
 
 def read_kept(folder: Path) -> dict[str, Summary]:
-    """Return the summaries in a folder of records, by suite."""
-    return {path.stem.removeprefix(_RESULT): read_json(path) for path in sorted(folder.glob(f"{_RESULT}*.json"))}
+    """Return the summaries in a folder of records, by suite; one that cannot be read is skipped with a warning."""
+    return dict(readable(_read_summary, sorted(folder.glob(f"{_RESULT}*.json"))))
+
+
+def _read_summary(path: Path) -> tuple[str, Summary]:
+    summary = read_json(path)
+    check_summary(summary, str(path))
+    return path.stem.removeprefix(_RESULT), summary
 
 
 def result_of(name: str, summary: Summary, folder: Path) -> EvaluationResult:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from models.errors import UserError
-from models.weights import read_config
+from models.weights import CONFIG_FILE, read_config
 from orchestration import console
 from orchestration.experiment import ExperimentConfig
-from orchestration.home import Home
+from orchestration.exporting.details import check_details
+from orchestration.home import Home, readable
 from orchestration.recipes import load_recipe
 from orchestration.run_folder import EXPERIMENT_FILE, RESULT_FILE, RunFolder
 from orchestration.single_process import is_held
@@ -68,22 +70,22 @@ class HomeRun:
 def runs_in(home: Home, recipe: str | None = None) -> Iterator[HomeRun]:
     """Return the trainings of a home, those of one recipe if it is named; what cannot be read is skipped with a warning."""
     trackers: dict[str, Tracker | None] = {}
-    for path in sorted((home.root / "runs").glob("*")):
-        if not path.is_dir():
-            continue
+
+    def read(path: Path) -> HomeRun | None:
         folder = RunFolder(path)
-        try:
-            experiment = folder.read_config()
-            if recipe is not None and experiment.name != recipe:
-                continue
-            finished = folder.result() is not None
-            epochs = len(folder.history())
-            diverged = folder.diverged() is not None
-        except UserError as error:
-            console.warn(f"skipped: {error}")
-            continue
+        experiment = folder.read_config()
+        if recipe is not None and experiment.name != recipe:
+            return None
+        finished = folder.result() is not None
+        if finished:
+            check_details(read_config(folder.model)["details"], f"{folder.model / CONFIG_FILE}: details")
+        epochs = len(folder.history())
+        diverged = folder.diverged() is not None
         state = "finished" if finished else "running" if is_held(folder.lock) else "diverged" if diverged else "interrupted"
-        yield HomeRun(folder, experiment, state, epochs, _kinds(home, experiment, trackers))
+        return HomeRun(folder, experiment, state, epochs, _kinds(home, experiment, trackers))
+
+    folders = (path for path in home.entries("runs/*") if path.is_dir())
+    yield from (run for run in readable(read, folders) if run is not None)
 
 
 def _kinds(home: Home, experiment: ExperimentConfig, trackers: dict[str, Tracker | None]) -> frozenset[str]:

@@ -13,6 +13,7 @@ from models.errors import UserError, nearest
 from models.weights import CONFIG_FILE, read_config
 from orchestration import console
 from orchestration.experiment import ExperimentConfig, read_experiment
+from orchestration.exporting.details import check_details
 from orchestration.exporting.downloads import download_model
 from orchestration.exporting.home_runs import run_of_recipe
 from orchestration.home import Home
@@ -90,6 +91,8 @@ def _local_run(run_id: str, home: Home) -> Target | None:
 
 
 def _target(folder: Path, run_id: str | None = None) -> Target:
-    experiment = read_config(folder)["details"].get("experiment")
-    source = f"{folder / CONFIG_FILE}: details.experiment"
-    return Target(folder, None if experiment is None else read_experiment(experiment, source), run_id)
+    details = read_config(folder)["details"]
+    source = f"{folder / CONFIG_FILE}: details"
+    check_details(details, source)
+    experiment = details.get("experiment")
+    return Target(folder, None if experiment is None else read_experiment(experiment, f"{source}.experiment"), run_id)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from models.errors import UserError, nearest, unknown_name
+from models.file_content import absolute
 from models.yaml_text import read_yaml
 from orchestration.recipes.trees import Tree, merge
 
@@ -80,7 +81,7 @@ def using_folder(folder: str | None) -> Iterator[None]:
     """Take settings and methods from `folder` too, inside; None changes nothing. Processes that are started inside do as well."""
     before = os.environ.get(VARIABLE)
     if folder is not None:
-        os.environ[VARIABLE] = str(Path(folder).expanduser().absolute())
+        os.environ[VARIABLE] = str(absolute(folder))
     try:
         yield
     finally:
@@ -96,7 +97,7 @@ def own_folder() -> Path | None:
         UserError: RAYNDOM_RECIPES or `--recipes` names something else.
     """
     named = os.environ.get(VARIABLE)
-    folder = Path(named or OWN_FOLDER).absolute()
+    folder = absolute(named or OWN_FOLDER)
     if any((folder / kind).is_dir() for kind in (SETTINGS, METHODS)):
         return None if folder == SHIPPED else folder
     if named:

@@ -18,6 +18,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from models.errors import UserError
+from models.file_content import expanded
 from orchestration.recipes.library import METHODS, OWN_FOLDER, SETTINGS
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -36,7 +37,7 @@ def token_headers() -> dict[str, str]:
     if os.environ.get("RAY_AUTH_MODE") is not None:  # Ray's client obeys it
         return {}
     token = os.environ.get("RAY_AUTH_TOKEN", "").strip()
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    file = expanded(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token")
     if not token and file.is_file():
         token = file.read_text().strip()
     return {"Authorization": f"Bearer {token}"} if token else {}

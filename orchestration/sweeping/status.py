@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -14,12 +15,24 @@ from pydantic import ValidationError
 
 from models.errors import UserError, unknown_name
 from models.json_text import read_json
+from orchestration import console
 from orchestration.home import Home
 from orchestration.run_folder import RunFolder
 from orchestration.single_process import is_held
 from orchestration.sweeping.config import SWEEP_FILE, SweepConfig, dimension_cells, dimension_titles
 from orchestration.sweeping.goals import format_goal
-from orchestration.sweeping.study import METRICS, all_trials, best_trials, is_feasible, num_wanted, spent, storage_url, superseded
+from orchestration.sweeping.study import (
+    METRICS,
+    STUDY_ERRORS,
+    all_trials,
+    best_trials,
+    is_feasible,
+    num_wanted,
+    spent,
+    storage_url,
+    superseded,
+)
+from orchestration.tracking.store import store_errors
 from orchestration.tracking.tracker import FINGERPRINT_TAG, SWEEP_TAG, Tracker
 from trainers.signs import complaints
 
@@ -116,7 +129,7 @@ class SweepStatus:
 
 def list_sweep_keys(home: Home) -> list[str]:
     """Return the sweeps of a home folder, the one that changed last at the end."""
-    studies = [path for path in home.root.glob("sweeps/*/study.db") if (path.parent / SWEEP_FILE).is_file()]
+    studies = [path for path in home.entries("sweeps/*/study.db") if (path.parent / SWEEP_FILE).is_file()]
     return [path.parent.name for path in sorted(studies, key=lambda path: path.stat().st_mtime)]
 
 
@@ -153,19 +166,37 @@ def sweep_status(home: Home, key: str) -> SweepStatus:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         study = optuna.load_study(study_name=config.name, storage=storage_url(folder))
-    except Exception as error:
-        cause = str(getattr(error, "orig", None) or error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"the study {folder / 'study.db'} cannot be read: {cause[0][:300]}") from None
+    except Exception as error:  # of a file that is no study Optuna, Alembic and SQLAlchemy raise many kinds
+        raise _unreadable(folder, error) from None
     bases = config.base_experiments()
-    again = superseded(study)
-    counted = [trial for trial in all_trials(study) if trial.number not in again]
-    # Earlier versions kept the metrics of trials that were stopped in MLflow alone.
-    everything = any(trial.state == TrialState.PRUNED and METRICS not in trial.user_attrs for trial in counted)
-    tracker = Tracker.existing(home, bases[0].tracking.experiment)
-    tracked, link = ({}, None) if tracker is None else _tracked(tracker, key, running=not everything)
-    trials = tuple(_trial(config, home, trial, tracked.get(str(trial.user_attrs.get("fingerprint")), {})) for trial in counted)
     epochs = max(experiment.training.epochs for experiment in bases)
-    return SweepStatus(key, config, epochs, spent(study), num_wanted(config), tuple(best_trials(config, study)), trials, link)
+    try:
+        again = superseded(study)
+        counted = [trial for trial in all_trials(study) if trial.number not in again]
+        # Earlier versions kept the metrics of trials that were stopped in MLflow alone.
+        everything = any(trial.state == TrialState.PRUNED and METRICS not in trial.user_attrs for trial in counted)
+        tracked, link = _tracked_if_it_can_be_read(home, bases[0].tracking.experiment, key, running=not everything)
+        trials = tuple(_trial(config, home, trial, tracked.get(str(trial.user_attrs.get("fingerprint")), {})) for trial in counted)
+        return SweepStatus(key, config, epochs, spent(study), num_wanted(config), tuple(best_trials(config, study)), trials, link)
+    # Optuna reads its tables when they are asked for; what stands in them may be of any type.
+    except (*STUDY_ERRORS, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise _unreadable(folder, error) from None
+
+
+def _unreadable(folder: Path, error: BaseException) -> UserError:
+    cause = str(getattr(error, "orig", None) or error).strip().splitlines() or [type(error).__name__]
+    return UserError(f"the study {folder / 'study.db'} cannot be read, it is damaged or of another version: {cause[0][:300]}")
+
+
+def _tracked_if_it_can_be_read(home: Home, experiment: str, key: str, *, running: bool) -> tuple[dict[str, dict[str, float]], str | None]:
+    """Return what `_tracked` does, with a warning nothing where the MLflow store cannot be used: the study says most of it."""
+    try:
+        with store_errors(home.tracking_uri):
+            tracker = Tracker.existing(home, experiment)
+            return ({}, None) if tracker is None else _tracked(tracker, key, running=running)
+    except UserError as error:
+        console.warn(f"shown without what MLflow knows: {error}")
+        return {}, None
 
 
 def _tracked(tracker: Tracker, key: str, *, running: bool) -> tuple[dict[str, dict[str, float]], str | None]:
@@ -209,7 +240,7 @@ def _state(home: Home, trial: FrozenTrial, fingerprint: str) -> str:
         return "finished" if is_feasible(trial) else "infeasible"
     if trial.state == TrialState.RUNNING:
         folder = RunFolder(home.run(fingerprint))
-        if folder.result() is not None:
+        if folder.is_finished:
             return "running"  # trained; being measured, or about to be told
         if not folder.path.is_dir():
             return "starting"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 import sqlite3
 from collections.abc import Iterator
@@ -33,11 +34,13 @@ def client_of(home: Home) -> MlflowClient:
     Raises:
         UserError: a server cannot be reached, or a file is no store.
     """
+    _check_address(home.tracking_uri)
     _check_reachable(home.tracking_uri)
     logging.getLogger("mlflow.tracking").setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for each try; what follows says it once
     prepare_store(home)
-    return MlflowClient(tracking_uri=home.tracking_uri)
+    with store_errors(home.tracking_uri):
+        return MlflowClient(tracking_uri=home.tracking_uri)
 
 
 def store_exists(home: Home) -> bool:
@@ -80,6 +83,41 @@ def display_uri(uri: str) -> str:
     if parts.password or parts.username:
         return uri.replace(parts.netloc, (parts.hostname or "") + (f":{parts.port}" if parts.port else ""))
     return uri
+
+
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+
+
+def _check_address(uri: str) -> None:
+    """Raise a UserError unless this is the address of a store that trials can write to and be found in again."""
+    problem = None
+    try:
+        parts = urlsplit(uri)
+        scheme, host, _ = parts.scheme.split("+")[0], parts.hostname, parts.port
+    except ValueError as error:
+        problem = str(error)
+    else:
+        if uri.startswith("databricks"):
+            return
+        if uri != uri.strip() or not uri.isprintable():
+            problem = "it begins or ends with a space, or holds what cannot be printed"
+        elif scheme not in SCHEMES:
+            problem = f"it begins with {scheme}://" if scheme else "it is a folder, in which MLflow keeps no runs any more"
+        elif scheme == "sqlite":
+            file = file_of(uri)
+            problem = "it names no file" if file is None else "it names a folder" if file.is_dir() else None
+        elif (scheme in ("http", "https") and not host) or " " in parts.netloc:
+            problem = "it names no host"
+    if problem is not None:
+        raise UserError(
+            f"MLFLOW_TRACKING_URI {_shown_or_hidden(uri)!r} is no address of a store: {problem}. It may be http(s)://HOST:PORT, "
+            "postgresql://USER:PASSWORD@HOST/DATABASE, or sqlite:////PATH; unset, the SQLite file of the home folder is used."
+        )
+
+
+def _shown_or_hidden(uri: str) -> str:
+    """Return an address that may not be one, without a password that it may hold."""
+    return re.sub(r"//[^/@]*@", "//", uri)[:200]
 
 
 def _check_reachable(uri: str) -> None:

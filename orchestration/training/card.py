@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from analysis.reporting import markdown
 from orchestration.catalogue import catalogue
 from orchestration.experiment import ExperimentConfig
 
@@ -32,8 +33,8 @@ def model_card(
         for name, value in sorted(metrics.items())
         if name.startswith("validation/") and name != "validation/robust_accuracy"
     )
-    described = " ".join(f"{experiment.name}: {experiment.description}".split())
-    shown = ", ".join(class_names[:12]) + (", ..." if len(class_names) > 12 else "")
+    described = markdown.escape(f"{experiment.name}: {experiment.description}")
+    shown = ", ".join(map(markdown.name, class_names[:12])) + (", ..." if len(class_names) > 12 else "")
     deviations = "".join(f"\n- {line}" for line in (entry.deviations if entry else ()))
     selected_on = training.validation.select_on
     return f"""# {experiment.defence.name} on {experiment.backbone.name}, {experiment.data.name}

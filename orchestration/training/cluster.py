@@ -63,6 +63,7 @@ def _start(options: dict[str, Any]) -> None:
     Its processes are told its address. Some of them ask Ray for its state without naming it (the cleaner that frees a dead trial's workers
     does), which fails for ever on a machine that has another Ray too.
     """
+    _check_room_for_sockets()
     for tries_left in (2, 1, 0):
         port = _free_port()
         try:
@@ -74,6 +75,23 @@ def _start(options: dict[str, Any]) -> None:
                 raise
             logger.warning("Ray did not start in time; is this machine busy? Trying again")
             ray.shutdown()
+
+
+LONGEST_SOCKET = 107
+"""Bytes of the path of a socket that Linux takes."""
+
+
+def _check_room_for_sockets() -> None:
+    """Raise a UserError where Ray's sockets would have longer paths than the system takes."""
+    variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
+    below = f"/ray/session_2000-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    longest = LONGEST_SOCKET - len(below)
+    if variable is not None and len(os.fsencode(os.environ[variable])) > longest:
+        folder = os.environ[variable]
+        raise UserError(
+            f"{variable} is {folder}, of {len(folder)} characters: with more than {longest} the paths of Ray's sockets in it are too long "
+            "for the system. Set RAY_TMPDIR to a shorter folder, e.g. /tmp."
+        )
 
 
 def _free_port() -> int:

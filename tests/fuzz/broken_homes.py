@@ -89,7 +89,7 @@ def file_ways(path: Path, rng: random.Random) -> Ways:
         ("a folder", lambda: _replace(path, path.mkdir)),
         ("a link to itself", lambda: _replace(path, lambda: path.symlink_to(path))),
         ("a pipe", lambda: _replace(path, lambda: os.mkfifo(path))),
-        ("a link without end", lambda: _replace(path, lambda: path.symlink_to("/dev/zero"))),
+        ("a link to a device", lambda: _replace(path, lambda: path.symlink_to("/dev/null"))),
         ("twice", lambda: path.write_bytes(content * 2)),
         ("garbage at the end", lambda: path.write_bytes(content + rng.randbytes(50))),
     ]

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from models.errors import UserError
+from models.file_content import absolute, expanded
 from trainers.data.sets import DatasetInfo
 
 ROOT_VARIABLE = "RAYNDOM_DATA"
@@ -15,13 +16,13 @@ DEFAULT_ROOT = Path("data")
 def data_root(root: Path | str | None = None) -> Path:
     """Return the absolute folder of the data sets: `root`, else the environment variable RAYNDOM_DATA, else ./data."""
     chosen = root if root is not None else os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT
-    return Path(chosen).expanduser().absolute()
+    return absolute(chosen)
 
 
 def candidate_folders(info: DatasetInfo, root: Path, folder: str | None = None) -> list[Path]:
     """Return the folders in which the files of a data set may lie, in the order of search."""
     if folder is not None:
-        return [root / Path(folder).expanduser()]  # An absolute folder replaces the root.
+        return [root / expanded(folder)]  # An absolute folder replaces the root.
     return [root if name == "." else root / name for name in info.folders] + [Path(name) for name in info.system_folders]
 
 
