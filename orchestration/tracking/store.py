@@ -24,6 +24,7 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from models.errors import EnvironmentProblem, UserError, blames_environment
+from models.file_content import check_ordinary
 from orchestration.home import Home
 from orchestration.tracking.local_store import file_of, prepare_store
 
@@ -105,7 +106,9 @@ def _check_address(uri: str) -> None:
             problem = f"it begins with {scheme}://" if scheme else "it is a folder, in which MLflow keeps no runs any more"
         elif scheme == "sqlite":
             file = file_of(uri)
-            problem = "it names no file" if file is None else "it names a folder" if file.is_dir() else None
+            problem = "it names no file" if file is None else None
+            if file is not None and os.path.lexists(file):
+                check_ordinary(file)  # SQLite would wait a minute for a pipe
         elif (scheme in ("http", "https") and not host) or " " in parts.netloc:
             problem = "it names no host"
     if problem is not None:

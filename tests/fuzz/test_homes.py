@@ -100,7 +100,10 @@ def try_homes(sound: Sound, folder: Path, seed: int, number: int) -> None:
 
 def bystander(run: str, home: Path, rng: random.Random) -> list[str]:
     """Return a command that has nothing to do with what is broken."""
-    return rng.choice([commands_on(run, str(home / "exports" / "tiny"), home, rng), ["status"], ["status", "tiny"], ["list", "recipes"]])
+    asked = commands_on(run, UNFINISHED, home, rng)
+    while asked[0] == "compare":  # there is no third model to compare with
+        asked = commands_on(run, UNFINISHED, home, rng)
+    return rng.choice([asked, asked, ["status"], ["status", "tiny"], ["list", "runs"], ["list", "recipes"]])
 
 
 def judge(outcome: Outcome, names: list[str], *, refused: bool | None) -> str | None:
@@ -133,7 +136,7 @@ def try_stores(sound: Sound, folder: Path, seed: int, number: int) -> None:
         elif kind == "state":
             asked = ["export", UNFINISHED, "--to", str(home.parent / "out")]
         for words, refused in ((asked, None), (rest, False)):
-            problem = judge(rayndom([*words, "--home", str(home)]), [*Path(done.place).parts, sweep.name, "tiny"], refused=refused)
+            problem = judge(rayndom([*words, "--home", str(home)]), [*Path(done.place).parts, sweep.name, "tiny", "sweep"], refused=refused)
             if problem:
                 problems.append(f"{problem}: {' '.join(words[:2])} with {done.place} {done.kind}")
         shutil.rmtree(folder / str(index))
