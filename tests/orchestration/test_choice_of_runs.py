@@ -80,7 +80,8 @@ def test_runs_are_listed_with_what_they_changed_how_far_they_are_and_their_t1(ho
     config = home.run(evaluated.fingerprint) / "model" / "config.json"
     content = json.loads(config.read_text())
     headline = {"accuracy": 0.75, "low": 0.7, "high": 0.8}
-    content["details"]["evaluation"] = {"suite": "quick", "marked": False, "headline": headline}
+    whole = {"suite": "quick", "finished": True, "marked": False, "rows": [], "verdicts": []}
+    content["details"]["evaluation"] = whole | {"headline": headline | {"num_samples": 10, "num_draws": 1}}
     config.write_text(json.dumps(content))
     assert main(["list", "runs", "--home", str(home.root), "--json"]) == 0
     told = capsys.readouterr()
