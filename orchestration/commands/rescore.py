@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from orchestration import console
-from orchestration.commands.command import Command, add_data_root, add_wait, workplace_of
+from orchestration.commands.command import DRAWS, GPUS, WORKERS, Command, add_data_root, add_wait, workplace_of
 
 if TYPE_CHECKING:
     from analysis.statistics import Estimate
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", help="model that was evaluated with `--keep-points`: what `rayndom evaluate` takes")
     parser.add_argument("--suite", help="which of its evaluations (default: the only one)")
-    parser.add_argument("--draws", type=int, help="draws that score (default: as many as in the evaluation)")
+    parser.add_argument("--draws", type=DRAWS, help="draws that score (default: as many as in the evaluation)")
     parser.add_argument("--model", metavar="TARGET", help="another model: score the points on it, a transfer attack")
-    parser.add_argument("--workers", type=int, help="Ray workers; 1: this process (default: one per core or GPU where it pays)")
-    parser.add_argument("--gpus-per-worker", type=float, default=0, help="share of a GPU for each worker (default 0)")
+    parser.add_argument("--workers", type=WORKERS, help="Ray workers; 1: this process (default: one per core or GPU where it pays)")
+    parser.add_argument("--gpus-per-worker", type=GPUS, default=0, help="share of a GPU for each worker (default 0)")
     parser.add_argument("--address", help="Ray cluster (default: RAY_ADDRESS, else local)")
     add_wait(parser)
     add_data_root(parser)
