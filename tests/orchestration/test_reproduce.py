@@ -322,11 +322,11 @@ def test_a_block_of_two_jobs_is_run_once_and_one_that_breaks_leaves_the_others(h
 
     real, count = module.run_block, []
 
-    def counted(model, x, y, task):
+    def counted(model, x, y, task, *points):
         count.append(task.key)
         if task.item is not None and task.item.name == "bad":
             raise RuntimeError("no such attack")
-        return real(model, x, y, task)
+        return real(model, x, y, task, *points)
 
     monkeypatch.setattr(module, "run_block", counted)
     done, failed = [], []
