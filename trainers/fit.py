@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from models.errors import UserError
 from models.threat_model import ThreatModel
 from trainers.checkpoint import START_AGAIN, read_state, write_state
 from trainers.config import TrainingConfig
-from trainers.data import Augmentation, Splits, training_batches
+from trainers.data import ArraySplit, Augmentation, Splits, StreamedSplit, training_batches
 from trainers.distributed import (
     average_batch_statistics,
     average_gradients,
@@ -95,17 +96,17 @@ def fit(
         TrainingDiverged: the loss became infinite or not a number.
         OSError: the checkpoint could not be written; the previous one is intact.
     """
-    job = _Fit(
+    loop = TrainingLoop(
         model,
         splits,
         threat_model,
         config,
-        seed,
-        torch.device(device),
-        augmentation or Augmentation(),
-        reporter or SilentReporter(),
+        seed=seed,
+        device=torch.device(device),
+        augmentation=augmentation or Augmentation(),
+        reporter=reporter or SilentReporter(),
     )
-    return job.run(resume_from)
+    return loop.run(resume_from)
 
 
 def check_batch_size(batch_size: int, num_images: int, num_workers: int) -> None:
@@ -120,22 +121,32 @@ def check_batch_size(batch_size: int, num_images: int, num_workers: int) -> None
         raise UserError(f"batch_size {batch_size} is larger than the training set ({num_images} images)")
 
 
-class _Fit:
+class TrainingLoop:
+    """A training before its first step: `fit` runs it to its end, a dry run takes a few steps of it.
+
+    Args:
+        model, splits, threat_model, config, seed, device, augmentation, reporter: see `fit`.
+        num_workers: take one worker's rows of batches that so many share, without a process group; None: as the process group says.
+    """
+
     def __init__(
         self,
         model: nn.Module,
         splits: Splits,
         threat_model: ThreatModel,
         config: TrainingConfig,
+        *,
         seed: int,
         device: torch.device,
         augmentation: Augmentation,
         reporter: Reporter,
+        num_workers: int | None = None,
     ) -> None:
-        self.rank, self.world_size = world()
+        self.rank, processes = world()
+        self.world_size = num_workers or processes
         check_batch_size(config.batch_size, len(splits.train), self.world_size)
         self.model = to_channels_last_(model.to(device))
-        if config.batch_norm == "synchronized" and self.world_size > 1:
+        if config.batch_norm == "synchronized" and processes > 1:
             synchronize_batch_norm(self.model)
         self.splits, self.config, self.seed, self.device = splits, config, seed, device
         self.augmentation, self.reporter = augmentation, reporter
@@ -154,6 +165,7 @@ class _Fit:
             num_epochs=config.epochs,
             steps_per_epoch=self.steps_per_epoch,
         )
+        self.clipped_steps = torch.zeros((), device=device)
         self.finished_epochs = 0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] | None = None
@@ -184,37 +196,10 @@ class _Fit:
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         started, memory = time.perf_counter(), PeakMemory(self.device)
-        context, optimizer = self.context, self.optimizer
-        context.epoch = epoch
-        context.streams.begin_epoch(self.model, epoch)
-        self.model.train()
         totals: dict[str, Tensor] = {}
-        clipped_steps = torch.zeros((), device=self.device)
-        batches = training_batches(
-            self.splits.train,
-            self.config.batch_size // self.world_size,
-            self.augmentation,
-            order_generator=context.streams.data_order,
-            augmentation_generator=context.streams.augmentation,
-            rank=self.rank,
-            world_size=self.world_size,
-        )
-        for index, (x_BCHW, y_B) in enumerate(batches):
-            context.step = epoch * self.steps_per_epoch + index
-            progress = epoch + index / self.steps_per_epoch
-            # One-cycle schedules start at 0; the middle of the step is the rate that the step stands for.
-            factor = learning_rate_factor(self.config.schedule, progress + 0.5 / self.steps_per_epoch, self.config.epochs)
-            for group in optimizer.param_groups:
-                group["lr"] = self.config.optimizer.learning_rate * factor
-            optimizer.zero_grad(set_to_none=self.config.optimizer.gradients_when_unused == "none")
-            scalars = self.objective.training_step(self.model, x_BCHW, y_B, context)
-            average_gradients(self.model.parameters())
-            limit = self.config.optimizer.gradient_clip_norm
-            if limit is not None:
-                clipped_steps += nn.utils.clip_grad_norm_(self.model.parameters(), limit) > limit
-            optimizer.step()
-            self.objective.after_optimizer_step(self.model, context)
-            apply_constraints(self.model)
+        self.clipped_steps.zero_()
+        for index, (x_BCHW, y_B) in enumerate(self.batches(epoch)):
+            scalars = self.train_step(index, x_BCHW, y_B)
             for name, value in scalars.items():
                 totals[name] = totals[name] + value if name in totals else value.clone()
             self.reporter.step_finished(index + 1, self.steps_per_epoch)
@@ -227,17 +212,51 @@ class _Fit:
                 "training.optimizer.gradient_clip_norm"
             )
         signs = self.signs(x_BCHW, y_B)
-        if limit is not None:
-            signs[CLIPPED_STEPS] = clipped_steps.item() / self.steps_per_epoch
+        if self.config.optimizer.gradient_clip_norm is not None:
+            signs[CLIPPED_STEPS] = self.clipped_steps.item() / self.steps_per_epoch
         seconds = time.perf_counter() - started
         return {
             **means,
             **signs,
-            "train/learning_rate": optimizer.param_groups[0]["lr"],
+            "train/learning_rate": self.optimizer.param_groups[0]["lr"],
             "time/epoch_seconds": seconds,
             "time/examples_per_second": self.steps_per_epoch * self.config.batch_size / seconds,
             **memory.metrics(),
         }
+
+    def batches(self, epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
+        """Begin an epoch (from 0) and return this worker's rows of its batches."""
+        self.context.epoch = epoch
+        self.context.streams.begin_epoch(self.model, epoch)
+        self.model.train()
+        return training_batches(
+            self.splits.train,
+            self.config.batch_size // self.world_size,
+            self.augmentation,
+            order_generator=self.context.streams.data_order,
+            augmentation_generator=self.context.streams.augmentation,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+
+    def train_step(self, index: int, x_BCHW: Tensor, y_B: Tensor) -> dict[str, Tensor]:
+        """Take step `index` of the epoch that was begun last; return the objective's scalars, `loss` among them."""
+        context, optimizer, limit = self.context, self.optimizer, self.config.optimizer.gradient_clip_norm
+        context.step = context.epoch * self.steps_per_epoch + index
+        progress = context.epoch + index / self.steps_per_epoch
+        # One-cycle schedules start at 0; the middle of the step is the rate that the step stands for.
+        factor = learning_rate_factor(self.config.schedule, progress + 0.5 / self.steps_per_epoch, self.config.epochs)
+        for group in optimizer.param_groups:
+            group["lr"] = self.config.optimizer.learning_rate * factor
+        optimizer.zero_grad(set_to_none=self.config.optimizer.gradients_when_unused == "none")
+        scalars = self.objective.training_step(self.model, x_BCHW, y_B, context)
+        average_gradients(self.model.parameters())
+        if limit is not None:
+            self.clipped_steps += nn.utils.clip_grad_norm_(self.model.parameters(), limit) > limit
+        optimizer.step()
+        self.objective.after_optimizer_step(self.model, context)
+        apply_constraints(self.model)
+        return scalars
 
     def signs(self, x_BCHW: Tensor, y_B: Tensor) -> dict[str, float]:
         """Return the signs of whether this epoch learned, the same on every worker; `x_BCHW, y_B` are the last images of it."""
@@ -252,16 +271,7 @@ class _Fit:
         self.history.append(metrics)
         if not last and self.finished_epochs % validation.every:
             return False
-        split = self.splits.validation if validation.select_on == "validation" else self.splits.test
-        measured = validate(
-            self.model,
-            split,
-            self.context.threat_model,
-            self.config.attack,
-            validation,
-            seed=self.seed,
-            batch_size=BATCH_SIZE,
-        )
+        measured = self.validate(self.held_out)
         metrics |= measured
         score = (measured[SELECTION_METRIC], measured["validation/clean_accuracy"])
         is_best = self.best is None or validation.select == "last" or score > tuple(self.best["score"])
@@ -276,6 +286,23 @@ class _Fit:
         if validation.patience is not None and self.validations_since_best >= validation.patience:
             self.ended = True
         return is_best
+
+    @property
+    def held_out(self) -> ArraySplit | StreamedSplit:
+        """The images on which the checkpoint is selected."""
+        return self.splits.validation if self.config.validation.select_on == "validation" else self.splits.test
+
+    def validate(self, split: ArraySplit | StreamedSplit) -> dict[str, float]:
+        """Return the metrics of a validation on `split`."""
+        return validate(
+            self.model,
+            split,
+            self.context.threat_model,
+            self.config.attack,
+            self.config.validation,
+            seed=self.seed,
+            batch_size=BATCH_SIZE,
+        )
 
     def save(self, folder: Path) -> None:
         """Write the resumable state."""

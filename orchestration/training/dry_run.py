@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 import statistics
 import time
@@ -11,22 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.randomness import num_configurations
 from orchestration import console
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Workplace
 from orchestration.run_folder import RunFolder
-from orchestration.training.training_run import build_for, device_for, num_threads
-from trainers.data import Splits, load_data, training_batches
-from trainers.fit import check_batch_size
-from trainers.hardware import choose_precision, to_channels_last_
-from trainers.objective import build_objective
-from trainers.optimizer import build_optimizer
-from trainers.step import StepContext
-from trainers.streams import Streams
-from trainers.validation import BATCH_SIZE, limited, validate
+from orchestration.training.training_run import prepare
+from trainers.data import ArraySplit, StreamedSplit
+from trainers.fit import TrainingLoop
+from trainers.reporting import SilentReporter
+from trainers.validation import limited
 
 TIMED_STEPS = 3
 TIMED_VALIDATION_IMAGES = 64
@@ -130,15 +127,21 @@ def dry_run(experiment: ExperimentConfig, workplace: Workplace) -> DryRun:
     Raises:
         UserError: the run could not start.
     """
-    home, device, training = workplace.home, device_for(experiment), experiment.training
-    threads = num_threads(experiment.resources)
-    torch.set_num_threads(threads)
-    splits = load_data(experiment.data, workplace.data_root, device)
-    check_batch_size(training.batch_size, len(splits.train), experiment.resources.workers)
-    model = to_channels_last_(build_for(experiment, splits).to(device))
-    step_seconds, loss = _time_steps(experiment, splits, model, device)
-    held_out = splits.validation if training.validation.select_on == "validation" else splits.test
-    validated = limited(held_out, training.validation.num_examples)
+    home, training, workers = workplace.home, experiment.training, experiment.resources.workers
+    device, splits, model = prepare(experiment, workplace.data_root)
+    loop = TrainingLoop(
+        model,
+        splits,
+        experiment.threat_model,
+        training,
+        seed=experiment.seed,
+        device=device,
+        augmentation=experiment.data.training_augmentation(),
+        reporter=SilentReporter(),
+        num_workers=workers,
+    )
+    step_seconds, loss = _time_steps(loop)
+    validated = limited(loop.held_out, training.validation.num_examples)
     folder = RunFolder(home.run(experiment.fingerprint))
     return DryRun(
         recipe=experiment.name,
@@ -153,84 +156,53 @@ def dry_run(experiment: ExperimentConfig, workplace: Workplace) -> DryRun:
         num_classes=splits.num_classes,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         num_configurations=num_configurations(model),
-        precision=choose_precision(training.precision, device).name,
+        precision=loop.context.precision.name,
         device=str(device),
-        workers=experiment.resources.workers,
-        threads=threads,
+        workers=workers,
+        threads=torch.get_num_threads(),
         first_loss=loss,
         step_seconds=step_seconds,
-        steps_per_epoch=len(splits.train) // training.batch_size,
+        steps_per_epoch=loop.steps_per_epoch,
         epochs=training.epochs,
         batch_size=training.batch_size,
-        validation_seconds=_time_validation(experiment, validated, model) * len(validated),
+        validation_seconds=_time_validation(loop, validated) * len(validated),
         number_of_validations=-(-training.epochs // training.validation.every),
         peak_memory_gib=_peak_memory(device),
     )
 
 
-def _time_steps(experiment: ExperimentConfig, splits: Splits, model: nn.Module, device: torch.device) -> tuple[float, float]:
+def _time_steps(loop: TrainingLoop) -> tuple[float, float]:
     """Return the median seconds of a step, and the loss of the first one.
 
     The steps are those of the middle of the run: terms that join later are counted.
     """
-    training = experiment.training
-    objective = build_objective(training.objective)
-    objective.prepare(model)
-    optimizer = build_optimizer(model, training.optimizer)
-    context = StepContext(
-        threat_model=experiment.threat_model,
-        attack=training.attack,
-        redraw=training.redraw,
-        streams=Streams(experiment.seed, 0, device),
-        precision=choose_precision(training.precision, device),
-        num_epochs=training.epochs,
-        steps_per_epoch=len(splits.train) // training.batch_size,
-    )
-    model.train()
     seconds: list[float] = []
     first_loss = float("nan")
     began = time.perf_counter()
-    batches = _batches(experiment, splits, context)
-    for index in range(1 + TIMED_STEPS):
-        context.epoch = 0 if index == 0 else training.epochs // 2
-        context.step = context.epoch * context.steps_per_epoch
-        context.streams.begin_epoch(model, context.epoch)
-        x_BCHW, y_B = next(batches)
+    for number, (x_BCHW, y_B) in enumerate(itertools.islice(_batches(loop), 1 + TIMED_STEPS)):
         started = time.perf_counter()
-        optimizer.zero_grad()
-        terms = objective.training_step(model, x_BCHW, y_B, context)
-        optimizer.step()
-        objective.after_optimizer_step(model, context)
-        loss = terms["loss"].item()
+        loss = loop.train_step(0, x_BCHW, y_B)["loss"].item()
         seconds.append(time.perf_counter() - started)
-        if index == 0:
+        if number == 0:
             first_loss = loss
         elif time.perf_counter() - began > PATIENCE_S:
             break
     return statistics.median(seconds[1:]), first_loss  # the first one pays for lazy initialization
 
 
-def _batches(experiment: ExperimentConfig, splits: Splits, context: StepContext) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield one worker's rows of the first batches, again and again."""
-    workers = experiment.resources.workers
+def _batches(loop: TrainingLoop) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the first batch of the run, then those of the epoch in its middle, again and again."""
+    yield next(iter(loop.batches(0)))
     while True:
-        yield from training_batches(
-            splits.train,
-            max(1, experiment.training.batch_size // workers),
-            experiment.data.training_augmentation(),
-            order_generator=context.streams.data_order,
-            augmentation_generator=context.streams.augmentation,
-            rank=0,
-            world_size=workers,
-        )
+        yield from loop.batches(loop.config.epochs // 2)
 
 
-def _time_validation(experiment: ExperimentConfig, held_out: Any, model: nn.Module) -> float:
+def _time_validation(loop: TrainingLoop, held_out: ArraySplit | StreamedSplit) -> float:
     """Return the seconds that one image of a validation takes, workers sharing the images."""
-    training, few = experiment.training, limited(held_out, TIMED_VALIDATION_IMAGES)
+    few = limited(held_out, TIMED_VALIDATION_IMAGES)
     started = time.perf_counter()
-    validate(model, few, experiment.threat_model, training.attack, training.validation, seed=experiment.seed, batch_size=BATCH_SIZE)
-    return (time.perf_counter() - started) / len(few) / experiment.resources.workers
+    loop.validate(few)
+    return (time.perf_counter() - started) / len(few) / loop.world_size
 
 
 def _peak_memory(device: torch.device) -> float:

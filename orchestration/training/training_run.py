@@ -66,7 +66,7 @@ class _FolderReporter:
         self.on_step(step, num_steps)
 
 
-def device_for(experiment: ExperimentConfig) -> torch.device:
+def _device_for(experiment: ExperimentConfig) -> torch.device:
     """Return where this process trains: the GPU it was given, or the CPU if the experiment asks for none.
 
     Raises:
@@ -97,7 +97,19 @@ def build_for(experiment: ExperimentConfig, splits: Splits) -> nn.Module:
     )
 
 
-def num_threads(resources: ResourcesConfig) -> int:
+def prepare(experiment: ExperimentConfig, data_root: Path | None) -> tuple[torch.device, Splits, nn.Module]:
+    """Give this process the experiment's threads; return where it trains, its data, and its network with fresh weights.
+
+    Raises:
+        UserError: something is not there, or does not fit.
+    """
+    torch.set_num_threads(_num_threads(experiment.resources))
+    device = _device_for(experiment)
+    splits = load_data(experiment.data, data_root, device)
+    return device, splits, build_for(experiment, splits)
+
+
+def _num_threads(resources: ResourcesConfig) -> int:
     """Return the threads of one worker: those of the recipe, else one where several workers share the machine, else all there are."""
     if resources.cpus_per_worker is None and resources.workers > 1:
         return 1
@@ -134,10 +146,7 @@ def train_here(
             image_shape = tuple(read_config(folder.model)["model"]["image_shape"])
             finished["metrics"] |= cost_metrics(load_pretrained(folder.model, resample_on_forward=False), image_shape)
         return as_result(folder, finished, reused=True)
-    torch.set_num_threads(num_threads(experiment.resources))
-    device = device_for(experiment)
-    splits = load_data(experiment.data, job.data_root, device)
-    model = build_for(experiment, splits)
+    device, splits, model = prepare(experiment, job.data_root)
     on_ready()
     diverged = folder.diverged()
     if diverged is not None:

@@ -139,3 +139,32 @@ def test_the_peak_of_an_earlier_epoch_is_forgotten():
     np.ones(40 * 2**20)  # 320 MB, freed at once
     large = first.metrics()[PROCESS_METRIC]
     assert PeakMemory(torch.device("cpu")).metrics()[PROCESS_METRIC] < large - 200
+
+
+@pytest.mark.parametrize(
+    ("defence", "objective", "losses"),
+    [
+        ("at", "adversarial", (2.310009002685547, 2.30059814453125)),
+        ("ctrw", "adversarial", (2.3047680854797363, 2.3027100563049316)),
+        ("rna", "adversarial", (2.3076331615448, 2.3013601303100586)),
+        ("red", "red", (2.675844669342041, 3.0373096466064453)),
+        ("rat", "rat_taylor", (2.3046929836273193, 2.2903785705566406)),
+    ],
+)
+def test_a_training_is_the_one_that_it_was(splits, defence, objective, losses):
+    """Losses of two epochs as they once were: whoever changes them on purpose gives the defence or objective a new revision.
+
+    To the last bit on one machine with one thread; other orders of summation move them by less than 1e-5, another draw by more than 1e-4.
+    """
+    members = {"num_members": 2} if defence == "red" else {}
+    model = build_model(defence, backbone="resnet8", image_shape=(1, 8, 8), seed=1, **members)
+    settings = config(
+        objective=objective, epochs=2, optimizer=OptimizerConfig(learning_rate=0.01), schedule=ScheduleConfig(name="constant")
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = fit(model, splits, RADIUS, settings, seed=3)
+    finally:
+        torch.set_num_threads(threads)
+    assert [epoch["train/loss"] for epoch in found.history] == pytest.approx(losses, rel=2e-5)
