@@ -345,7 +345,8 @@ _RECORD_CHECKS: tuple[Check, ...] = (
     Check(
         "C1",
         "randomness is alive before and after the attack",
-        "Make every random part a random site that `resample` reaches, and no other randomness in forward (dropout in train mode).",
+        "Make every random part a random site that `resample` reaches (`as_random_model` makes one of a network that draws in forward), "
+        "and leave no other randomness there, as dropout in train mode.",
         _randomness_alive,
         Meaning.ELSE,
     ),

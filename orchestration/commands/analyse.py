@@ -20,6 +20,7 @@ from orchestration.commands.command import (
 )
 
 LIST = "list"
+NO_THEORY = "quantities follow from the layers of its defence, which are not known here; `rayndom evaluate` measures its robustness"
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
@@ -49,12 +50,13 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UserError("analyse needs a model; `rayndom analyse --what list` shows what can be computed")
     from analysis.quantities.report import record_to_markdown, sentence, shown_rows
     from orchestration.evaluating.analysis_run import AnalysisSettings, analyse, track
-    from orchestration.exporting.targets import resolve_target
+    from orchestration.exporting.targets import refuse_external, resolve_target
 
     chosen = begin(arguments)
     workplace = workplace_of(arguments)
     home = workplace.home
     settings = AnalysisSettings(tuple(arguments.what), arguments.samples, arguments.draws, arguments.seed, arguments.device)
+    refuse_external(arguments.target, home, NO_THEORY)
     target = resolve_target(arguments.target, home)
     records, path = analyse(target, settings, workplace, wait=arguments.wait)
     run_id = track(target, records, path, home)
@@ -87,10 +89,11 @@ def _list(arguments: argparse.Namespace) -> int:
         return 0
     model = None
     if arguments.target is not None:
-        from models.weights import load_pretrained
-        from orchestration.exporting.targets import resolve_target
+        from orchestration.exporting.targets import refuse_external, resolve_target
 
-        model = load_pretrained(resolve_target(arguments.target, workplace_of(arguments).home).folder, resample_on_forward=False)
+        home = workplace_of(arguments).home
+        refuse_external(arguments.target, home, NO_THEORY)
+        model = resolve_target(arguments.target, home).load()
     rows = list_rows(model)
     if chosen == "json":
         console.result(rows)

@@ -11,7 +11,12 @@ from orchestration.commands.command import Command, Format, add_data_root, add_f
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run (16 digits), MLflow run id (32 digits), exported folder, or recipe")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="run (16 digits), MLflow run id (32 digits), exported folder, recipe, or a model of your own that was evaluated here",
+    )
     parser.add_argument("--all", action="store_true", help="show equal parameters, every metric and, of more than two runs, all pairs too")
     add_format(parser)
     add_data_root(parser)
@@ -26,6 +31,11 @@ def _run(arguments: argparse.Namespace) -> int:
     parameters = parameter_rows(runs, everything=arguments.all)
     metrics = metric_rows(runs, everything=arguments.all)
     pairs, notes = paired_rows(runs, workplace)
+    notes += [
+        f"{run.label} was not built by Rayndom: of its parameters no more is known than how it was named"
+        for run in runs
+        if run.target.external
+    ]
     standing, reasons = standing_rows(runs, pairs)
     warnings = marks(runs)
     if chosen == "json":

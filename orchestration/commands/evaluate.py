@@ -7,7 +7,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from orchestration import console
-from orchestration.commands.command import DRAWS, GPUS, SAMPLES, SEED, WORKERS, Command, add_data_root, add_wait, number, workplace_of
+from orchestration.commands.command import (
+    DRAWS,
+    GPUS,
+    SAMPLES,
+    SEED,
+    WORKERS,
+    Command,
+    add_data_root,
+    add_wait,
+    number,
+    whole_number,
+    workplace_of,
+)
 
 if TYPE_CHECKING:
     from analysis.evaluation.block_task import BlockTask
@@ -18,7 +30,17 @@ if TYPE_CHECKING:
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", help="trained recipe, run (16 digits), MLflow run id (32 digits), exported folder, or models:/NAME@ALIAS")
+    parser.add_argument(
+        "target",
+        help="trained recipe, run (16 digits), MLflow run id (32 digits), exported folder, models:/NAME@ALIAS; or a model of your own: "
+        "FILE.py:CALLABLE, MODULE:CALLABLE, timm:NAME, a TorchScript file (.pt), a file of torch.export (.pt2)",
+    )
+    parser.add_argument("--weights", metavar="FILE", help="of a model of your own: safetensors or a state_dict; no code in it is executed")
+    parser.add_argument("--data", metavar="NAME", help="of a model of your own: the data set whose test images it sees, e.g. cifar10")
+    parser.add_argument("--data-folder", metavar="FOLDER", help="of --data image_folder: the folder that holds train/ and test/")
+    parser.add_argument(
+        "--image-size", type=whole_number(4, 1024), metavar="PIXELS", help="side that images of --data are resized to (default: their own)"
+    )
     parser.add_argument("--suite", help="quick, paper, standard, full, or a YAML file (default quick)")
     parser.add_argument("--surrogate", metavar="TARGET", help="another model: also attack with points made on it, e.g. an AT baseline")
     parser.add_argument(
@@ -29,8 +51,8 @@ def _add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--samples", type=SAMPLES, help="test images (default: the suite's)")
     parser.add_argument("--draws", type=DRAWS, help="draws that score (default: the suite's)")
-    parser.add_argument("--epsilon", help="radius, e.g. 8/255 (default: the one the model was trained for)")
-    parser.add_argument("--norm", help="linf or l2 (default: the one the model was trained for)")
+    parser.add_argument("--epsilon", help="radius, e.g. 8/255 (default: the one the model was trained for, else 8/255)")
+    parser.add_argument("--norm", help="linf or l2 (default: the one the model was trained for, else linf)")
     parser.add_argument("--seed", type=SEED, default=0, help="root of all seeds (default 0)")
     parser.add_argument(
         "--until",
@@ -58,18 +80,24 @@ def _run(arguments: argparse.Namespace) -> int:
     from analysis.evaluation.suites import load_suite, with_surrogate
     from analysis.fingerprints import weights_hash
     from models.errors import UserError
-    from models.weights import load_pretrained
     from orchestration.evaluating.adding_images import begin, forecast, grow
     from orchestration.evaluating.block_names import keys_named, what_changed
     from orchestration.evaluating.evaluation_cost import cost_of
     from orchestration.evaluating.evaluation_report import finish, show, suite_name
     from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare, run_jobs
+    from orchestration.evaluating.external_targets import external_from_flags, named_data
     from orchestration.evaluating.second_opinion import check_opinion, compare_opinions, prepare_opinion, show_opinion, suite_against
-    from orchestration.exporting.targets import resolve_target
+    from orchestration.exporting.targets import refuse_external, resolve_target
 
     workplace = workplace_of(arguments)
     home = workplace.home
-    target = resolve_target(arguments.target, home)
+    data = named_data(arguments.data, arguments.data_folder, arguments.image_size)
+    target = external_from_flags(arguments.target, arguments.weights, data, workplace) or resolve_target(arguments.target, home)
+    if target.experiment is not None and data is not None:
+        raise UserError(
+            f"{arguments.target} is evaluated on the test images of {target.experiment.data.name}, on which it was trained; "
+            "--data is for models that do not say"
+        )
     if arguments.against:
         check_opinion(arguments.against)
         if arguments.until is not None:
@@ -77,21 +105,28 @@ def _run(arguments: argparse.Namespace) -> int:
     suite = arguments.suite or (suite_against(target) if arguments.against else "quick")
     name_of_suite = suite_name(suite)
     if arguments.surrogate:
-        surrogate = resolve_target(arguments.surrogate, home).folder.absolute()
-        weights = weights_hash(load_pretrained(surrogate, resample_on_forward=False))
-        suite = with_surrogate(load_suite(suite, target.config["model"]["defence"]), surrogate, weights)
+        refuse_external(
+            arguments.surrogate, home, "a surrogate is a trained run or an exported folder, which workers load without other code"
+        )
+        other = resolve_target(arguments.surrogate, home)
+        suite = with_surrogate(load_suite(suite, target.defence), other.folder.absolute(), weights_hash(other.load()))
         name_of_suite = suite.name
     settings = EvaluationSettings(
         suite=suite,
         threat_model=_threat_model(arguments, target.experiment),
         num_samples=arguments.samples,
         num_draws=arguments.draws,
+        data=data,
         seed=arguments.seed,
     )
-    name = target.experiment.name if target.experiment else target.config["model"]["defence"]
+    name = target.name
+    if target.external is not None:
+        console.say(f"{target.external.model.executes}; results are kept as {target.external.name}")
     broken: list[tuple[BlockTask, Exception]] = []
 
     def run(*jobs: Job) -> None:
+        if target.external is not None:
+            target.external.keep(home)
         run_jobs(
             jobs,
             workers=arguments.workers,
@@ -171,6 +206,7 @@ EVALUATE = Command(
         "rayndom evaluate RUN_ID --suite standard --keep-points --dry-run",
         "rayndom evaluate RUN_ID --suite standard --until 2",
         "rayndom evaluate RUN_ID --against autoattack --samples 500",
+        "rayndom evaluate my_model.py:build --weights w.safetensors --data cifar10 --epsilon 8/255",
         "rayndom evaluate RUN_ID --suite standard --again 'pgd_20 T1 block 2/4'",
     ),
     _add,

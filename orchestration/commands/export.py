@@ -18,7 +18,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     from orchestration.exporting.export import export_target
-    from orchestration.exporting.targets import resolve_target
+    from orchestration.exporting.targets import refuse_external, resolve_target
     from orchestration.home import Home
     from orchestration.recipes import is_recipe
 
@@ -27,6 +27,11 @@ def _run(arguments: argparse.Namespace) -> None:
 
         checked_registration(arguments.register)  # before anything is made
     home = Home.locate(arguments.home)
+    refuse_external(
+        arguments.target,
+        home,
+        "an export is weights with a configuration that the network is built from, and it has none; its code and weights are enough",
+    )
     target = resolve_target(arguments.target, home)
     folder = export_target(target, absolute(arguments.to), replace=arguments.force)
     registered = None

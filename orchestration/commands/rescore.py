@@ -37,7 +37,7 @@ def _run(arguments: argparse.Namespace) -> int:
     workplace = workplace_of(arguments)
     target = resolve_target(arguments.target, workplace.home)
     summary = kept_summary(target, arguments.suite, workplace.home)
-    name = target.experiment.name if target.experiment else target.config["model"]["defence"]
+    name = target.name
     job = prepare_rescoring(name, target, summary, arguments.draws, workplace)
     _score(job, arguments, workplace)
     if arguments.model:
@@ -60,7 +60,7 @@ def _on_another(points: Job, suite: str, arguments: argparse.Namespace, workplac
     from orchestration.exporting.targets import resolve_target
 
     other = resolve_target(arguments.model, workplace.home)
-    name = other.experiment.name if other.experiment else other.config["model"]["defence"]
+    name = other.name
     name = name if name != points.name else f"{name} (the other)"
     job = prepare_other_model(name, other, points, workplace)
     _score(job, arguments, workplace)

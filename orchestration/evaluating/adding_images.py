@@ -33,10 +33,9 @@ from analysis.statistics.stopping import (
     widths_of,
 )
 from models.errors import UserError
-from models.weights import load_pretrained
 from orchestration import console
 from orchestration.evaluating.evaluation_cost import megabytes, processes_for, seconds_per_pass
-from orchestration.evaluating.evaluation_run import EvaluationSettings, Job, Until, prepare, test_images
+from orchestration.evaluating.evaluation_run import EvaluationSettings, Job, Until, data_of, prepare, test_images
 from orchestration.exporting.targets import Target
 from orchestration.home import Workplace
 
@@ -96,12 +95,9 @@ def begin(name: str, target: Target, settings: EvaluationSettings, workplace: Wo
     """
     if not 0 < points < 100:
         raise UserError(f"--until is {points:g}; it is the width of an interval of accuracy in points, above 0 and below 100, e.g. 1")
-    data = settings.data or (target.experiment.data if target.experiment else None)
-    if data is None:
-        raise UserError(f"{target.folder} does not say what data it was trained on")
-    x, y = test_images(data, workplace.data_root, None)
-    suite = load_suite(settings.suite, target.config["model"]["defence"])
-    model = load_pretrained(target.folder, resample_on_forward=False)
+    x, y = test_images(data_of(target, settings), workplace.data_root, None)
+    suite = load_suite(settings.suite, target.defence)
+    model = target.load()
     draws = settings.num_draws or suite.scoring.num_evaluation_draws
     up_to = suite.scoring.enumerate_up_to if settings.num_draws is None else min(suite.scoring.enumerate_up_to, draws)
     sampled = all_configurations(model, up_to) is None

@@ -12,20 +12,24 @@ from torch import Tensor, nn
 from analysis.evaluate import BlockQueue, BlockTask, PointStore, run_block
 from analysis.evaluation.queue import E
 from analysis.evaluation.records import Record
-from models.weights import CONFIG_FILE, load_pretrained
+from orchestration.exporting.external import KnownExternal
+from orchestration.exporting.targets import files_of, load_source
+
+Source = Path | KnownExternal
 
 
-def load_for_blocks(folder: Path, gpus: float) -> nn.Module:
-    """Return the model of an exported folder where its blocks run: on the GPU if a worker has a share of one."""
-    model = load_pretrained(folder, resample_on_forward=False)
-    return model.to("cuda" if gpus else "cpu").to(memory_format=torch.channels_last)
+def load_for_blocks(source: Source, gpus: float) -> nn.Module:
+    """Return a target's model where its blocks run: on the GPU if a worker has a share of one."""
+    model = load_source(source).to("cuda" if gpus else "cpu")
+    # The code of other people's networks may rely on the order of values in memory (`view`).
+    return model if isinstance(source, KnownExternal) else model.to(memory_format=torch.channels_last)
 
 
-def run_on_ray(queue: BlockQueue[E], folder_of: Callable[[E], Path], workers: int | None, gpus: float, address: str | None) -> None:
+def run_on_ray(queue: BlockQueue[E], source_of: Callable[[E], Source], workers: int | None, gpus: float, address: str | None) -> None:
     """Run the blocks of a queue on Ray workers.
 
     Args:
-        folder_of: returns the exported folder of a job's model. workers: at most so many; None: as many as the cluster has room for.
+        source_of: returns what a job's model is loaded from. workers: at most so many; None: as many as the cluster has room for.
         gpus: share of a GPU for each. address: of a Ray cluster.
     """
     import ray
@@ -36,8 +40,8 @@ def run_on_ray(queue: BlockQueue[E], folder_of: Callable[[E], Path], workers: in
 
     available = cluster.connect(address)
     count = concurrency(TrialResources(cpus=1, gpus=gpus, workers=1), available, workers)
-    for folder in {folder_of(job) for job, _ in queue.waiting}:
-        SharedStorage(folder / CONFIG_FILE).check()
+    for file in {file for job, _ in queue.waiting for file in files_of(source_of(job))}:
+        SharedStorage(file).check()
     queue.long_ones_first()
     # A worker that dies is started again and its block repeated: blocks have no effect but their record.
     evaluator = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_Evaluator)
@@ -55,7 +59,7 @@ def run_on_ray(queue: BlockQueue[E], folder_of: Callable[[E], Path], workers: in
         taken = queue.take()
         if taken is not None:
             job, task = taken
-            running[actor.run.remote(folder_of(job), reference(job.x), reference(job.y), task, job.points)] = (actor, job, task)
+            running[actor.run.remote(source_of(job), reference(job.x), reference(job.y), task, job.points)] = (actor, job, task)
 
     for actor in actors:
         start(actor)
@@ -81,10 +85,10 @@ class _Evaluator:
     def __init__(self, gpus: float) -> None:
         torch.set_num_threads(1)
         self.gpus = gpus
-        self.models: dict[Path, nn.Module] = {}
+        self.models: dict[Source, nn.Module] = {}
 
-    def run(self, folder: Path, x: Tensor, y: Tensor, task: BlockTask, points: PointStore | None) -> Record:
+    def run(self, source: Source, x: Tensor, y: Tensor, task: BlockTask, points: PointStore | None) -> Record:
         """Run one block."""
-        if folder not in self.models:
-            self.models[folder] = load_for_blocks(folder, self.gpus)
-        return run_block(self.models[folder], x.clone(), y.clone(), task, points)
+        if source not in self.models:
+            self.models[source] = load_for_blocks(source, self.gpus)
+        return run_block(self.models[source], x.clone(), y.clone(), task, points)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from analysis.attacked_model.plain_model import images_like, plain_model
 from analysis.evaluate import BlockTask
 from analysis.evaluation.cost import estimated_cost
 from analysis.evaluation.points import point_bytes
@@ -111,9 +112,10 @@ def seconds_per_pass(job: Job, gpus: float = 0) -> float:
     attacks = [(seconds, estimated_cost(task)) for seconds, task in known if task.kind == "attack"]
     if sum(seconds for seconds, _ in attacks) >= _KNOWN_SECONDS:
         return sum(seconds for seconds, _ in attacks) / sum(cost for _, cost in attacks)
-    model = load_for_blocks(job.target.folder, gpus)
-    like = next(model.parameters())
-    x = job.x[:_TIMED_IMAGES].to(like.device).requires_grad_()
+    loaded = load_for_blocks(job.target.source, gpus)
+    x = job.x[:_TIMED_IMAGES].to(images_like(loaded, job.x))
+    model = plain_model(loaded, x[:1])
+    x.requires_grad_()
     taken = []
     with mode(model, "eval"):
         for _ in range(_TIMED_PASSES):

@@ -74,7 +74,8 @@ def keep(job: Job, result: EvaluationResult, tracker: Tracker | None, run_id: st
     """Write the result beside its records, into the exported model's card, and to MLflow; return its summary."""
     summary = as_kept(job, summarize(result, suite))
     write_kept(job.records_path.parent, summary)
-    record_evaluation(job.target.folder, job.target, summary)
+    if job.target.external is None:  # what lies beside the records of an external model is all that it has
+        record_evaluation(job.target.folder, job.target, summary)
     if tracker is not None and run_id is not None:
         metrics = {f"test/{row.attack}/{protocol_key(row.protocol)}": row.estimate.value for row in result.rows}
         if result.headline is not None:

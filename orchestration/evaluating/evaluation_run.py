@@ -24,9 +24,9 @@ from analysis.evaluation.tasks import MAX_BLOCK_SIZE
 from analysis.statistics.stopping import Looks
 from models.errors import UserError
 from models.threat_model import ThreatModel
-from models.weights import load_pretrained
 from orchestration import console
-from orchestration.evaluating.block_workers import load_for_blocks, run_on_ray
+from orchestration.evaluating.block_workers import Source, load_for_blocks, run_on_ray
+from orchestration.evaluating.external_targets import check_outputs
 from orchestration.exporting.targets import Target
 from orchestration.home import Workplace
 from orchestration.single_process import ADVICE, ENDING_S, only_process
@@ -124,20 +124,18 @@ def prepare(
         UserError: the data set is not known or missing, or the suite does not fit the model.
     """
     experiment = target.experiment
-    data = settings.data or (experiment.data if experiment else None)
-    if data is None:
-        raise UserError(f"{target.folder} does not say what data it was trained on; name a data set with --data.name")
+    data = data_of(target, settings)
     until = settings.until
     # Of a growing evaluation all images are read: blocks are named by their rows.
     x, y = images if images is not None else test_images(data, workplace.data_root, settings.num_samples if until is None else None)
     settings = replace(
         settings,
-        suite=load_suite(settings.suite, target.config["model"]["defence"]),
+        suite=load_suite(settings.suite, target.defence),
         threat_model=settings.threat_model or (experiment.threat_model if experiment else ThreatModel()),
         data=data,
     )
     plan = plan_blocks(
-        load_pretrained(target.folder, resample_on_forward=False),
+        target.load(),
         x,
         y,
         settings.suite,
@@ -147,9 +145,22 @@ def prepare(
         num_draws=settings.num_draws,
         batch_size=until.block_size if until is not None else MAX_BLOCK_SIZE,
     )
-    folder = workplace.home.evaluation(plan[0].checkpoint[:16])
+    check_outputs(target, plan[0].num_classes, data)
+    folder = target.records_folder(workplace.home, plan[0].checkpoint)
     store = None if points is None else PointStore(folder / POINTS_FOLDER, points)
     return Job(name=name, target=target, settings=settings, plan=plan, x=x, y=y, records_path=folder / RECORDS_FILE, points=store)
+
+
+def data_of(target: Target, settings: EvaluationSettings) -> DataConfig:
+    """Return whose test images a model is evaluated on.
+
+    Raises:
+        UserError: neither the model nor the settings say.
+    """
+    data = settings.data or target.data
+    if data is None:
+        raise UserError(f"{target.folder} does not say what data it was trained on; name the data set with --data, e.g. --data cifar10")
+    return data
 
 
 def test_images(data: DataConfig, data_root: Path | None, num_samples: int | None) -> tuple[Tensor, Tensor]:
@@ -213,24 +224,24 @@ def _run_alone(
         if not address and (workers == 1 or (workers is None and not gpus_per_worker and queue.cost < SMALL_WORK)):
             _run_here(queue, gpus_per_worker)
         else:
-            run_on_ray(queue, _folder, workers, gpus_per_worker, address)
+            run_on_ray(queue, _source, workers, gpus_per_worker, address)
 
 
 def _run_here(queue: BlockQueue[Job], gpus: float) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
-    loaded: tuple[Path, nn.Module] | None = None
+    loaded: tuple[Source, nn.Module] | None = None
 
     def load(job: Job) -> nn.Module:
         nonlocal loaded
-        if loaded is None or loaded[0] != _folder(job):
-            loaded = (_folder(job), load_for_blocks(_folder(job), gpus))
+        if loaded is None or loaded[0] != _source(job):
+            loaded = (_source(job), load_for_blocks(_source(job), gpus))
         return loaded[1]
 
     run_in_order(queue, load)
 
 
-def _folder(job: Job) -> Path:
-    return job.target.folder
+def _source(job: Job) -> Source:
+    return job.target.source
 
 
 class _Table:

@@ -18,7 +18,6 @@ from analysis.fingerprints import weights_hash
 from analysis.statistics import Estimate, paired_difference
 from models.errors import UserError, unknown_name
 from models.threat_model import ThreatModel
-from models.weights import load_pretrained
 from orchestration.evaluating.evaluation_run import POINTS_FOLDER, RECORDS_FILE, EvaluationSettings, Job, Until, prepare
 from orchestration.evaluating.stored_evaluation import Summary, read_kept
 from orchestration.exporting.targets import Target
@@ -37,8 +36,7 @@ def kept_summary(target: Target, suite: str | None, home: Home) -> Summary:
     Raises:
         UserError: there is none, none of this name, or several to choose from.
     """
-    checkpoint = weights_hash(load_pretrained(target.folder, resample_on_forward=False))
-    folder = home.evaluation(checkpoint[:16])
+    folder = target.records_folder(home, weights_hash(target.load()))
     kept = {name: summary for name, summary in read_kept(folder).items() if "settings" in summary}
     if not kept or not (folder / POINTS_FOLDER).is_dir():
         raise UserError(f"{target.folder} has no evaluation that kept its points here; `rayndom evaluate` with `--keep-points` makes one")
@@ -109,10 +107,9 @@ def prepare_other_model(name: str, target: Target, points: Job, workplace: Workp
     Raises:
         UserError: the model does not fit the images, or points are missing.
     """
-    model = load_pretrained(target.folder, resample_on_forward=False)
-    plan = on_kept_points(points.plan, model, points.x, points.y)
+    plan = on_kept_points(points.plan, target.load(), points.x, points.y)
     # In a folder of their own: a file of records holds the attacks on one model, these were attacks on another.
-    folder = workplace.home.evaluation(plan[0].checkpoint[:16]) / OTHERS_FOLDER / points.plan[0].checkpoint[:16]
+    folder = target.records_folder(workplace.home, plan[0].checkpoint) / OTHERS_FOLDER / points.plan[0].checkpoint[:16]
     store = PointStore(points.records_path.parent / POINTS_FOLDER, "score")
     job = Job(
         name=name,

@@ -16,7 +16,6 @@ from analysis.reporting.comparison import compare
 from analysis.result import EvaluationResult, is_number_of
 from analysis.statistics import Estimate
 from models.errors import UserError
-from models.weights import load_pretrained
 from orchestration.evaluating.evaluation_report import suite_name
 from orchestration.evaluating.stored_evaluation import read_kept, result_of, search_result
 from orchestration.experiment import flatten
@@ -75,18 +74,24 @@ def find_runs(names: Sequence[str], home: Home) -> list[StoredRun]:
     if len(names) < 2:
         raise UserError("compare needs at least two runs")
     targets = [resolve_target(name, home) for name in names]
-    hashes = [weights_hash(load_pretrained(target.folder, resample_on_forward=False)) for target in targets]
+    hashes = [weights_hash(target.load()) for target in targets]
     for (i, first), (j, second) in itertools.combinations(enumerate(hashes), 2):
         if first == second:
             raise UserError(f"{names[i]} and {names[j]} are the same model")
-    titles = [target.experiment.name if target.experiment else Path(name).name for name, target in zip(names, targets, strict=True)]
+    titles = [_title(name, target) for name, target in zip(names, targets, strict=True)]
     runs = []
     for name, target, title, checkpoint in zip(names, targets, titles, hashes, strict=True):
         if titles.count(title) > 1 or not title:
             title = f"{title} {target.experiment.fingerprint[:6] if target.experiment else name}".strip()
-        folder = home.evaluation(checkpoint[:16])
+        folder = target.records_folder(home, checkpoint)
         runs.append(StoredRun(title, target, _stored_evaluations(folder, target), folder))
     return runs
+
+
+def _title(name: str, target: Target) -> str:
+    if target.external is not None:
+        return target.external.name
+    return target.experiment.name if target.experiment else Path(name).name
 
 
 def _stored_evaluations(folder: Path, target: Target) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,6 @@ from analysis.result import EvaluationResult
 from analysis.statistics import Estimate, paired_difference
 from models.errors import unknown_name
 from models.randomness import is_randomized
-from models.weights import load_pretrained
 from orchestration import console
 from orchestration.evaluating.evaluation_run import EvaluationSettings, Job, prepare
 from orchestration.exporting.targets import Target
@@ -69,7 +68,7 @@ def check_opinion(name: str) -> None:
 
 def suite_against(target: Target) -> str:
     """Return the suite whose number is the counterpart, where none was asked for."""
-    return "autoattack_rand" if is_randomized(load_pretrained(target.folder, resample_on_forward=False)) else "autoattack_standard"
+    return "autoattack_rand" if is_randomized(target.load()) else "autoattack_standard"
 
 
 def prepare_opinion(job: Job, target: Target, workplace: Workplace) -> Job:
@@ -79,7 +78,7 @@ def prepare_opinion(job: Job, target: Target, workplace: Workplace) -> Job:
         UserError: it does not fit the number of classes or the norm.
     """
     settings: EvaluationSettings = job.settings
-    suite = load_suite(settings.suite, target.config["model"]["defence"])
+    suite = load_suite(settings.suite, target.defence)
     attack = "pyautoattack_rand" if job.plan[0].randomized else "pyautoattack_standard"
     alone = Suite(
         name=f"against_{attack}",

@@ -1,5 +1,5 @@
 """What a user may name as a trained model: an export folder, a run's fingerprint or folder, a recipe that was trained, an MLflow run id,
-`models:/NAME@ALIAS`.
+`models:/NAME@ALIAS`, a model that Rayndom did not train, once it was evaluated.
 """
 
 from __future__ import annotations
@@ -9,17 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from models.errors import UserError, nearest
-from models.weights import CONFIG_FILE, read_config
+from models.external.source import is_external_reference
+from models.weights import CONFIG_FILE, load_pretrained, read_config
 from orchestration import console
 from orchestration.experiment import ExperimentConfig, read_experiment
 from orchestration.exporting.details import check_details
 from orchestration.exporting.downloads import download_model
+from orchestration.exporting.external import KnownExternal, evaluated_as, read_external
 from orchestration.exporting.home_runs import run_of_recipe
 from orchestration.home import Home
 from orchestration.recipes import is_recipe, possible_names
 from orchestration.run_folder import RunFolder
 from orchestration.tracking.tracker import Tracker
+from trainers.data import DataConfig
 
 
 @dataclass(frozen=True)
@@ -27,19 +32,90 @@ class Target:
     """A trained model on this disk.
 
     Attributes:
-        folder: with model.safetensors and config.json.
+        folder: with model.safetensors and config.json; of an external model, with its external.json.
         experiment: how it was trained; None for models that were saved by hand.
         run_id: its MLflow run, where known.
+        external: a model that Rayndom did not train.
     """
 
     folder: Path
     experiment: ExperimentConfig | None
     run_id: str | None = None
+    external: KnownExternal | None = None
 
     @property
     def config(self) -> dict[str, Any]:
-        """Content of config.json."""
+        """Content of config.json; of an external model, what is known of it."""
+        if self.external is not None:
+            model = self.external.model
+            return {"model": {"reference": model.reference, "weights": model.weights}, "details": {}}
         return read_config(self.folder)
+
+    @property
+    def name(self) -> str:
+        """How tables name it."""
+        if self.external is not None:
+            return self.external.model.name
+        return self.experiment.name if self.experiment is not None else str(self.config["model"]["defence"])
+
+    @property
+    def defence(self) -> str | None:
+        """Name of its defence; None: an external model has none that is known here."""
+        return None if self.external is not None else str(self.config["model"]["defence"])
+
+    @property
+    def data(self) -> DataConfig | None:
+        """Whose test images it is evaluated on: what it was trained on, or what was named; None: it does not say."""
+        if self.external is not None:
+            return self.external.data
+        return None if self.experiment is None else self.experiment.data
+
+    @property
+    def source(self) -> Path | KnownExternal:
+        """What `load_source` loads it from, in any process: hashable, and safe to pickle."""
+        return self.external or self.folder
+
+    def load(self) -> nn.Module:
+        """Return the bare model in eval mode, whose draws the caller takes."""
+        return load_source(self.source)
+
+    def records_folder(self, home: Home, checkpoint: str) -> Path:
+        """Return where the records of its evaluations lie.
+
+        Args:
+            checkpoint: hash of its weights.
+        """
+        return self.folder if self.external is not None else home.evaluation(checkpoint[:16])
+
+
+def load_source(source: Path | KnownExternal) -> nn.Module:
+    """Return the bare model of a `Target.source`."""
+    return source.load() if isinstance(source, KnownExternal) else load_pretrained(source, resample_on_forward=False)
+
+
+def files_of(source: Path | KnownExternal) -> tuple[Path, ...]:
+    """Return files of a `Target.source` that every process which loads it must see."""
+    return source.model.files if isinstance(source, KnownExternal) else (source / CONFIG_FILE,)
+
+
+def external_target(known: KnownExternal, home: Home) -> Target:
+    """Return an external model as a target."""
+    return Target(home.external(known.name), None, external=known)
+
+
+def names_external(target: str, home: Home) -> bool:
+    """Return whether `target` names a model that Rayndom did not train: by its code or file, or by the name that the home gave it."""
+    return is_external_reference(target) or read_external(home, target) is not None
+
+
+def refuse_external(target: str, home: Home, why: str) -> None:
+    """Raise a `UserError` where `target` names a model that Rayndom did not train.
+
+    Args:
+        why: what cannot be done with it, and what can, as the end of a sentence.
+    """
+    if names_external(target, home):
+        raise UserError(f"{target} is a model that Rayndom did not build: {why}")
 
 
 def resolve_target(target: str, home: Home) -> Target:
@@ -55,6 +131,11 @@ def resolve_target(target: str, home: Home) -> Target:
         return _target(path)
     if (path / "model" / CONFIG_FILE).is_file():
         return _target(path / "model")
+    if is_external_reference(target):
+        return external_target(evaluated_as(target, home), home)
+    known = read_external(home, target)
+    if known is not None:
+        return external_target(known, home)
     if re.fullmatch(r"[0-9a-f]{16}", target):
         folder = RunFolder(home.run(target))
         if folder.result() is not None:
@@ -74,7 +155,7 @@ def resolve_target(target: str, home: Home) -> Target:
     hint = f" Did you mean the recipe {close[0]!r}?" if close else ""
     raise UserError(
         f"no model {target!r}.{hint} It is neither an exported folder, nor a finished run in {home.root / 'runs'} (16 hexadecimal digits), "
-        "nor a recipe, nor an MLflow run id (32), nor models:/NAME@ALIAS"
+        "nor a recipe, nor an MLflow run id (32), nor models:/NAME@ALIAS, nor a model of your own (FILE.py:CALLABLE, timm:NAME, ...)"
     )
 
 
