@@ -25,7 +25,7 @@ from models.randomness import RandomModule, derive_seed
 
 Reseed = Callable[[int], None]
 
-_ROWS = 64  # of a batch that are drawn at once, so that a row does not depend on the batch size
+_ROWS = 16  # that are drawn at once, so that a row does not depend on how many there are
 _SEED_BITS = 63
 _RESEED_LIMIT = 2**32  # NumPy takes no larger seed
 
@@ -33,8 +33,8 @@ _RESEED_LIMIT = 2**32  # NumPy takes no larger seed
 class ForwardRandomness(RandomModule):
     """A network that draws in its forward, as a random site whose draw is a seed.
 
-    Each image of a batch has random values of its own, those of its place in the batch, whatever the size of the batch: where the first
-    dimension of what a random operation of PyTorch gives is the batch, rows are drawn in blocks of 64.
+    The rows of what a random operation of PyTorch gives (its first dimension) are drawn in blocks of 16. So an image of a batch has the
+    values of its place in the batch, whatever the size of the batch, and a value that a batch shares stays what it is.
 
     Args:
         network: maps pixels (B, C, H, W) to logits.
@@ -63,7 +63,7 @@ class ForwardRandomness(RandomModule):
 
     def forward(self, x_BCHW: Tensor) -> Any:
         seed = int(self.seed)
-        with _forked(x_BCHW.device), _SeededOperations(seed, len(x_BCHW), x_BCHW.device):
+        with _forked(x_BCHW.device), _SeededOperations(seed, x_BCHW.device):
             if self.reseed is not None:
                 self.reseed(seed % _RESEED_LIMIT)
             return self.network(x_BCHW)
@@ -96,17 +96,18 @@ def _forked(device: torch.device) -> Iterator[None]:
 
 
 class _SeededOperations(TorchDispatchMode):
-    """Seeds PyTorch's global generators before each random operation, by the number of the operation and of its block of rows.
+    """Seeds PyTorch's global generators before each random operation, by its number in the forward and that of its block of rows.
 
-    Without that the second operation of a forward would begin where the first one, of a larger or smaller batch, ended.
+    Without that the second operation of a forward would begin where the first one, of a larger or smaller batch, ended; and PyTorch's
+    values of a row depend on how many rows there are, for small tensors and on GPUs.
 
     Args:
-        seed: of the draw. num_rows: B. device: of the images.
+        seed: of the draw. device: of the images.
     """
 
-    def __init__(self, seed: int, num_rows: int, device: torch.device) -> None:
+    def __init__(self, seed: int, device: torch.device) -> None:
         super().__init__()
-        self.seed, self.num_rows, self.device = seed, num_rows, device
+        self.seed, self.device = seed, device
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -114,52 +115,58 @@ class _SeededOperations(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded not in func.tags or _has_generator(args, kwargs):
             return func(*args, **kwargs)
         number, self.count = self.count, self.count + 1
-        if not self._is_by_rows(args, kwargs):
+        size_at = next((place for place, each in enumerate(func._schema.arguments) if each.name == "size"), None)
+        num_rows = _num_rows(args, kwargs, size_at)
+        if num_rows is None:
             self._seed(number, 0)
             return func(*args, **kwargs)
-        written = args[0] if func._schema.is_mutable else None
         parts = []
-        for block, start in enumerate(range(0, self.num_rows, _ROWS)):
+        for block, start in enumerate(range(0, num_rows, _ROWS)):
             self._seed(number, block)
-            parts.append(func(*self._rows(args, start), **self._rows(kwargs, start)))
-        if written is not None:
-            return written.copy_(torch.cat(parts)[: self.num_rows])
-        return _joined(parts, self.num_rows)
+            block_args, block_kwargs = _block((args, kwargs), start, size_at)
+            parts.append(func(*block_args, **block_kwargs))
+        if func._schema.is_mutable:
+            return args[0].copy_(torch.cat(parts)[:num_rows])
+        return _joined(parts, num_rows)
 
     def _seed(self, number: int, block: int) -> None:
         value = derive_seed(self.seed, number, block)
         torch.default_generator.manual_seed(value)
         if self.device.type == "cuda":
-            torch.cuda.default_generators[self.device.index or 0].manual_seed(value)
-
-    def _is_by_rows(self, args: Any, kwargs: Any) -> bool:
-        leaves = tree_flatten((args, kwargs))[0]
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()]
-        if tensors:
-            return all(len(tensor) == self.num_rows for tensor in tensors)
-        return bool(args) and isinstance(args[0], list | tuple) and bool(args[0]) and args[0][0] == self.num_rows
-
-    def _rows(self, arguments: Any, start: int) -> Any:
-        """Return the arguments of an operation for one block of rows, filled up to 64."""
-        leaves, shape = tree_flatten(arguments)
-        if any(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves) or not isinstance(arguments, tuple):
-            return tree_unflatten([self._block(leaf, start) for leaf in leaves], shape)
-        if arguments and isinstance(arguments[0], list | tuple):
-            return ([_ROWS, *arguments[0][1:]], *arguments[1:])
-        return arguments
-
-    @staticmethod
-    def _block(leaf: Any, start: int) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.dim():
-            return leaf
-        rows = leaf[start : start + _ROWS]
-        if len(rows) == _ROWS:
-            return rows.clone()
-        return torch.cat([rows, rows[-1:].expand(_ROWS - len(rows), *rows.shape[1:])])
+            index = torch.cuda.current_device() if self.device.index is None else self.device.index
+            torch.cuda.default_generators[index].manual_seed(value)
 
 
 def _has_generator(args: Any, kwargs: Any) -> bool:
     return any(isinstance(leaf, torch.Generator) for leaf in tree_flatten((args, kwargs))[0])
+
+
+def _num_rows(args: Any, kwargs: Any, size_at: int | None) -> int | None:
+    """Return the length of the first dimension of what a random operation gives; None: it has none, tensors of different
+    lengths, or a place where it is put."""
+    if "out" in kwargs:
+        return None
+    lengths = {len(leaf) for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor) and leaf.dim()}
+    if size_at is not None and size_at < len(args) and args[size_at]:
+        lengths.add(args[size_at][0])
+    return lengths.pop() if len(lengths) == 1 and min(lengths) > 0 else None
+
+
+def _block(arguments: tuple[Any, Any], start: int, size_at: int | None) -> tuple[Any, Any]:
+    """Return the arguments of a random operation for one block of rows, which the last row fills up."""
+    args, kwargs = arguments
+    if size_at is not None and size_at < len(args):
+        args = (*args[:size_at], [_ROWS, *args[size_at][1:]], *args[size_at + 1 :])
+    leaves, shape = tree_flatten((args, kwargs))
+    made: tuple[Any, Any] = tree_unflatten([_rows(leaf, start) for leaf in leaves], shape)
+    return made
+
+
+def _rows(leaf: Any, start: int) -> Any:
+    if not isinstance(leaf, Tensor) or not leaf.dim():
+        return leaf
+    rows = leaf[start : start + _ROWS]
+    return torch.cat([rows, rows[-1:].expand(_ROWS - len(rows), *rows.shape[1:])])  # a copy: the operation may write to it
 
 
 def _joined(parts: list[Any], num_rows: int) -> Any:

@@ -1,9 +1,11 @@
-"""`rayndom evaluate` on models that Rayndom did not train: records, resumption, pages and comparisons as for its own, and what it refuses."""
+"""`rayndom evaluate` on models that Rayndom did not train: records, resumption and comparisons as for its own; what it refuses."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -210,17 +212,9 @@ def test_randomness_in_forward_is_found_and_the_adapter_mends_it(place, capsys):
     ],
 )
 def test_what_cannot_be_judged_is_one_error_and_leaves_nothing(place, capsys, arguments, words):
-    assert (
-        evaluate(
-            place,
-            *arguments[:1],
-            **{"suite": "short.yaml"} | dict(zip([a[2:].replace("-", "_") for a in arguments[1::2]], arguments[2::2], strict=True)),
-        )
-        == 2
-    )
+    flags = {flag[2:].replace("-", "_"): value for flag, value in zip(arguments[1::2], arguments[2::2], strict=True)}
+    assert evaluate(place, arguments[0], **flags) == 2
     out, err = capsys.readouterr()
-    import re
-
     assert re.search(words, err) and err.count("error:") == 1
     assert "Traceback" not in out + err
     assert not (place.root / "external").exists()
@@ -233,6 +227,14 @@ def test_without_a_data_set_the_known_ones_are_said(place, capsys):
     assert "--image-size says how images of --data are read" in capsys.readouterr().err
     assert rayndom(place, "compare", "my_model.py:zeros", "my_model.py:build") == 2
     assert "was not evaluated here yet" in capsys.readouterr().err
+
+
+def test_the_documented_lines_of_python_judge_it_too(place, capsys):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text()
+    (code,) = re.findall(r"```python\n(from analysis.evaluate import evaluate\nfrom models.external.*?)```", page, re.DOTALL)
+    exec(code.replace('suite="quick"', 'suite="short.yaml", num_samples=40'), {})
+    assert "T0 = T1 = T2" in capsys.readouterr().out
+    assert len(read_records(Path("records.jsonl"))) == 4
 
 
 @pytest.mark.ray
