@@ -5,6 +5,7 @@ First computed from the study, then shown, plotted and logged.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,8 +51,8 @@ def rungs(config: SweepConfig, epochs: int) -> list[int]:
     return sorted({*found, epochs})
 
 
-def proxy_correlations(config: SweepConfig, study: optuna.Study, epochs: int) -> list[RankCorrelation]:
-    """Return how the metric that early stopping watches ranks trials at each rung, against the first objective at the end.
+def proxy_correlations(config: SweepConfig, trials: Sequence[FrozenTrial], epochs: int) -> list[RankCorrelation]:
+    """Return how the metric that early stopping watches ranks full-budget trials at each rung, against the first objective at the end.
 
     Only trials that reached their end have both, and the proxy itself chose those: the correlation over all trials may differ.
     """
@@ -59,7 +60,7 @@ def proxy_correlations(config: SweepConfig, study: optuna.Study, epochs: int) ->
     found = []
     for epoch in rungs(config, epochs):
         pairs = []
-        for trial in full_trials(study):
+        for trial in trials:
             values = proxy_values(config, trial)
             if epoch in values:
                 pairs.append((values[epoch], sign * trial.values[0]))
@@ -74,7 +75,7 @@ def proxy_correlations(config: SweepConfig, study: optuna.Study, epochs: int) ->
     return found
 
 
-def importances(config: SweepConfig, study: optuna.Study) -> dict[str, dict[str, float]] | None:
+def importances(config: SweepConfig, trials: Sequence[FrozenTrial]) -> dict[str, dict[str, float]] | None:
     """Return objective -> dimension -> its share in what makes a full-budget trial one of the best tenth (PED-ANOVA, Watanabe et al. 2023).
 
     Shares add up to one. Unlike fANOVA's, which explain the variance of good and bad values alike, they take 0.1 s for 5,000 trials and not
@@ -83,7 +84,6 @@ def importances(config: SweepConfig, study: optuna.Study) -> dict[str, dict[str,
     Dimensions that only some trials have (conditional ones) are left out. None: there are fewer than four full-budget trials, or no
     dimension that all of them have takes different values.
     """
-    trials = full_trials(study)
     if len(trials) < MIN_TRIALS:
         return None
     common = [name for name in config.space or {} if all(name in trial.params for trial in trials)]
@@ -97,7 +97,7 @@ def importances(config: SweepConfig, study: optuna.Study) -> dict[str, dict[str,
         if len({trial.values[index] for trial in trials}) == 1:
             table[objective.metric] = dict.fromkeys(common, 0.0)
             continue
-        copied = optuna.create_study(direction=study.directions[index])
+        copied = optuna.create_study(direction="maximize" if objective.mode == "max" else "minimize")
         copied.add_trials(
             [
                 optuna.trial.create_trial(
@@ -111,10 +111,10 @@ def importances(config: SweepConfig, study: optuna.Study) -> dict[str, dict[str,
     return table
 
 
-def infeasible(config: SweepConfig, study: optuna.Study) -> list[tuple[int, str]]:
+def infeasible(config: SweepConfig, trials: Sequence[FrozenTrial]) -> list[tuple[int, str]]:
     """Return (trial, what it violates) of the full-budget trials that violate a constraint."""
     found = []
-    for trial in full_trials(study):
+    for trial in trials:
         if is_feasible(trial):
             continue
         metrics = trial.user_attrs.get(METRICS, {})
@@ -130,9 +130,9 @@ def _value(config: SweepConfig, key: str, metrics: dict[str, float]) -> str:
     return "another value"
 
 
-def not_learning(study: optuna.Study) -> list[tuple[int, str]]:
+def not_learning(trials: Sequence[FrozenTrial]) -> list[tuple[int, str]]:
     """Return (trial, sentence) of every sign in the selected epoch of a full-budget trial that it did not learn."""
-    return [(trial.number, text) for trial in full_trials(study) for text in complaints(trial.user_attrs.get(METRICS, {})).values()]
+    return [(trial.number, text) for trial in trials for text in complaints(trial.user_attrs.get(METRICS, {})).values()]
 
 
 def top_trials(config: SweepConfig, study: optuna.Study, count: int) -> list[int]:
@@ -151,10 +151,10 @@ ENDS = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed"}
 
 def show_trials(search: Search, winner: int | None) -> None:
     """Print a table of all trials, then the Pareto front and what violates a constraint."""
-    config, best = search.config, search.best
+    config, best, full = search.config, search.best, full_trials(search.study)
     rows = []
     again = superseded(search.study)
-    violating = dict(infeasible(config, search.study))
+    violating = dict(infeasible(config, full))
     for trial in all_trials(search.study):
         if "values" not in trial.user_attrs or trial.number in again:
             continue
@@ -168,10 +168,10 @@ def show_trials(search: Search, winner: int | None) -> None:
     columns = ["trial", "ended", "epochs", *dimension_titles(config), *(objective.metric for objective in config.objectives), ""]
     console.table("trials", columns, rows)
     if len(config.objectives) > 1:
-        _show_front(search)
+        _show_front(config, [trial for trial in full if trial.number in best])
     for number, reason in violating.items():
         console.say(f"trial {number} cannot win: not {reason}")
-    for number, sentence in not_learning(search.study):
+    for number, sentence in not_learning(full):
         console.warn(f"trial {number}: {sentence}")
 
 
@@ -180,9 +180,8 @@ def _scores(config: SweepConfig, trial: FrozenTrial) -> list[str]:
     return [format_goal(objective.metric, value, metrics) for objective, value in zip(config.objectives, trial.values, strict=True)]
 
 
-def _show_front(search: Search) -> None:
-    config, best = search.config, search.best
-    trials = sorted((t for t in full_trials(search.study) if t.number in best), key=lambda t: -t.values[0])
+def _show_front(config: SweepConfig, front: Sequence[FrozenTrial]) -> None:
+    trials = sorted(front, key=lambda t: -t.values[0])
     rows = [[t.number, *dimension_cells(config, t.user_attrs["values"]), *_scores(config, t)] for t in trials]
     goals = [f"{objective.metric} ({objective.mode})" for objective in config.objectives]
     console.table("Pareto front: no trial is better in one of these without being worse in another", [
@@ -193,9 +192,10 @@ def _show_front(search: Search) -> None:
 def conclude_search(search: Search, winner: int | None) -> dict[str, Any]:
     """Say what mattered and how far the proxy can be trusted, write the plots, log all to the sweep's run; return it as JSON types."""
     config, best, tracker, run_id = search.config, search.best, search.run.tracker, search.run.run_id
+    trials = full_trials(search.study)
     epochs = max(experiment.training.epochs for experiment in config.base_experiments())
-    shares = importances(config, search.study)
-    correlations = proxy_correlations(config, search.study, epochs)
+    shares = importances(config, trials)
+    correlations = proxy_correlations(config, trials, epochs)
     _say_importances(config, shares)
     _say_correlations(config, correlations)
     files = write_plots(config, search.study, search.folder / "plots", winner, shares)
@@ -207,13 +207,13 @@ def conclude_search(search: Search, winner: int | None) -> dict[str, Any]:
     front = [
         {"trial": trial.number, "fingerprint": trial.user_attrs["fingerprint"]}
         | dict(zip((objective.metric for objective in config.objectives), trial.values, strict=True))
-        for trial in full_trials(search.study)
+        for trial in trials
         if trial.number in best
     ]
     found = {
         "front": front,
-        "infeasible": [{"trial": number, "reason": reason} for number, reason in infeasible(config, search.study)],
-        "not_learning": [{"trial": number, "sign": sentence} for number, sentence in not_learning(search.study)],
+        "infeasible": [{"trial": number, "reason": reason} for number, reason in infeasible(config, trials)],
+        "not_learning": [{"trial": number, "sign": sentence} for number, sentence in not_learning(trials)],
         "importances": shares,
         "proxy": [vars(each) for each in correlations],
         "plots": [str(file) for file in files],

@@ -38,10 +38,10 @@ def write_plots(
     figures: dict[str, Figure] = {}
     trials = full_trials(study)
     if trials:
-        figures["history"] = _history(config, study, winner)
+        figures["history"] = _history(config, study, trials, winner)
         figures["parallel_coordinates"] = _parallel_coordinates(config, trials, winner)
         if len(config.objectives) > 1:
-            figures["pareto_front"] = _front(config, study, winner)
+            figures["pareto_front"] = _front(config, study, trials, winner)
     if importance:
         figures["importances"] = _importances(importance)
     return [file for name, figure in figures.items() for file in save_figure(figure, folder / name, ("png",))]
@@ -58,10 +58,10 @@ def _color(trial: FrozenTrial, winner: int | None) -> str:
     return _FULL if is_feasible(trial) else _INFEASIBLE
 
 
-def _history(config: SweepConfig, study: optuna.Study, winner: int | None) -> Figure:
+def _history(config: SweepConfig, study: optuna.Study, trials: Sequence[FrozenTrial], winner: int | None) -> Figure:
     """Value of each objective by trial, the best so far, and trials that were stopped by the last value that they were stopped for."""
     figure, axes = _figure(len(config.objectives))
-    trials, again = full_trials(study), superseded(study)
+    again = superseded(study)
     for index, (objective, axis) in enumerate(zip(config.objectives, axes, strict=True)):
         axis.scatter(
             [trial.number for trial in trials],
@@ -157,10 +157,9 @@ def _title(config: SweepConfig, name: str) -> str:
     return (f"{recipe}\n" if recipe else "") + field.rpartition(".")[2]
 
 
-def _front(config: SweepConfig, study: optuna.Study, winner: int | None) -> Figure:
+def _front(config: SweepConfig, study: optuna.Study, trials: Sequence[FrozenTrial], winner: int | None) -> Figure:
     """Each further objective against the first; the front's trials are numbered."""
     figure, axes = _figure(len(config.objectives) - 1, width=5.5, height=4.2)
-    trials = full_trials(study)
     best = {trial.number for trial in study.best_trials if is_feasible(trial)} if any(map(is_feasible, trials)) else set()
     for index, axis in enumerate(axes, start=1):
         axis.scatter([t.values[0] for t in trials], [t.values[index] for t in trials], c=[_color(t, winner) for t in trials], alpha=0.6)

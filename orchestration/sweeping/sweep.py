@@ -33,7 +33,7 @@ from orchestration.sweeping.findings import conclude_search, infeasible, show_tr
 from orchestration.sweeping.goals import RepeatsConfig, format_goal
 from orchestration.sweeping.listed_experiments import Listed, train_listed
 from orchestration.sweeping.search import Search, run_search
-from orchestration.sweeping.study import ENDING_S, all_trials, only_driver
+from orchestration.sweeping.study import ENDING_S, all_trials, full_trials, only_driver
 from orchestration.tracking.experiment_run import ParentRun
 from orchestration.tracking.tracker import Tracker
 from orchestration.training.final_measures import MARKED_METRIC, kept_protocol_metrics
@@ -139,7 +139,7 @@ def resume_command() -> str:
 
 def _no_winner(search: Search) -> str:
     """Return why there is no winner, after showing and keeping what the search found."""
-    if not infeasible(search.config, search.study):
+    if not infeasible(search.config, full_trials(search.study)):
         return "no trial of the sweep reached its end; see the trials' errors above and in MLflow"
     show_trials(search, None)
     conclude_search(search, None)

@@ -16,7 +16,7 @@ from orchestration.sweeping.listener import TrialListener, TrialRow
 from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.plots import write_plots
 from orchestration.sweeping.search import RememberingAsha, Search, StudySearch
-from orchestration.sweeping.study import best_trials, open_study, proxy_values
+from orchestration.sweeping.study import best_trials, full_trials, open_study, proxy_values
 from orchestration.sweeping.sweep import Repeated, choose_by_mean, show_repeats, with_seeds
 from orchestration.tracking.experiment_run import ParentRun
 from orchestration.tracking.tracker import Tracker
@@ -58,7 +58,7 @@ def test_infeasible_trials_never_win(tmp_path):
     study = run_by_hand(config, tmp_path, OUTCOMES)
     assert best_trials(config, study) == [2]
     assert top_trials(config, study, 3) == [2, 4]
-    violated = dict(infeasible(config, study))
+    violated = dict(infeasible(config, full_trials(study)))
     assert set(violated) == {0, 1, 3}
     assert "parameters <= 1.5e+06 (it has 2e+06)" in violated[0]
     assert "clean_accuracy >= 0.9 (it has 0.8)" in violated[3]
@@ -82,9 +82,9 @@ def test_a_front_of_feasible_trials_and_its_plots(tmp_path):
     )
     study = run_by_hand(config, tmp_path, OUTCOMES)
     assert best_trials(config, study) == [1]
-    shares = importances(config, study)
+    shares = importances(config, full_trials(study))
     assert set(shares) == {ROBUST, SIZE}
-    assert shares == importances(config, study), "the same study gives the same importances"
+    assert shares == importances(config, full_trials(study)), "the same study gives the same importances"
     files = write_plots(config, study, tmp_path / "plots", 1, shares)
     assert [file.name for file in files] == ["history.png", "parallel_coordinates.png", "pareto_front.png", "importances.png"]
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
@@ -108,7 +108,7 @@ def test_the_dimension_that_matters_is_the_important_one(tmp_path, mode):
     for index in range(60):
         value = search.suggest(str(index))["values"][deciding]
         search.on_trial_complete(str(index), TrialReport(12, {ROBUST: value**2, SIZE: 1e6 * (1 - value)}, "", finished=True).to_result())
-    (shares,) = importances(config, study).values()
+    (shares,) = importances(config, full_trials(study)).values()
     assert next(iter(shares)) == deciding
     assert shares[deciding] > 0.5
     assert sum(shares.values()) == pytest.approx(1)
@@ -121,7 +121,7 @@ def test_the_proxy_is_compared_with_the_final_measure(tmp_path):
     assert study.best_value == pytest.approx(0.6)
     assert proxy_values(config, study.trials[0]) == {4: 0.40, 8: 0.45}
     assert rungs(config, 12) == [4, 8, 12]
-    found = {each.epoch: each for each in proxy_correlations(config, study, 12)}
+    found = {each.epoch: each for each in proxy_correlations(config, full_trials(study), 12)}
     assert set(found) == {4, 8}
     assert found[8].rho == pytest.approx(1.0)
     # Ranks after epoch 4: 5, 4, 3, 2, 1; at the end 3, 4, 2, 5, 1: sum of squared differences 4 + 0 + 1 + 9 + 0, so 1 - 6*14/120.
@@ -141,14 +141,14 @@ def test_a_minimized_objective_correlates_with_the_right_sign(tmp_path):
     config = load_sweep("ctrw_bounds_digits", {"num_trials": 5, "objectives": [{"metric": SIZE, "mode": "min"}]})
     sizes = [(robust, clean, 1e6 / robust, early) for robust, clean, _, early in OUTCOMES]
     study = run_by_hand(config, tmp_path, sizes)
-    assert {each.epoch: each.rho for each in proxy_correlations(config, study, 12)}[8] == pytest.approx(1.0)
+    assert {each.epoch: each.rho for each in proxy_correlations(config, full_trials(study), 12)}[8] == pytest.approx(1.0)
 
 
 def test_too_few_trials_say_nothing(tmp_path):
     config = load_sweep("ctrw_bounds_digits", {"num_trials": 3})
     study = run_by_hand(config, tmp_path, OUTCOMES[:3])
-    assert importances(config, study) is None
-    assert proxy_correlations(config, study, 12) == []
+    assert importances(config, full_trials(study)) is None
+    assert proxy_correlations(config, full_trials(study), 12) == []
 
 
 def test_the_winner_over_seeds_is_the_best_feasible_mean():
