@@ -78,7 +78,6 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from analysis.evaluation.suites import load_suite, with_surrogate
-    from analysis.fingerprints import weights_hash
     from models.errors import UserError
     from orchestration.evaluating.adding_images import begin, forecast, grow
     from orchestration.evaluating.block_names import keys_named, what_changed
@@ -109,7 +108,7 @@ def _run(arguments: argparse.Namespace) -> int:
             arguments.surrogate, home, "a surrogate is a trained run or an exported folder, which workers load without other code"
         )
         other = resolve_target(arguments.surrogate, home)
-        suite = with_surrogate(load_suite(suite, target.defence), other.folder.absolute(), weights_hash(other.load()))
+        suite = with_surrogate(load_suite(suite, target.defence), other.folder.absolute(), other.checkpoint())
         name_of_suite = suite.name
     settings = EvaluationSettings(
         suite=suite,

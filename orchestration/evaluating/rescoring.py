@@ -14,7 +14,6 @@ from analysis.evaluation.protocols import Scoring
 from analysis.evaluation.records import read_records
 from analysis.evaluation.suites import Suite
 from analysis.evaluation.tasks import on_kept_points
-from analysis.fingerprints import weights_hash
 from analysis.statistics import Estimate, paired_difference
 from models.errors import UserError, unknown_name
 from models.threat_model import ThreatModel
@@ -36,7 +35,7 @@ def kept_summary(target: Target, suite: str | None, home: Home) -> Summary:
     Raises:
         UserError: there is none, none of this name, or several to choose from.
     """
-    folder = target.records_folder(home, weights_hash(target.load()))
+    folder = target.records_folder(home, target.checkpoint())
     kept = {name: summary for name, summary in read_kept(folder).items() if "settings" in summary}
     if not kept or not (folder / POINTS_FOLDER).is_dir():
         raise UserError(f"{target.folder} has no evaluation that kept its points here; `rayndom evaluate` with `--keep-points` makes one")

@@ -11,7 +11,6 @@ from typing import Any
 
 from analysis.checks.evidence import Status
 from analysis.evaluation.protocols import ProtocolName
-from analysis.fingerprints import weights_hash
 from analysis.reporting.comparison import compare
 from analysis.result import EvaluationResult, is_number_of
 from analysis.statistics import Estimate
@@ -74,7 +73,7 @@ def find_runs(names: Sequence[str], home: Home) -> list[StoredRun]:
     if len(names) < 2:
         raise UserError("compare needs at least two runs")
     targets = [resolve_target(name, home) for name in names]
-    hashes = [weights_hash(target.load()) for target in targets]
+    hashes = [target.checkpoint() for target in targets]
     for (i, first), (j, second) in itertools.combinations(enumerate(hashes), 2):
         if first == second:
             raise UserError(f"{names[i]} and {names[j]} are the same model")

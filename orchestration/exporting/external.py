@@ -51,6 +51,13 @@ class KnownExternal:
         """What the home calls it, e.g. `my_model.build-1a2b3c4d`."""
         return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', self.model.name)[:100]}-{self.key}"
 
+    def has_its_code(self) -> bool:
+        """Return whether its code or program is there and what it was."""
+        try:
+            return self.model.source_digest == self.source_digest
+        except UserError:
+            return False
+
     def load(self) -> nn.Module:
         """Return the network, in eval mode.
 
@@ -128,16 +135,20 @@ def externals_in(home: Home) -> list[KnownExternal]:
 
 
 def evaluated_as(reference: str, home: Home) -> KnownExternal:
-    """Return the network that was evaluated here under a reference, as `FILE.py:CALLABLE`, and has not changed since.
+    """Return the network that was evaluated here under a reference, as `FILE.py:CALLABLE`, and whose code has not changed since.
 
     Raises:
-        UserError: none was, or several were, with other weights or earlier code.
+        UserError: none was, only with earlier code, or several were, with other weights.
     """
     known = [each for each in externals_in(home) if each.model.reference in (reference, _absolute(reference))]
-    if len(known) == 1:
-        return known[0]
+    current = [each for each in known if each.has_its_code()]
+    if len(current) == 1:
+        return current[0]
+    names = ", ".join(each.name for each in current or known)
+    if current:
+        raise UserError(f"{reference} was evaluated here with several weights; name one: {names}")
     if known:
-        raise UserError(f"{reference} was evaluated here with several codes or weights; name one: {', '.join(each.name for each in known)}")
+        raise UserError(f"{reference} has changed since it was evaluated here; name what it was ({names}), or evaluate it again")
     raise UserError(f"{reference} was not evaluated here yet: `rayndom evaluate {reference} --data NAME` (and `--weights FILE`) does")
 
 

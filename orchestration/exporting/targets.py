@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from analysis.fingerprints import weights_hash
 from models.errors import UserError, nearest
 from models.external.source import is_external_reference
 from models.weights import CONFIG_FILE, load_pretrained, read_config
@@ -78,6 +79,10 @@ class Target:
     def load(self) -> nn.Module:
         """Return the bare model in eval mode, whose draws the caller takes."""
         return load_source(self.source)
+
+    def checkpoint(self) -> str:
+        """Return the hash of its weights. Of an external model it is known, and no code of it is executed."""
+        return self.external.checkpoint if self.external is not None else weights_hash(self.load())
 
     def records_folder(self, home: Home, checkpoint: str) -> Path:
         """Return where the records of its evaluations lie.

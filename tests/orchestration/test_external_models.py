@@ -12,8 +12,12 @@ import torch
 from safetensors.torch import save_file
 
 from analysis.evaluation.records import read_records
+from analysis.reporting.report import write_report
+from models import build_model
 from models.external.source import external_model
+from models.weights import save_pretrained
 from orchestration.cli import main
+from orchestration.evaluating import evaluation_report
 from orchestration.exporting.external import EXTERNAL_FILE
 from orchestration.home import Home
 from trainers.data import DataConfig, evaluation_batches, load_data
@@ -99,7 +103,8 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def place(trained, tmp_path, monkeypatch):
-    """The trained folder's copy, in which the test is, and a home."""
+    """The trained folder's copy, in which the test is, and a home. No pages are drawn: one test is about them."""
+    monkeypatch.setattr(evaluation_report, "write_report", lambda *_, **__: None)
     shutil.copytree(trained, tmp_path / "place")
     monkeypatch.chdir(tmp_path / "place")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -122,8 +127,10 @@ def folder_of(home, name):
     return folder
 
 
-def test_it_is_evaluated_resumed_and_kept_under_a_name_of_its_own(place, capsys):
-    assert evaluate(place, "my_model.py:build", "--weights", "w.safetensors", "--json") == 0
+def test_it_is_evaluated_resumed_and_kept_under_a_name_of_its_own(place, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation_report, "write_report", write_report)
+        assert evaluate(place, "my_model.py:build", "--weights", "w.safetensors", "--json") == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["finished"] and not summary["marked"]
     accuracies = {row["attack"]: row["accuracy"] for row in summary["rows"]}
@@ -142,12 +149,14 @@ def test_it_is_evaluated_resumed_and_kept_under_a_name_of_its_own(place, capsys)
     assert evaluate(place, "my_model.py:build", "--weights", "w.pt") == 0
     assert read_records(folder / "records.jsonl").keys() == {json.loads(line)["key"] for line in lines}
 
-    # Other code is another model.
+    # Other code is another model; what was found of the earlier one can still be compared.
     with open("my_model.py", "a") as file:
         file.write("\n# changed\n")
     capsys.readouterr()
     assert rayndom(place, "evaluate", folder.name, "--epsilon", "0.1") == 2
     assert "has changed since it was evaluated" in capsys.readouterr().err
+    assert rayndom(place, "compare", "my_model.py:build", "my_model.py:noisy") == 2
+    assert f"name what it was ({folder.name})" in capsys.readouterr().err
     assert evaluate(place, "my_model.py:build", "--weights", "w.pt", "--dry-run") == 0
     assert "of which 0 are done already" in capsys.readouterr().out
     assert len(list(place.root.glob("external/*"))) == 1  # a dry run writes nothing
@@ -178,7 +187,9 @@ def test_randomness_in_forward_is_found_and_the_adapter_mends_it(place, capsys):
     accuracies = {row["protocol"]: row["accuracy"] for row in summary["rows"] if row["attack"] == "pgd_5"}
     assert accuracies["T2"] <= accuracies["T1"] + 0.1
 
-    assert rayndom(place, "compare", "my_model.py:noisy", folder_of(place, "my_model.random").name, "--json") == 0
+    random = folder_of(place, "my_model.random").name
+    Path("w.pt").unlink()
+    assert rayndom(place, "compare", "my_model.py:noisy", random, "--json") == 0  # nothing of them is executed or read
     compared = json.loads(capsys.readouterr().out)
     assert len(compared["pairs"]) == 1
     assert any("of its parameters no more is known" in note for note in compared["notes"])
@@ -218,6 +229,15 @@ def test_what_cannot_be_judged_is_one_error_and_leaves_nothing(place, capsys, ar
     assert re.search(words, err) and err.count("error:") == 1
     assert "Traceback" not in out + err
     assert not (place.root / "external").exists()
+
+
+def test_a_folder_that_does_not_say_its_data_takes_a_data_set_too(place, capsys):
+    save_pretrained(build_model("at", backbone="resnet8", image_shape=(1, 8, 8)), "by_hand")
+    assert evaluate(place, "by_hand", "--dry-run") == 0
+    assert rayndom(place, "evaluate", "by_hand") == 2
+    assert "name the data set with --data" in capsys.readouterr().err
+    for arguments in (["--until", "5"], ["--weights", "w.pt"]):
+        assert rayndom(place, "evaluate", "by_hand", *arguments) == 2
 
 
 def test_without_a_data_set_the_known_ones_are_said(place, capsys):
