@@ -159,7 +159,7 @@ def _run(arguments: list[str]) -> int:
         raise UserError(f"unknown argument {rest[0][:200]!r}.{hint} `rayndom {parsed.command} --help` shows the usage.")
     console.use_json(parsed.json)
     parsed.fields = rest
-    with using_folder(parsed.recipes):
+    with using_folder(parsed.recipes), console.results_alone():
         return parsed.run(parsed) or 0
 
 

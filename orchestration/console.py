@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -17,11 +18,26 @@ from rich.table import Table
 _out = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 160)
 _err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty(), width=None if sys.stderr.isatty() else 160)
 _state = {"json": False}
+_results: list[TextIO] = []
 
 
 def use_json(enabled: bool) -> None:
     """Print machine-readable results only: everything else goes to the error stream."""
     _state["json"] = enabled
+
+
+@contextlib.contextmanager
+def results_alone() -> Iterator[None]:
+    """Within, where JSON was asked for, what other code prints goes to the error stream: a user's own network may print."""
+    if not _state["json"]:
+        yield
+        return
+    _results.append(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _results.pop()
 
 
 def is_terminal() -> bool:
@@ -46,15 +62,15 @@ def warn(message: str) -> None:
 
 def text(content: str) -> None:
     """Print text as it is, for a file or another program: nothing is wrapped or styled."""
-    sys.stdout.write(content if content.endswith("\n") else content + "\n")
-    sys.stdout.flush()
+    out = _results[-1] if _results else sys.stdout
+    out.write(content if content.endswith("\n") else content + "\n")
+    out.flush()
 
 
 def result(value: Any) -> None:
     """Print a JSON result when JSON was asked for."""
     if _state["json"]:
-        sys.stdout.write(json.dumps(_finite(value), indent=2, default=str, allow_nan=False) + "\n")
-        sys.stdout.flush()
+        text(json.dumps(_finite(value), indent=2, default=str, allow_nan=False))
 
 
 def _finite(value: Any) -> Any:

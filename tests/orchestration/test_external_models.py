@@ -84,7 +84,7 @@ attacks:
 def trained(tmp_path_factory):
     """A folder with code, weights of a linear network trained on digits, and a suite."""
     folder = tmp_path_factory.mktemp("trained")
-    (folder / "my_model.py").write_text(CODE.replace('        print("forward")\n', ""))
+    (folder / "my_model.py").write_text(CODE)
     (folder / "short.yaml").write_text(SUITE)
     torch.manual_seed(0)
     network = external_model(str(folder / "my_model.py") + ":build").load()
