@@ -173,6 +173,7 @@ class TrainingLoop:
         self.ended = False
 
     def run(self, resume_from: Path | None) -> FitResult:
+        """Train to the end, or go on after the state in a folder; leave the selected weights in the model. Raises what `fit` raises."""
         if resume_from is not None:
             self.load_state_dict(read_state(resume_from))
         while self.finished_epochs < self.config.epochs and not self.ended:
@@ -195,6 +196,11 @@ class TrainingLoop:
         )
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
+        """Take all steps of an epoch (from 0) and return its metrics, those of a validation apart.
+
+        Raises:
+            TrainingDiverged: the mean loss is not finite.
+        """
         started, memory = time.perf_counter(), PeakMemory(self.device)
         totals: dict[str, Tensor] = {}
         self.clipped_steps.zero_()
@@ -309,6 +315,7 @@ class TrainingLoop:
         write_state(self.state_dict(), folder)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the resumable state between two epochs; weights are copies on the CPU."""
         return {
             "finished_epochs": self.finished_epochs,
             "seed": self.seed,
@@ -321,6 +328,11 @@ class TrainingLoop:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned.
+
+        Raises:
+            UserError: it is of another model, another seed, or of more epochs than this run is to have.
+        """
         if state["seed"] != self.seed:
             raise UserError(f"the checkpoint is of a run with seed {state['seed']}, this one has seed {self.seed}")
         if state["finished_epochs"] > self.config.epochs:
