@@ -12,6 +12,10 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 LARGEST_INTEGER = 2**63 - 1
 LARGEST_FLOAT = 1e30
 """Networks compute with 32-bit numbers, which end at 3.4e38: what is multiplied with one of these would be infinite."""
+SMALLEST_FLOAT = 1e-30
+"""32-bit numbers begin at 1.2e-38: what is smaller than this is nothing there."""
+MOST = 1_000_000
+"""Where a number that has a smallest value ends, unless its field says where: a count, a weight of a loss, a width."""
 LONGEST_TEXT = 2000
 LONGEST_NUMBER = 60
 
@@ -20,7 +24,8 @@ class Config(BaseModel):
     """A frozen record. Unknown keys are errors; instances are hashable by value of their JSON form and safe to pickle.
 
     Refused in every field, however deep in lists and mappings: `true` and `false` where a number or a name is meant, numbers that are not
-    finite, whole numbers beyond 64 bits, text of more than 2,000 characters or with characters that cannot be printed.
+    finite, whole numbers beyond 64 bits, text of more than 2,000 characters or with characters that cannot be printed. A number whose field
+    states a smallest value and no largest (`ge` or `gt` alone) is at most `MOST`, and 0 or at least `SMALLEST_FLOAT`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
@@ -34,9 +39,17 @@ class Config(BaseModel):
 
     @field_validator("*", mode="after")
     @classmethod
-    def _can_be_computed_with(cls, value: Any) -> Any:
+    def _can_be_computed_with(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return value
         if isinstance(value, float) and abs(value) > LARGEST_FLOAT:
             raise ValueError(f"{value:g} is beyond what 32-bit numbers hold ({LARGEST_FLOAT:g})")
+        field = cls.model_fields.get(info.field_name or "")
+        stated = {name for item in (field.metadata if field else ()) for name in ("ge", "gt", "le", "lt") if hasattr(item, name)}
+        if stated and 0 < abs(value) < SMALLEST_FLOAT:
+            raise ValueError(f"{value:g} is nothing in 32-bit numbers; 0, or at least {SMALLEST_FLOAT:g}")
+        if stated and not stated & {"le", "lt"} and value > MOST:
+            raise ValueError(f"{value:g} is more than can be meant; at most {MOST:,} is allowed")
         return value
 
     @classmethod

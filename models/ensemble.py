@@ -242,6 +242,7 @@ class EnsembleConfig(Config):
     classifier_std: float | None = Field(
         None,
         gt=0,
+        le=100,
         description="Standard deviation of the members' initial classifier weights; none: uniform within 1 / sqrt(features), as in the "
         "codes of DVERGE and TRS (0.07 for ResNet-8, 0.03 for ResNet-18). At 0.001, where other defences' ResNets begin, input gradients "
         "nearly vanish at first and terms made of their directions outweigh cross-entropy.",

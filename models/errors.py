@@ -44,7 +44,8 @@ def unknown_name(kind: str, name: str, allowed: Iterable[str], unread: Iterable[
         unread: a sentence for each place that may hold the name and could not be read.
     """
     pool = sorted(allowed)
-    close = nearest(name, pool)
+    close = nearest(name[:200], pool)
+    name = f"{name[:100]}..." if len(name) > 100 else name
     hint = f" Did you mean {' or '.join(repr(candidate) for candidate in close)}?" if close else ""
     reasons = "".join(f" {sentence[:300]}." for sentence in unread)
     if len(pool) > MOST_NAMES:

@@ -7,14 +7,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from pydantic import AfterValidator, Field
 from torch import nn
 
 from models.backbones.base import Backbone
 from models.errors import UserError
 from models.layer_replacement import get_module
 from models.modes import probed
+
+
+def _each_once(positions: tuple[int, ...]) -> tuple[int, ...]:
+    twice = next((position for position in positions if positions.count(position) > 1), None)
+    if twice is not None:
+        raise ValueError(f"position {twice} is given twice")
+    return positions
+
+
+Positions = Annotated[tuple[Annotated[int, Field(ge=1, le=1000)], ...], AfterValidator(_each_once)]
+"""Numbers of convolutions, each once; whether a backbone has so many is known when it is built."""
 
 
 def tap(backbone: Backbone, position: int) -> str:

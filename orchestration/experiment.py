@@ -87,7 +87,7 @@ MOST_WORKERS = 4096
 RESERVED_TAGS = ("mlflow.", "rayndom.", "environment.")
 """How tags begin that MLflow and this tool write themselves."""
 _TAG = re.compile(r"[\w.\- /:]{1,250}")
-_NAME = re.compile(r"[^\s./\\][^/\\\n\t]{0,199}")
+_NAME = re.compile(r"[^\s./\\~-][^/\\\n\t]{0,199}")
 
 
 class ResourcesConfig(Config):
@@ -95,11 +95,18 @@ class ResourcesConfig(Config):
 
     workers: int = Field(1, ge=1, le=MOST_WORKERS, description="Processes that share the training of one model (data parallel).")
     cpus_per_worker: float | None = Field(
-        None, gt=0, le=MOST_WORKERS, description="CPU cores (threads) of each worker; none: all cores for a single run, one in a sweep."
+        None, ge=0.01, le=MOST_WORKERS, description="CPU cores (threads) of each worker; none: all cores for a single run, one in a sweep."
     )
     gpus_per_worker: float = Field(
         0, ge=0, le=MOST_WORKERS, description="GPUs of each worker; a fraction shares a GPU between small trials."
     )
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _gpus_can_be_given(cls, gpus: float) -> float:
+        if 0 < gpus < 0.01 or (gpus > 1 and gpus != int(gpus)):
+            raise ValueError(f"{gpus:g} GPUs cannot be given to a worker: none, a share of one of at least 0.01, or a whole number")
+        return gpus
 
     def with_own_cores(self) -> ResourcesConfig:
         """Return what a worker that Ray starts has: one core unless the recipe says more."""
@@ -144,7 +151,7 @@ class ExperimentConfig(Config):
     data: DataConfig = Field(description="The data set.")
     threat_model: ThreatModel = Field(default_factory=ThreatModel, description="What the attacker may do.")
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="How the model is trained.")
-    seed: int = Field(0, ge=0, description="Root seed of initial weights, data order, augmentation, attacks and draws.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Root seed of initial weights, data order, augmentation, attacks and draws.")
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig, description="What the run may use.")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="Where it is recorded.")
 
@@ -239,7 +246,7 @@ def checked_name(name: str) -> str:
     """
     if name and not _NAME.fullmatch(name):
         raise ValueError(
-            f"{name!r:.100} is no name: at most 200 characters in one line without / or \\, the first neither a dot nor a space"
+            f"{name!r:.100} is no name: at most 200 characters in one line without / or \\, the first no dot, space, dash or tilde"
         )
     return name
 

@@ -36,7 +36,7 @@ class Dimension(Config):
     log: bool = Field(False, description="Search on a logarithmic scale; needs low > 0.")
     step: Number | None = Field(None, gt=0, description="Spacing of values.")
     choices: tuple[Any, ...] = Field((), description="Values of a `choice`.")
-    above: str | None = Field(None, description="Dotted name of a dimension that is a lower bound of this one.")
+    above: str | None = Field(None, min_length=1, description="Dotted name of a dimension that is a lower bound of this one.")
     when: Mapping[str, tuple[Any, ...]] = Field(
         default_factory=dict, description="Search only when the named dimensions have one of these values."
     )
@@ -161,7 +161,7 @@ def ordered(space: SearchSpace) -> list[str]:
         if not ready:
             missing = {dep for name in pending for dep in _dependencies(space[name])} - set(space)
             reason = f"{', '.join(sorted(missing))} is not a dimension" if missing else "they depend on each other"
-            raise UserError(f"search space: cannot order {', '.join(pending)}: {reason}")
+            raise UserError(f"search space: cannot order {', '.join(pending)}: {reason:.300}")
         done += ready
         pending = [name for name in pending if name not in ready]
     return done

@@ -29,7 +29,7 @@ class TrainingConfig(Config):
         "training), `each_attack_step` (the attack sees a new draw at each step, the training step another), `each_batch` (attack and step "
         "share a draw: white-box training), `each_epoch`.",
     )
-    epochs: int = Field(200, ge=1, description="Passes over the training images.")
+    epochs: int = Field(200, ge=1, le=100_000, description="Passes over the training images.")
     batch_size: int = Field(128, ge=1, description="Images per step over all workers together.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="The optimizer.")
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="The learning-rate schedule.")

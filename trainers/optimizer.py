@@ -15,11 +15,11 @@ class OptimizerConfig(Config):
     """The optimizer."""
 
     name: Literal["sgd", "adam"] = Field("sgd", description="`sgd` (all five papers) or `adam` (GAL, ADP, TRS).")
-    learning_rate: float = Field(0.1, gt=0, description="Peak learning rate.")
+    learning_rate: float = Field(0.1, gt=0, le=1000, description="Peak learning rate.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
     nesterov: bool = Field(False, description="Nesterov momentum.")
-    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty coefficient on all parameters.")
-    adam_epsilon: float = Field(1e-8, gt=0, description="Epsilon of Adam.")
+    weight_decay: float = Field(5e-4, ge=0, le=10, description="L2 penalty coefficient on all parameters.")
+    adam_epsilon: float = Field(1e-8, gt=0, le=1, description="Epsilon of Adam.")
     gradient_clip_norm: float | None = Field(None, gt=0, description="Clip the global gradient norm; none: no clipping.")
     gradients_when_unused: Literal["none", "zero"] = Field(
         "none",

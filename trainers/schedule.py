@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,7 +17,9 @@ class ScheduleConfig(Config):
         "multistep",
         description="`multistep` (papers on CIFAR), `cosine` (ImageNet), `one_cycle` (short budgets), `constant`.",
     )
-    milestones: tuple[float, ...] = Field((100, 150), description="Epochs at whose end the rate is multiplied by `factor`.")
+    milestones: tuple[Annotated[float, Field(gt=0, le=100_000)], ...] = Field(
+        (100, 150), description="Epochs at whose end the rate is multiplied by `factor`."
+    )
     factor: float = Field(0.1, gt=0, lt=1, description="Factor at each milestone.")
     warmup_fraction: float = Field(0.3, gt=0, lt=1, description="one_cycle: share of training until the peak.")
 

@@ -14,6 +14,7 @@ from models.randomness import derive_seed, is_randomized, resample, seeded
 from models.threat_model import ThreatModel
 from trainers.attacks import pgd
 from trainers.data import ArraySplit, StreamedSplit, evaluation_batches
+from trainers.data.config import MOST_IMAGES
 from trainers.data.split import class_balanced_prefix
 from trainers.distributed import sum_over_workers, world
 from trainers.step import InnerAttackConfig
@@ -25,10 +26,12 @@ BATCH_SIZE = 256
 class ValidationConfig(Config):
     """What is measured on held-out images during training, and how a checkpoint is chosen by it."""
 
-    every: int = Field(1, ge=1, description="Epochs between two validations; the last epoch always has one.")
-    num_examples: int | None = Field(None, ge=1, description="Use this many validation images; none: all.")
-    steps: int = Field(10, ge=1, description="Steps of the validation attack.")
-    num_draws: int = Field(4, ge=1, description="Draws averaged per attack gradient (EOT) and at scoring, for randomized models.")
+    every: int = Field(1, ge=1, le=100_000, description="Epochs between two validations; the last epoch always has one.")
+    num_examples: int | None = Field(None, ge=1, le=MOST_IMAGES, description="Use this many validation images; none: all.")
+    steps: int = Field(10, ge=1, le=10_000, description="Steps of the validation attack.")
+    num_draws: int = Field(
+        4, ge=1, le=10_000, description="Draws averaged per attack gradient (EOT) and at scoring, for randomized models."
+    )
     select_on: Literal["validation", "test"] = Field(
         "validation",
         description="`test` reproduces the papers' selection of the best checkpoint on test images, and marks the result as such.",
@@ -38,7 +41,9 @@ class ValidationConfig(Config):
         description="Keep the best checkpoint by robust accuracy, or the last. Where none is named, the objective's: `natural` "
         "keeps the last.",
     )
-    patience: int | None = Field(None, ge=1, description="Stop after this many validations without a better robust accuracy; none: never.")
+    patience: int | None = Field(
+        None, ge=1, le=100_000, description="Stop after this many validations without a better robust accuracy; none: never."
+    )
 
 
 def attack_name(config: ValidationConfig, *, randomized: bool) -> str:

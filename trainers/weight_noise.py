@@ -29,7 +29,7 @@ class WeightNoiseConfig(Config):
     At sigma = 0.01 deep networks are far from linear in u (`analysis.theory.flatness.expansion_errors` measures it).
     """
 
-    sigma: float = Field(0.01, ge=0, description="Standard deviation sigma of u (paper: 0.01; public code: 1e-4).")
+    sigma: float = Field(0.01, ge=0, le=1000, description="Standard deviation sigma of u (paper: 0.01; public code: 1e-4).")
     sigma_mode: SigmaMode = Field(
         "absolute",
         description="`absolute`: sigma itself; `relative`: sigma times the root mean square of the weight tensor; "

@@ -31,6 +31,7 @@ class WeightPerturbationConfig(Config):
     warmup_epochs: int = Field(
         9,
         ge=0,
+        le=100_000,
         description="Epochs without it at the beginning (AT: 0; TRADES: 9, as the public script begins in its tenth epoch).",
     )
 

@@ -22,6 +22,8 @@ from models.randomness import DrawScope
 from models.registry import DefenceModel
 
 CIFAR_IMAGE_SIZE = 3 * 32 * 32
+LARGEST_SUM = 1e9
+"""Of the sigmas of one weight: hundreds for each element of the largest feature maps."""
 
 
 class CtrwConfig(Config):
@@ -32,21 +34,25 @@ class CtrwConfig(Config):
         description="How sigma is kept in bounds: `floor` (official code), `shift` (the paper's words), `project` (the only one that "
         "gives A <= sum sigma <= B), `none`, `fixed` (sigma = A/m, not trained).",
     )
-    lower_bound: float = Field(2048.0, ge=0, description="A (`lb` of the code): lower bound of the sum of sigma.")
-    upper_bound: float = Field(2400.0, gt=0, description="B: upper bound of the sum of sigma; only `project` uses it.")
+    lower_bound: float = Field(2048.0, ge=0, le=LARGEST_SUM, description="A (`lb` of the code): lower bound of the sum of sigma.")
+    upper_bound: float = Field(2400.0, gt=0, le=LARGEST_SUM, description="B: upper bound of the sum of sigma; only `project` uses it.")
     bounds_refer_to: Literal["cifar_image", "feature_map"] = Field(
         "cifar_image",
         description="`cifar_image`: A and B are for 3072 elements and are scaled to the size of the feature map; `feature_map`: they are "
         "the sums themselves, as in the official code. Not measured.",
     )
-    position: int = Field(0, ge=0, description="Where: 0 on the image, 1 after the stem, then before each stage, last before the pooling.")
+    position: int = Field(
+        0, ge=0, le=100, description="Where: 0 on the image, 1 after the stem, then before each stage, last before the pooling."
+    )
     variant: Literal["in", "out", "both", "filter"] = Field(
         "in",
         description="`in`: on the input of the layer at the position; `out`: on the output of its convolution; `both`; `filter`: on the "
         "convolution's weight (Table 4).",
     )
-    initial_mu: float = Field(1.0, description="Start value of mu.")
-    initial_sigma: float | None = Field(None, gt=0, description="Start value of sigma; none: 1, or the middle of [A, B] under `project`.")
+    initial_mu: float = Field(1.0, ge=-1000, le=1000, description="Start value of mu.")
+    initial_sigma: float | None = Field(
+        None, gt=0, le=1000, description="Start value of sigma; none: 1, or the middle of [A, B] under `project`."
+    )
     draw_scope: DrawScope = Field(
         "global",
         description="Who shares a draw: all ranks (`global`, official code), a rank's batch (`per_rank`), nobody (`per_example`).",

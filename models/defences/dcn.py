@@ -13,14 +13,14 @@ from models.configuration import Config
 from models.errors import UserError
 from models.layer_replacement import plain_convolution, replace_named
 from models.layers.deformable_convolution import DeformableConv2d
-from models.positions import convolutions, nearest_convolutions
+from models.positions import Positions, convolutions, nearest_convolutions
 from models.registry import DefenceModel
 
 
 class DcnConfig(Config):
     """Parameters of DCN."""
 
-    positions: tuple[int, ...] = Field(
+    positions: Positions = Field(
         (2,),
         min_length=1,
         description="Which spatial convolutions of the main path become deformable, counted from 1, the stem.",

@@ -17,7 +17,7 @@ from models.errors import UserError
 from models.layer_replacement import plain_convolution, replace_named
 from models.layers.stochastic_convolution import StochasticConv2d
 from models.layers.tap_masks import TapMaskSpace
-from models.positions import convolutions, keeps_size_when_padded, nearest_convolutions
+from models.positions import Positions, convolutions, keeps_size_when_padded, nearest_convolutions
 from models.randomness import DrawScope
 from models.registry import DefenceModel
 
@@ -38,7 +38,7 @@ class DcsConfig(Config):
         description="`uniform`: every set of n taps; `stratified2`: one tap in each of the first n of the four parity classes of row and "
         'column (the paper\'s "cancel X^u", as the official code has it for n = 1, 3, 4; n = 2 is our reading).',
     )
-    positions: tuple[int, ...] = Field(
+    positions: Positions = Field(
         (2,),
         min_length=1,
         description="Which spatial convolutions of the main path become random, counted from 1, the stem. Those of a ViT are in its "

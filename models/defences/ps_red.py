@@ -51,6 +51,7 @@ class PsRedConfig(EnsembleConfig):
     unit_channels: int | None = Field(
         None,
         ge=1,
+        le=4096,
         description="u, input and output channels of a unit; none: the greatest common divisor of all channel numbers (64 for ResNet-18).",
     )
     reduction: WindowReduction = Field(

@@ -26,8 +26,10 @@ class SingleNormalizationConfig(Config):
         description="`bn` BatchNorm, `bgn` BatchNorm over groups of channels, `in` InstanceNorm without affine parameters (as in the "
         "official code's baseline), `gn` GroupNorm, `ln` LayerNorm over (C, H, W).",
     )
-    num_groups: int | None = Field(None, ge=1, description="Number of groups of `gn` and `bgn`; none: 32, unless group_size is given.")
-    group_size: int | None = Field(None, ge=1, description="Channels per group of `gn` and `bgn`, instead of num_groups.")
+    num_groups: int | None = Field(
+        None, ge=1, le=4096, description="Number of groups of `gn` and `bgn`; none: 32, unless group_size is given."
+    )
+    group_size: int | None = Field(None, ge=1, le=4096, description="Channels per group of `gn` and `bgn`, instead of num_groups.")
 
     last_normalization: Literal["plain", "replaced"] = Field(
         "plain",

@@ -14,7 +14,7 @@ from models.errors import UserError, unknown_name
 from models.registry import parse_parameters
 from orchestration import recipes
 from orchestration.catalogue import catalogue
-from orchestration.experiment import ExperimentConfig, checked_name
+from orchestration.experiment import MOST_WORKERS, ExperimentConfig, checked_name
 from orchestration.search_space import RECIPE, Dimension, chosen_fields
 from orchestration.sweeping.goals import (
     Constraint,
@@ -24,6 +24,7 @@ from orchestration.sweeping.goals import (
 )
 from orchestration.training.final_measures import MARKED_METRIC
 from orchestration.training.job import MeasureConfig
+from trainers.data.config import MOST_IMAGES
 
 SWEEP_FILE = "sweep.json"
 """Name of a sweep's definition in its folder and in its MLflow run."""
@@ -80,7 +81,7 @@ class SweepConfig(Config):
     sampler: Literal["tpe", "random", "grid"] = Field("tpe", description="How Optuna proposes.")
     num_trials: int | None = Field(None, ge=1, le=1_000_000, description="Number of trials; a grid may leave it out and visits all points.")
     max_concurrent_trials: int | None = Field(
-        None, ge=1, description="Trials at a time; none: what the resources allow. 1 makes a sweep reproducible."
+        None, ge=1, le=MOST_WORKERS, description="Trials at a time; none: what the resources allow. 1 makes a sweep reproducible."
     )
     stopping: StoppingConfig | None = Field(default_factory=StoppingConfig, description="ASHA; none: every trial runs to its end.")
     max_failed_share: float = Field(
@@ -90,12 +91,14 @@ class SweepConfig(Config):
         description="The sweep ends when more than this share of its trials broke in one start. Diverged trials are results and do not "
         "count.",
     )
-    seed: int = Field(0, ge=0, description="Seed of the search.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the search.")
     repeats: RepeatsConfig | None = Field(None, description="Training the best trials with further seeds; none: one seed decides.")
     suite: str = Field("quick", description="Evaluation suite for the winner and the baselines.")
     baselines: tuple[str, ...] = Field((), description="Recipes trained and evaluated beside the winner, with the same settings.")
     remarks: tuple[str, ...] = Field((), description="What theory says of the space; written by the tool.")
-    num_test_examples: int | None = Field(None, ge=1, description="Test images for the final evaluation; none: the suite's own.")
+    num_test_examples: int | None = Field(
+        None, ge=1, le=MOST_IMAGES, description="Test images for the final evaluation; none: the suite's own."
+    )
 
     @field_validator("name")
     @classmethod

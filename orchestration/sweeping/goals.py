@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -64,15 +64,17 @@ class StoppingConfig(Config):
     """Early stopping of unpromising trials by asynchronous successive halving (ASHA)."""
 
     metric: str = Field("validation/robust_accuracy", description="The metric that trials are compared by, always maximized.")
-    grace_epochs: int = Field(1, ge=1, description="No trial is stopped before this many epochs.")
-    reduction_factor: float = Field(3, gt=1, description="Of the trials at a rung, one in this many goes on.")
+    grace_epochs: int = Field(1, ge=1, le=100_000, description="No trial is stopped before this many epochs.")
+    reduction_factor: float = Field(3, gt=1, le=1000, description="Of the trials at a rung, one in this many goes on.")
 
 
 class RepeatsConfig(Config):
     """Training the best trials again with other seeds: the winner is the best on the mean."""
 
-    top: int = Field(3, ge=1, description="How many of the best full-budget trials.")
-    seeds: tuple[int, ...] = Field((1, 2), min_length=1, description="Further training seeds, beside the one of the search.")
+    top: int = Field(3, ge=1, le=1000, description="How many of the best full-budget trials.")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (1, 2), min_length=1, max_length=1000, description="Further training seeds, beside the one of the search."
+    )
 
 
 def epoch_metrics(experiment: ExperimentConfig) -> list[str]:

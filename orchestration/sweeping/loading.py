@@ -16,6 +16,9 @@ from orchestration.sweeping.checks import check_goals, check_space
 from orchestration.sweeping.config import SweepConfig
 from orchestration.sweeping.named import sweep_tree
 
+MOST_MISTAKES = 10
+"""So many of a file's mistakes are shown at once."""
+
 
 def load_sweep(sweep: str, overrides: dict[str, Any] | None = None) -> SweepConfig:
     """Return a sweep by name or path, checked whole.
@@ -32,7 +35,17 @@ def load_sweep(sweep: str, overrides: dict[str, Any] | None = None) -> SweepConf
 
 def check_sweep(tree: dict[str, Any], source: str, overrides: dict[str, Any] | None = None) -> SweepConfig:
     """Return the sweep that a tree describes, checked whole; `source` names it in errors. See `load_sweep`."""
-    for key, value in (overrides or {}).items():
+    try:
+        return _checked(tree, source, overrides or {})
+    except UserError as error:
+        # What is checked elsewhere, a recipe's or a suite's name, does not know which file it stands in.
+        if source.removesuffix(".yaml") in str(error):
+            raise
+        raise UserError(f"{source}: {error}") from None
+
+
+def _checked(tree: dict[str, Any], source: str, overrides: dict[str, Any]) -> SweepConfig:
+    for key, value in overrides.items():
         section, dot, rest = key.partition(".")
         if dot and section in ("settings", "space"):  # their keys are dotted names themselves
             given = tree.get(section) or {}
@@ -46,7 +59,9 @@ def check_sweep(tree: dict[str, Any], source: str, overrides: dict[str, Any] | N
     try:
         config = SweepConfig(**tree)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(item, source) for item in error.errors())) from None
+        lines = [_explain(item, source) for item in error.errors()]
+        more = [f"{source}: {len(lines) - MOST_MISTAKES} more mistakes"] if len(lines) > MOST_MISTAKES else []
+        raise UserError("\n".join(lines[:MOST_MISTAKES] + more)) from None
     config = _informed(config.model_copy(update={"space": _whole_space(config, source)}))
     check_goals(config)
     for experiment in config.base_experiments():

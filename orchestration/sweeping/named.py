@@ -41,7 +41,10 @@ def sweep_tree(sweep: str) -> tuple[dict[str, Any], str]:
                 _refuse_item(sweep)
                 raise unknown_name("sweep or recipe", sweep[:300], [*shipped, *possible_names()])
             return sweep_of_recipe(sweep) | {"name": sweep}, sweep
-    return read_yaml(path) | {"name": path.stem}, path.name
+    content = read_yaml(path)
+    if content.get("name") not in (None, "", path.stem):
+        raise UserError(f"{path.name}: name: a sweep is called like its file, {path.stem}; leave `name` out, or rename the file")
+    return content | {"name": path.stem}, path.name
 
 
 def sweep_of_recipe(recipe: str) -> dict[str, Any]:

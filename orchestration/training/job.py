@@ -15,6 +15,7 @@ from models.configuration import Config
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Workplace
 from orchestration.run_folder import RunFolder
+from trainers.data.config import MOST_IMAGES
 
 
 class MeasureConfig(Config):
@@ -24,8 +25,8 @@ class MeasureConfig(Config):
     """
 
     suite: str = Field("quick", description="Evaluation suite.")
-    num_examples: int = Field(200, ge=1, description="Validation images.")
-    num_draws: int | None = Field(None, ge=1, description="Draws that score; none: the suite's.")
+    num_examples: int = Field(200, ge=1, le=MOST_IMAGES, description="Validation images.")
+    num_draws: int | None = Field(None, ge=1, le=10_000, description="Draws that score; none: the suite's.")
 
 
 def new_start() -> str:

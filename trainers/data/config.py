@@ -7,6 +7,9 @@ from models.errors import UserError, unknown_name
 from trainers.data.augmentation import STREAMED_AUGMENTATIONS, Augmentation, AugmentationName
 from trainers.data.sets import DATASETS
 
+MOST_IMAGES = 100_000_000
+"""More than any set of labelled images has."""
+
 
 class DataConfig(Config):
     """Which images a run trains, selects and reports on. All fields are scientific: they belong to the fingerprint."""
@@ -31,6 +34,7 @@ class DataConfig(Config):
     validation_size: int | None = Field(
         None,
         ge=0,
+        le=MOST_IMAGES,
         description="Training images held out for validation, the same share of each class. Null: a tenth of the "
         "training set, at most 5,000. 0: none, as papers do that select on the test set.",
     )
@@ -50,11 +54,13 @@ class DataConfig(Config):
     limit_train: int | None = Field(
         None,
         ge=1,
+        le=MOST_IMAGES,
         description="Use at most so many training images, evenly over the classes, first ones first; for quick runs.",
     )
     limit_test: int | None = Field(
         None,
         ge=1,
+        le=MOST_IMAGES,
         description="Use at most so many test images, evenly over the classes, first ones first; for quick runs.",
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -42,15 +42,20 @@ class DvergeObjectiveConfig(ObjectiveConfig):
         description="Radius of the distillation; 0.07 for three members (its code). The 0.05 that recipes of eight members have is a "
         "guess: no source at hand gives a value for them.",
     )
-    steps: int = Field(10, ge=1, description="Steps of the distillation, each of a tenth of the radius.")
-    momentum: float = Field(1.0, ge=0, description="Momentum of the distillation.")
-    layer: int | None = Field(None, ge=1, description="Feature layer to distil, 1 for the stem's; none: drawn uniformly for each epoch.")
-    pretrained: tuple[str, ...] = Field(
+    steps: int = Field(10, ge=1, le=1000, description="Steps of the distillation, each of a tenth of the radius.")
+    momentum: float = Field(1.0, ge=0, le=10, description="Momentum of the distillation.")
+    layer: int | None = Field(
+        None, ge=1, le=1000, description="Feature layer to distil, 1 for the stem's; none: drawn uniformly for each epoch."
+    )
+    pretrained: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (),
+        max_length=64,
         description="Folders of trained members to begin with: one folder of an ensemble, or one folder per member. The paper begins with "
         "a trained ensemble.",
     )
-    pretraining_epochs: int = Field(0, ge=0, description="Train the members on clean images for this many epochs first, in this run.")
+    pretraining_epochs: int = Field(
+        0, ge=0, le=100_000, description="Train the members on clean images for this many epochs first, in this run."
+    )
     adversarial_training: bool = Field(False, description="Add each member's cross-entropy on PGD examples of its own; the paper has both.")
     distillation_weight: float = Field(1.0, ge=0, description="Weight of the distilled examples' loss beside adversarial training.")
 

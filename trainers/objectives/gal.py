@@ -36,7 +36,9 @@ class GalObjectiveConfig(RegularizedObjectiveConfig):
         "mean",
         description="Mean of the members' cross-entropies (paper, DVERGE's re-implementation) or their sum (TRS's).",
     )
-    noise_std: float = Field(0.045, ge=0, description="Standard deviation of Gaussian noise on training images; 0.045 in DVERGE's code.")
+    noise_std: float = Field(
+        0.045, ge=0, le=1, description="Standard deviation of Gaussian noise on training images; 0.045 in DVERGE's code."
+    )
     noise_probability: float = Field(0.5, ge=0, le=1, description="Probability that an image gets that noise; 0.5 in DVERGE's code.")
 
 

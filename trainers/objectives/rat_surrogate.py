@@ -39,7 +39,7 @@ class SurrogateConfig(TradesFamilyConfig, WeightNoiseConfig):
     """Parameters of `rat_surrogate`; defaults of the public TRADES script."""
 
     name: Literal["rat_surrogate"] = Field("rat_surrogate", description="The public Taylor code.")
-    sigma: float = Field(1e-4, ge=0, description="Standard deviation of the noise on the attacked weights.")
+    sigma: float = Field(1e-4, ge=0, le=1000, description="Standard deviation of the noise on the attacked weights.")
     alpha: float = Field(0.2, ge=0, le=1, description="Weight of the soft-label terms; cross-entropy has 1 - alpha.")
     order: Literal[1, 2] = Field(2, description="1: the term of |r| alone; 2: that of r^2 as well (the public code).")
     second_ratio: float = Field(0.5, ge=0, description="Weight of the second term over alpha (PreActResNet-18 script: 0.4).")

@@ -38,6 +38,7 @@ class RedObjectiveConfig(RegularizedObjectiveConfig):
     warmup_epochs: float = Field(
         5.0,
         ge=0,
+        le=100_000,
         description="Both weights rise linearly from 0 during this many epochs, as double backward spikes early on; not measured.",
     )
     example: EnsembleExample = Field(

@@ -52,12 +52,18 @@ class TrsObjectiveConfig(RegularizedObjectiveConfig):
         "code), or the clean batch.",
     )
     initial_epsilon: PixelFraction | None = Field(
-        0.01, ge=0, description="Radius of that search in the first epoch; 0.01 on CIFAR-10 (the author); none: a third of the final one."
+        0.01,
+        ge=0,
+        le=1,
+        description="Radius of that search in the first epoch; 0.01 on CIFAR-10 (the author); none: a third of the final one.",
     )
     final_epsilon: PixelFraction | None = Field(
-        0.03, ge=0, description="Radius after the last epoch, reached linearly; 0.03 on CIFAR-10 (the author); none: the threat model's."
+        0.03,
+        ge=0,
+        le=1,
+        description="Radius after the last epoch, reached linearly; 0.03 on CIFAR-10 (the author); none: the threat model's.",
     )
-    search_steps: int = Field(6, ge=0, description="Steps of the search, each of a third of the radius.")
+    search_steps: int = Field(6, ge=0, le=1000, description="Steps of the search, each of a third of the radius.")
 
     @property
     def revision(self) -> int:
