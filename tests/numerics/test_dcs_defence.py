@@ -176,7 +176,7 @@ def test_deformable_convolution_under_autocast():
         ({"num_taps": 13}, "2 n <= k k"),
         ({"gsat": "chain", "draw_scope": "per_example"}, "chain"),
         ({"positions": (2, 2)}, "twice"),
-        ({"positions": (0,)}, "numbered from 1"),
+        ({"positions": (0,)}, "positions.0.*greater than or equal to 1"),
         ({"positions": (99,)}, "has 7 spatial convolutions"),
         ({"taps": 3}, "num_taps"),
     ],

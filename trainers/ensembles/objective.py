@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.ensemble import ensemble_in
+from models.configuration import Config
+from models.ensemble import EnsembleConfig, ensemble_in, num_members_of
 from models.layers.hypernetwork import generated_weights
 from trainers.ensembles.input_gradients import Computation, InputSet, Regularizer, regularized_backward, regularized_loss
 from trainers.ensembles.placement import LocalMembers, MemberPlacement
@@ -19,7 +21,24 @@ from trainers.objective import Objective, ObjectiveConfig, backward
 from trainers.step import StepContext
 
 
-class RegularizedObjectiveConfig(ObjectiveConfig):
+class EnsembleObjectiveConfig(ObjectiveConfig):
+    """Base of the parameters of objectives that train an ensemble; `fewest_members`: 2 where the loss is one of pairs alone."""
+
+    fewest_members: ClassVar[int] = 1
+
+    def problem_with(self, defence: Config, num_classes: int) -> str | None:
+        """What is no ensemble has no members to train, and one member has no other to differ from."""
+        if not isinstance(defence, EnsembleConfig):
+            return f"training.objective {self.name} trains an ensemble; defences red, ps_red, gal, adp, dverge and trs are"
+        if num_members_of(defence) < self.fewest_members:
+            return (
+                f"training.objective {self.name}: defence.num_members is {num_members_of(defence)}; its loss compares members, "
+                f"at least {self.fewest_members}"
+            )
+        return None
+
+
+class RegularizedObjectiveConfig(EnsembleObjectiveConfig):
     """Parameters of objectives that regularize input gradients."""
 
     computation: Computation = Field(

@@ -20,9 +20,9 @@ from models.configuration import Config
 from models.ensemble import ensemble_in, num_members_of
 from models.layers.hypernetwork import generated_weights
 from models.randomness import resample
-from trainers.ensembles.objective import EnsembleObjective
+from trainers.ensembles.objective import EnsembleObjective, EnsembleObjectiveConfig
 from trainers.hardware import at_least_fp32
-from trainers.objective import LossObjective, ObjectiveConfig, ObjectiveEntry
+from trainers.objective import LossObjective, ObjectiveEntry
 from trainers.step import StepContext
 
 DETERMINANT_OFFSET = 1e-6
@@ -32,15 +32,19 @@ class DegenerateDiversityWarning(UserWarning):
     """More members than directions in which their non-true probabilities can differ."""
 
 
-class AdpObjectiveConfig(ObjectiveConfig):
+class AdpObjectiveConfig(EnsembleObjectiveConfig):
     """Parameters of ADP's loss."""
 
+    fewest_members = 2
     name: Literal["adp"] = Field("adp", description="ADP.")
     entropy_weight: float = Field(2.0, ge=0, description="alpha, weight of the ensemble entropy; 2 in its repository.")
     diversity_weight: float = Field(0.5, ge=0, description="beta, weight of the log determinant; 0.5 in its repository.")
 
     def problem_with(self, defence: Config, num_classes: int) -> str | None:
         """The determinant of more members than classes minus one is nearly zero, whatever is learned."""
+        problem = super().problem_with(defence, num_classes)
+        if problem is not None:
+            return problem
         num_members = num_members_of(defence)
         if not self.diversity_weight or num_members <= num_classes - 1:
             return None

@@ -25,15 +25,16 @@ from models.threat_model import PixelFraction
 from models.weights import load_pretrained
 from trainers.distributed import world
 from trainers.ensembles.distilled_features import distilled_examples, feature_layers
-from trainers.ensembles.objective import EnsembleObjective, member_cross_entropy
+from trainers.ensembles.objective import EnsembleObjective, EnsembleObjectiveConfig, member_cross_entropy
 from trainers.ensembles.placement import gather_batch
-from trainers.objective import ObjectiveConfig, ObjectiveEntry
+from trainers.objective import ObjectiveEntry
 from trainers.step import StepContext
 
 
-class DvergeObjectiveConfig(ObjectiveConfig):
+class DvergeObjectiveConfig(EnsembleObjectiveConfig):
     """Parameters of DVERGE."""
 
+    fewest_members = 2
     name: Literal["dverge"] = Field("dverge", description="DVERGE.")
     epsilon: PixelFraction = Field(
         0.07,

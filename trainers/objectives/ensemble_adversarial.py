@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from models.ensemble import ensemble_in
 from models.layers.hypernetwork import generated_weights
 from trainers.ensembles.examples import EnsembleExample, ensemble_examples, example_passes
-from trainers.ensembles.objective import EnsembleObjective, member_cross_entropy
-from trainers.objective import ObjectiveConfig, ObjectiveEntry
+from trainers.ensembles.objective import EnsembleObjective, EnsembleObjectiveConfig, member_cross_entropy
+from trainers.objective import ObjectiveEntry
 from trainers.step import StepContext
 
 
-class EnsembleAdversarialConfig(ObjectiveConfig):
+class EnsembleAdversarialConfig(EnsembleObjectiveConfig):
     """Parameters of adversarial training of an ensemble."""
 
     name: Literal["ensemble_adversarial"] = Field("ensemble_adversarial", description="Adversarial training.")

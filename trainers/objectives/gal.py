@@ -28,6 +28,7 @@ from trainers.step import StepContext
 class GalObjectiveConfig(RegularizedObjectiveConfig):
     """Parameters of GAL's loss."""
 
+    fewest_members = 2
     name: Literal["gal"] = Field("gal", description="GAL.")
     alignment_weight: float = Field(
         0.5, ge=0, description="lambda, weight of the alignment loss; 0.5 in DVERGE's and TRS's codes (GAL has none)."

@@ -38,6 +38,7 @@ class TrsObjectiveConfig(RegularizedObjectiveConfig):
     code itself holds those of MNIST (both weights 5 x 2, radius from 0.1 to 0.2).
     """
 
+    fewest_members = 2
     name: Literal["trs"] = Field("trs", description="TRS.")
     similarity_weight: float = Field(40.0, ge=0, description="lambda_a; 40 on CIFAR-10 (the author), 10 on MNIST (the code).")
     smoothness_weight: float = Field(2.5, ge=0, description="lambda_b; 2.5 on CIFAR-10 (the author), 10 on MNIST (the code).")
