@@ -94,8 +94,23 @@ def _of_file(path: Path, below: tuple[Path, ...]) -> Composition:
     base, description = tree.pop("extends", None), tree.pop("description", "")
     if not isinstance(description, str):
         raise UserError(f"{path.name}: description should be text, it is {description!r:.100}")
+    _check_name(path, tree.pop("name", None))
     layers = () if base is None else _base_of_file(path, base, (*below, place)).layers
     return Composition(path.stem, description, (*layers, Layer("file", path.name, tree)))
+
+
+def _check_name(path: Path, name: Any) -> None:
+    """Raise a UserError if a file gives itself a name that none could have; a recipe is called like its file in any case."""
+    from orchestration.experiment import checked_name
+
+    if name is None:
+        return
+    if not isinstance(name, str) or not name.isprintable():
+        raise UserError(f"{path.name}: name should be one line of text, it is {name!r:.100}; a recipe is called like its file, {path.stem}")
+    try:
+        checked_name(name)
+    except ValueError as error:
+        raise UserError(f"{path.name}: name: {error}") from None
 
 
 def _base_of_file(path: Path, base: Any, below: tuple[Path, ...]) -> Composition:
