@@ -19,6 +19,10 @@ from analysis.statistics.shortage import find_shortage
 
 FloatArray = NDArray[np.float64]
 
+_STRICTER = 0.7
+"""Part of the error asked for that the intervals of the draws get: joined by squares, the skew of few draws that differ much would cost two
+points of coverage (92.6 % at 5 % accuracy and 20 draws with a standard deviation of 2 on the logit scale)."""
+
 
 def paired_difference(
     first_SR: ArrayLike, second_ST: ArrayLike, *, common_draws: bool = False, exact: bool | tuple[bool, bool] = False, level: float = 0.95
@@ -52,8 +56,8 @@ def paired_difference(
         draw_down, draw_up, draw_variance = _common_part(first - second, tail)
     else:
         one, two = _chances(first, exact_first, tail), _chances(second, exact_second, tail)
-        first_low, first_high = one.draw_interval(tail)
-        second_low, second_high = two.draw_interval(tail)
+        first_low, first_high = one.draw_interval(_STRICTER * tail)
+        second_low, second_high = two.draw_interval(_STRICTER * tail)
         draw_down = math.hypot(first.mean() - first_low, second_high - second.mean())
         draw_up = math.hypot(first_high - first.mean(), second.mean() - second_low)
         draw_variance = _draw_variance(first, exact_first) + _draw_variance(second, exact_second)
