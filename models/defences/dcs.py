@@ -87,8 +87,13 @@ def add_stochastic_convolutions(backbone: Backbone, config: DcsConfig, image_sha
     """Replace the convolutions at the configured positions, in place.
 
     Raises:
-        UserError: a position does not exist, or its convolution is not a plain one that is padded by half its kernel.
+        UserError: a position does not exist, its convolution is not a plain one that is padded by half its kernel, or the kernel is larger
+            than the image.
     """
+    side = min(image_shape[1:])
+    if config.kernel_size > side:
+        largest = side - 1 + side % 2
+        raise UserError(f"defence.kernel_size {config.kernel_size} is larger than the image ({side} pixels); at most {largest}")
 
     def stochastic(name: str, module: nn.Module) -> nn.Module:
         conv = plain_convolution(name, module)

@@ -140,7 +140,9 @@ def _is_file(path: Path) -> bool:
 
 def _reaches(tree: Mapping[str, Any], location: Sequence[str]) -> bool:
     inner: Any = tree
-    for part in location:
+    for index, part in enumerate(location):
+        if isinstance(inner, str):  # a section by its bare name
+            return list(location[index:]) == ["name"]
         if not isinstance(inner, Mapping) or part not in inner:
             return False
         inner = inner[part]

@@ -73,7 +73,8 @@ def leaves(record: BaseModel, place: tuple[str, ...] = ()) -> Iterator[Leaf]:
 def nonsense(leaf: Leaf, rng: random.Random) -> Any:
     """Return a value that makes no sense in a field, whatever the field means."""
     (*_, name), allowed = leaf
-    values = list(ALWAYS)
+    # Hundreds of digits are no number in YAML here, but text.
+    values = [value for value in ALWAYS if allowed & {"int", "float"} or value != 10**400]
     if allowed & {"int", "float"}:
         values += [value for value in NO_NUMBER if not (name.endswith("seed") and value in (1e15, 10**15, "1e15", "0x1F" * 20))]
         values += [rng.randrange(9) + 0.5] if "float" not in allowed else []
@@ -111,7 +112,7 @@ def try_experiments(seed: int, number: int, folder: Path) -> None:
         put(tree, leaf[0], value)
         path = folder / "mine.yaml"
         path.write_text(yaml.safe_dump(tree))
-        problem = complaint(rayndom(["show", str(path)]), [leaf[0][-1], *(["mine.yaml"] if value == {1: 2} else [])], refused=True)
+        problem = complaint(rayndom(["show", str(path)]), [*leaf[0][-2:], *(["mine.yaml"] if value == {1: 2} else [])], refused=True)
         if problem:
             problems.append(f"{problem}: {recipe} {'.'.join(leaf[0])} = {value!r:.60}")
     assert not problems, report(problems)
@@ -220,3 +221,10 @@ def test_one_member_has_no_other_to_differ_from(method):
 def test_an_ensemble_s_objective_needs_an_ensemble(objective):
     outcome = rayndom(["show", "at_digits", f"--training.objective={objective}"])
     assert complaint(outcome, ["training.objective"], refused=True) is None, outcome.said
+
+
+def test_a_section_by_a_bare_name_is_blamed_on_the_file_that_names_it(tmp_path):
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods" / "mine.yaml").write_text("extends: at\ntraining: {optimizer: zz}\n")
+    outcome = rayndom(["show", "mine_digits", "--recipes", str(tmp_path)])
+    assert complaint(outcome, ["method mine"], refused=True) is None, outcome.said

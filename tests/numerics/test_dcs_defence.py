@@ -179,6 +179,7 @@ def test_deformable_convolution_under_autocast():
         ({"positions": (0,)}, "positions.0.*greater than or equal to 1"),
         ({"positions": (99,)}, "has 7 spatial convolutions"),
         ({"taps": 3}, "num_taps"),
+        ({"kernel_size": 31}, "kernel_size 31 is larger than the image.*at most"),
     ],
 )
 def test_mistakes_are_explained(parameters, message):
