@@ -56,12 +56,12 @@ SWEEPS = {
     "ctrw_theory_digits": "ctrw_theory_digits-9178cfa5",
     "dcs_taps_digits": "dcs_taps_digits-7a948566",
     "dcs_theory_digits": "dcs_theory_digits-3ec41eeb",
-    "joint": "joint-74d8b74b",
+    "joint": "joint-7dd880a0",
     "rat_awp": "rat_awp-5029ea21",
     "rat_digits": "rat_digits-90084b6f",
     "rat_weights": "rat_weights-839da9cc",
     "red_grid": "red_grid-bc1fef45",
-    "red_regularizers_digits": "red_regularizers_digits-659f5693",
+    "red_regularizers_digits": "red_regularizers_digits-96923476",
     "rna_pools_digits": "rna_pools_digits-e5681fb6",
 }
 
