@@ -112,6 +112,12 @@ def _rows(store: Path, query: str) -> list[tuple[object, ...]]:
         raise UserError(f"the MLflow store {store} is damaged: {error}. Restore it, or move it away: a new one is made.") from None
 
 
+def _why(errors: str) -> str:
+    """Return the error at the end of a traceback, without the statement and the address that SQLAlchemy writes below it."""
+    lines = [line for line in errors.strip().splitlines() if line and not line.startswith(("[SQL", "[parameters", "(Background", " "))]
+    return lines[-1][:300] if lines else "no reason given"
+
+
 def _make_or_migrate(home: Home, store: Path) -> None:
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
@@ -129,7 +135,7 @@ def _make_or_migrate(home: Home, store: Path) -> None:
         upgrade = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{part}"]
         finished = subprocess.run(upgrade, capture_output=True, text=True, check=False)
         if finished.returncode:
-            reason = (finished.stderr.strip().splitlines() or ["no reason given"])[-1]
+            reason = _why(finished.stderr)
             raise UserError(f"the MLflow store {store} is of another version and MLflow cannot migrate it: {reason}. It is left as it was.")
     else:
         part.touch()  # SQLite would give it a mode of its own, whatever the umask says
