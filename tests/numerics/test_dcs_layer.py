@@ -135,7 +135,7 @@ def test_masks_of_single_examples_equal_the_definition_on_maps_of_any_size(seed)
 @pytest.mark.parametrize(
     ("backbone", "size", "parameters"),
     [
-        ("resnet8", 8, {"kernel_size": 9, "positions": (7,)}),
+        ("resnet8", 8, {"kernel_size": 7, "positions": (7,)}),
         ("resnet18", 8, {"kernel_size": 5, "positions": (15,)}),
         ("vgg16", 32, {"kernel_size": 7, "positions": (12,)}),
     ],
