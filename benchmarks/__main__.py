@@ -24,7 +24,7 @@ HELPERS = {
     "timing",
     "turns",
 }
-HOURS = {"checks", "coverage", "kills", "learning"}
+HOURS = {"checks", "coverage", "growth", "kills", "learning"}
 
 
 def main(names: list[str]) -> int:
