@@ -191,5 +191,7 @@ def skip(package: str, file: str, reason: str) -> None:
 
 
 def broken_files(package: str) -> list[str]:
-    """Return a sentence for each file of a scanned package that was skipped."""
-    return [f"{package.replace('.', '/')}/{file}.py was skipped: {reason}" for file, reason in _broken.get(package, {}).items()]
+    """Return a sentence for each file of a scanned package that was skipped and is still there."""
+    there = {info.name for info in pkgutil.iter_modules(importlib.import_module(package).__path__)}
+    skipped = {file: reason for file, reason in _broken.get(package, {}).items() if file in there}
+    return [f"{package.replace('.', '/')}/{file}.py was skipped: {reason}" for file, reason in skipped.items()]

@@ -48,7 +48,7 @@ def test_it_is_the_recurrence_of_aggregated_momentum(norm, momenta):
     found, attacked = run(model, x, y, norm=norm, momenta=momenta, steps=steps)
     assert attacked.num_backward == steps * len(x)
     # The naive loop, image by image, from where a one-step attack of length zero stands: its start.
-    start, _ = run(model, x, y, norm=norm, momenta=momenta, steps=1, step_size=1e-300)
+    start, _ = run(model, x, y, norm=norm, momenta=momenta, steps=1, step_size=1e-29)
     for image, begin, label, end in zip(x, start, y, found, strict=True):
         point, velocities = begin.clone(), [torch.zeros_like(begin) for _ in momenta]
         for step in range(steps):

@@ -370,7 +370,7 @@ def test_an_ensemble_of_defences_has_the_quantities_of_both():
         (["analyse"], ["needs a model", "--what list"]),
         (["analyse", "CTRW", "--what", "ctrw_lema1"], ["'ctrw_lema1'", "'ctrw_lemma1'"]),
         (["analyse", "CTRW", "--what", "rna_paths"], ["rna_paths needs random normalizations (rna)", "'ctrw'", "ctrw_lemma1"]),
-        (["analyse", "CTRW", "--samples", "0"], ["--samples is 0"]),
+        (["analyse", "CTRW", "--samples", "0"], ["--samples", "'0'", "from 1"]),
         (["analyse", "nothing-there"], ["nothing-there"]),
     ],
 )

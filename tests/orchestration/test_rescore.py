@@ -123,7 +123,7 @@ def test_points_on_another_model_are_called_a_transfer_attack(place, capsys):
     ("arguments", "said"),
     [
         (["rescore", "ctrw_digits"], "--keep-points"),
-        (["rescore", "ctrw_digits", "--draws", "0"], "at least 1"),
+        (["rescore", "ctrw_digits", "--draws", "0"], "from 1 to"),
         (["rescore", "ctrw_digit"], "ctrw_digits"),
         (["evaluate", "ctrw_digits", "--again", "pgd_3"], "'pgd_2'"),
     ],
