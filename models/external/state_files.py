@@ -82,7 +82,12 @@ def is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.partition("/")[2].startswith("code/") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):  # no archive, or a damaged one
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        ValueError,
+        RuntimeError,
+    ):  # no archive, a damaged one, or one of a kind that `zipfile` does not know
         return False
 
 

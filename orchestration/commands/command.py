@@ -71,6 +71,13 @@ def add_data_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-root", help="folder of the data sets (default: RAYNDOM_DATA, else ./data)")
 
 
+def add_block_workers(parser: argparse.ArgumentParser) -> None:
+    """Add `--workers`, `--gpus-per-worker` and `--address`: who runs the blocks of an evaluation."""
+    parser.add_argument("--workers", type=WORKERS, help="Ray workers; 1: this process (default: one per core or GPU where it pays)")
+    parser.add_argument("--gpus-per-worker", type=GPUS, default=0, help="share of a GPU for each worker (default 0)")
+    parser.add_argument("--address", help="Ray cluster (default: RAY_ADDRESS, else local)")
+
+
 def add_wait(parser: argparse.ArgumentParser) -> None:
     """Add `--wait`."""
     parser.add_argument("--wait", action="store_true", help="wait for another process that does the same, instead of refusing")

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 from orchestration import console
 from orchestration.commands.command import (
     DRAWS,
-    GPUS,
     SAMPLES,
     SEED,
-    WORKERS,
     Command,
+    add_block_workers,
     add_data_root,
     add_wait,
     number,
@@ -69,9 +68,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be measured, how long it takes and how large kept points are"
     )
-    parser.add_argument("--workers", type=WORKERS, help="Ray workers; 1: this process (default: one per core or GPU where it pays)")
-    parser.add_argument("--gpus-per-worker", type=GPUS, default=0, help="share of a GPU for each worker (default 0)")
-    parser.add_argument("--address", help="Ray cluster (default: RAY_ADDRESS, else local)")
+    add_block_workers(parser)
     add_wait(parser)
     add_data_root(parser)
 

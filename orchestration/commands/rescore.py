@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from orchestration import console
-from orchestration.commands.command import DRAWS, GPUS, WORKERS, Command, add_data_root, add_wait, workplace_of
+from orchestration.commands.command import DRAWS, Command, add_block_workers, add_data_root, add_wait, workplace_of
 
 if TYPE_CHECKING:
     from analysis.statistics import Estimate
@@ -19,21 +19,16 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suite", help="which of its evaluations (default: the only one)")
     parser.add_argument("--draws", type=DRAWS, help="draws that score (default: as many as in the evaluation)")
     parser.add_argument("--model", metavar="TARGET", help="another model: score the points on it, a transfer attack")
-    parser.add_argument("--workers", type=WORKERS, help="Ray workers; 1: this process (default: one per core or GPU where it pays)")
-    parser.add_argument("--gpus-per-worker", type=GPUS, default=0, help="share of a GPU for each worker (default 0)")
-    parser.add_argument("--address", help="Ray cluster (default: RAY_ADDRESS, else local)")
+    add_block_workers(parser)
     add_wait(parser)
     add_data_root(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from models.errors import UserError
     from orchestration.evaluating.evaluation_report import finish, show
     from orchestration.evaluating.rescoring import kept_summary, prepare_rescoring
     from orchestration.exporting.targets import resolve_target
 
-    if arguments.draws is not None and arguments.draws < 1:
-        raise UserError(f"--draws is {arguments.draws}; it must be at least 1")
     workplace = workplace_of(arguments)
     target = resolve_target(arguments.target, workplace.home)
     summary = kept_summary(target, arguments.suite, workplace.home)

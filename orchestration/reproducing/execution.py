@@ -85,7 +85,7 @@ def reproduce_item(planned: ItemPlan, workplace: Workplace) -> tuple[ItemOutcome
         _train(planned, ledger, workplace, ParentRun(tracker, parent))
         _evaluate(planned, ledger, workplace, tracker)
         _read(planned, ledger, workplace)
-    except BaseException:
+    except BaseException:  # Ctrl-C and SystemExit too: it is raised again
         # Whatever stopped it, what is known stays readable; the next start sets the run to running again.
         ledger.write()
         tracker.finish(parent, "KILLED")

@@ -172,7 +172,7 @@ class TrialListener(tune.Callback):
             console.warn(f"{', '.join(titles)} broke: {reason}. The same command tries {'it' if len(titles) == 1 else 'them'} again")
         if self.hopeless:
             raise TrialsBroke(
-                f"{len(self.broken)} of {self.wanted} {self.kind}s broke, more than a share of max_failed_share may. Mend the cause "
+                f"{len(self.broken)} of {self.wanted} {self.kind}s broke, more than max_failed_share allows. Mend the cause "
                 f"({next(iter(reasons))}) and start the same command again, or raise --max_failed_share. Finished trials are kept"
             )
 

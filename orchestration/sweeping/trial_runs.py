@@ -34,7 +34,7 @@ EACH_EPOCH = (
     "validation/robust_accuracy",
     "time/epoch_seconds",
 )
-"""Metrics of a trial that MLflow has of every epoch, 280 bytes each; of the others it has the last value, `history.json` of the run all."""
+"""Metrics of a trial that MLflow has of every epoch, 280 bytes each; of the others it has the last value, the run folder all."""
 
 
 class TrialRun(ExperimentRun):

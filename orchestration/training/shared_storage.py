@@ -50,8 +50,9 @@ class SharedStorage:
             UserError: a node has another disk.
         """
         self.look()
-        ray.wait([answer for _, answer in self._asked.values()], num_returns=len(self._asked), timeout=PATIENCE_S) if self._asked else None
-        self.look()
+        if self._asked:
+            ray.wait([answer for _, answer in self._asked.values()], num_returns=len(self._asked), timeout=PATIENCE_S)
+            self.look()
 
     def look(self) -> None:
         """Ask the nodes that are new, and judge the answers that are there.

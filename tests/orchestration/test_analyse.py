@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -22,15 +21,10 @@ from models.weights import load_pretrained
 from orchestration.cli import main
 from orchestration.evaluating.analysis_run import AnalysisSettings, subject_of
 from orchestration.exporting.targets import resolve_target
-from orchestration.home import Home
 from orchestration.tracking.tracker import Tracker
+from tests.orchestration.tiny_home import trained_home
 from trainers.attacks import pgd
 
-TINY = [
-    "--data.image_size", "8", "--data.limit_train", "64", "--data.validation_size", "32", "--data.limit_test", "40",
-    "--training.epochs", "1", "--training.batch_size", "32", "--training.attack.steps", "1", "--training.validation.steps", "1",
-    "--training.precision", "fp32", "--resources.cpus_per_worker", "1",
-]  # fmt: skip
 DEFENCES = ("ctrw", "rna", "dcs", "red")
 OWN = {
     "ctrw": {"ctrw_lemma1", "ctrw_probability", "ctrw_cosines", "ctrw_upper_bound", "ctrw_diagnostics"},
@@ -46,12 +40,7 @@ SINGLE_NETWORKS = ALL_MODELS | {"expansion"}
 @pytest.fixture(scope="module")
 def shared_home(tmp_path_factory, migrated_store):
     """A home with one run of each of the four defences."""
-    located = Home.locate(tmp_path_factory.mktemp("analyse") / "home")
-    shutil.copy(migrated_store, located.root / "mlflow.db")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        for defence in DEFENCES:
-            assert main(["train", f"{defence}_digits", *TINY, "--home", str(located.root)]) == 0
+    with trained_home(tmp_path_factory.mktemp("analyse"), migrated_store, [f"{defence}_digits" for defence in DEFENCES]) as located:
         yield located
 
 

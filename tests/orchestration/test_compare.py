@@ -21,30 +21,23 @@ from orchestration.evaluating.run_comparison import find_runs, metric_rows, pair
 from orchestration.evaluating.stored_evaluation import result_of
 from orchestration.experiment import flatten
 from orchestration.exporting.targets import resolve_target
-from orchestration.home import Home, Workplace
+from orchestration.home import Workplace
 from orchestration.run_folder import RunFolder
 from orchestration.tracking.tracker import Tracker
+from tests.orchestration.tiny_home import TINY, trained_home
 
-TINY = [
-    "--data.image_size", "8", "--data.limit_train", "64", "--data.validation_size", "32", "--data.limit_test", "40",
-    "--training.epochs", "1", "--training.batch_size", "32", "--training.attack.steps", "1", "--training.validation.steps", "1",
-    "--training.precision", "fp32", "--resources.cpus_per_worker", "1",
-]  # fmt: skip
 EVALUATION = ["--samples", "20", "--draws", "4", "--seed", "3"]
 
 
 @pytest.fixture(scope="module")
 def compared_home(tmp_path_factory, migrated_store):
     """A home with evaluated runs of two recipes, and one more of the second that was not evaluated."""
-    located = Home.locate(tmp_path_factory.mktemp("compare") / "home")
-    shutil.copy(migrated_store, located.root / "mlflow.db")
-    where = ["--home", str(located.root)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with (
+        trained_home(tmp_path_factory.mktemp("compare"), migrated_store, ("ctrw_digits", "at_digits")) as located,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setattr("analysis.checks.verdicts._SMALL_MARGIN", 0.0)  # C18 rightly marks what is trained for a few steps
-        patch.setattr("os.cpu_count", lambda: 1)  # several threads for images of 8x8 only wait for one another
-        for recipe in ("ctrw_digits", "at_digits"):
-            assert main(["train", recipe, *TINY, *where]) == 0
+        where = ["--home", str(located.root)]
         for folder in sorted((located.root / "runs").iterdir()):
             assert main(["evaluate", folder.name, *EVALUATION, *where]) == 0
         assert main(["train", "natural_digits", *TINY, *where]) == 0

@@ -45,10 +45,10 @@ def test_every_flag_that_is_nearly_right_is_recognised(capsys, command):
     needed = ["x" for action in parser._actions if not action.option_strings and action.nargs not in ("?", "*")]
     needed += [part for action in parser._actions if action.option_strings and action.required for part in (action.option_strings[0], "x")]
     for flag in parser.flags():
-        if flag in ("--help", "--wait"):
+        if len(flag) < 8:  # of so short a name too little is left
             continue
         mistyped = flag[:-1] + "qq"
-        assert f"{mistyped!r}. Did you mean {flag}?" in refused(capsys, command.name, *needed, mistyped) or len(flag) < 7, flag
+        assert f"{mistyped!r}. Did you mean {flag}?" in refused(capsys, command.name, *needed, mistyped), flag
 
 
 def test_a_wrong_choice_names_the_nearest(capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import pytest
@@ -10,14 +9,9 @@ import pytest
 import orchestration.evaluating.evaluation_run as evaluation_run
 from analysis.evaluate import run_block
 from analysis.evaluation.records import comparable, read_records
-from orchestration.cli import main
 from orchestration.home import Home
+from tests.orchestration.tiny_home import copied_home, rayndom_json, trained_home
 
-TINY = [
-    "--data.image_size", "8", "--data.limit_train", "64", "--data.validation_size", "32", "--data.limit_test", "40",
-    "--training.epochs", "1", "--training.batch_size", "32", "--training.attack.steps", "1", "--training.validation.steps", "1",
-    "--training.precision", "fp32", "--resources.cpus_per_worker", "1",
-]  # fmt: skip
 SUITE = """
 scoring: {num_selection_draws: 2, num_evaluation_draws: 6, num_known_draws: 2}
 studies: {names: [steps], num_samples: 8, steps: 2, num_draws: 2, max_steps: 4}
@@ -30,12 +24,7 @@ attacks:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, migrated_store):
     """A home with two trained models."""
-    located = Home.locate(tmp_path_factory.mktemp("rescore") / "home")
-    shutil.copy(migrated_store, located.root / "mlflow.db")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        for recipe in ("ctrw_digits", "at_digits"):
-            assert main(["train", recipe, *TINY, "--home", str(located.root)]) == 0
+    with trained_home(tmp_path_factory.mktemp("rescore"), migrated_store, ("ctrw_digits", "at_digits")) as located:
         yield located
 
 
@@ -45,17 +34,13 @@ def place(trained, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     (tmp_path / "short.yaml").write_text(SUITE)
-    shutil.copytree(trained.root, tmp_path / "home")
-    return Home.locate(tmp_path / "home")
+    return copied_home(trained, tmp_path)
 
 
-def run(capsys, home, *arguments):
-    """Return (exit code, JSON or None, errors)."""
-    capsys.readouterr()
-    suite = ["--suite", str(home.root.parent / "short.yaml"), "--samples", "16"] if arguments[0] == "evaluate" else []
-    code = main([arguments[0], *suite, *arguments[1:], "--json", "--home", str(home.root)])
-    captured = capsys.readouterr()
-    return code, json.loads(captured.out) if captured.out.strip() else None, captured.err
+def run(capsys, home, command, *arguments):
+    """As `rayndom_json`; an evaluation has the suite above and 16 images."""
+    suite = ["--suite", str(home.root.parent / "short.yaml"), "--samples", "16"] if command == "evaluate" else []
+    return rayndom_json(capsys, home, command, *suite, *arguments)
 
 
 def records_of(home, recipe_folder="evaluations"):

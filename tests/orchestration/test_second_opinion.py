@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -13,15 +11,9 @@ import torch
 
 from analysis.attacks import independent_autoattack
 from analysis.statistics import accuracy_interval, paired_difference
-from orchestration.cli import main
 from orchestration.evaluating.second_opinion import SecondOpinion
-from orchestration.home import Home
+from tests.orchestration.tiny_home import rayndom_json, trained_home
 
-TINY = [
-    "--data.image_size", "8", "--data.limit_train", "64", "--data.validation_size", "32", "--data.limit_test", "40",
-    "--training.epochs", "1", "--training.batch_size", "32", "--training.attack.steps", "1", "--training.validation.steps", "1",
-    "--training.precision", "fp32", "--resources.cpus_per_worker", "1",
-]  # fmt: skip
 SUITE = """
 scoring: {num_selection_draws: 2, num_evaluation_draws: 6}
 attacks: [{name: pgd_2, attack: pgd, parameters: {steps: 2}, num_draws: 2}]
@@ -52,12 +44,7 @@ class OneStep:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, migrated_store):
     """A home with a deterministic and a random model."""
-    located = Home.locate(tmp_path_factory.mktemp("second") / "home")
-    shutil.copy(migrated_store, located.root / "mlflow.db")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        for recipe in ("ctrw_digits", "at_digits"):
-            assert main(["train", recipe, *TINY, "--home", str(located.root)]) == 0
+    with trained_home(tmp_path_factory.mktemp("second"), migrated_store, ("ctrw_digits", "at_digits")) as located:
         yield located
 
 
@@ -74,14 +61,10 @@ def package(monkeypatch):
 
 
 def run(capsys, home, tmp_path, *arguments):
-    """Return (exit code, JSON or None, errors)."""
-    capsys.readouterr()
+    """As `rayndom_json`: an evaluation with the suite above on 16 images."""
     suite = tmp_path / "short.yaml"
     suite.write_text(SUITE)
-    where = ["--suite", str(suite), "--samples", "16", "--json", "--home", str(home.root)]
-    code = main(["evaluate", *arguments, *where])
-    captured = capsys.readouterr()
-    return code, json.loads(captured.out) if captured.out.strip() else None, captured.err
+    return rayndom_json(capsys, home, "evaluate", *arguments, "--suite", str(suite), "--samples", "16")
 
 
 def test_where_it_is_not_installed_one_sentence_says_how(trained, tmp_path, package, capsys):

@@ -11,16 +11,11 @@ from analysis.evaluate import run_block
 from analysis.evaluation.records import comparable, read_records
 from analysis.statistics import accuracy_interval
 from analysis.statistics.stopping import level_of_each_look
-from orchestration.cli import main
 from orchestration.evaluating.evaluation_run import Until
 from orchestration.evaluating.stored_evaluation import read_kept, result_of
 from orchestration.home import Home
+from tests.orchestration.tiny_home import copied_home, rayndom_json, trained_home
 
-TINY = [
-    "--data.image_size", "8", "--data.limit_train", "64", "--data.validation_size", "32", "--data.limit_test", "100",
-    "--training.epochs", "1", "--training.batch_size", "32", "--training.attack.steps", "1", "--training.validation.steps", "1",
-    "--training.precision", "fp32", "--resources.cpus_per_worker", "1",
-]  # fmt: skip
 SUITE = """
 num_samples: 10
 scoring: {num_selection_draws: 2, num_evaluation_draws: 5, num_known_draws: 2}
@@ -35,11 +30,7 @@ attacks:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, migrated_store):
     """A home with a trained model."""
-    located = Home.locate(tmp_path_factory.mktemp("until") / "home")
-    shutil.copy(migrated_store, located.root / "mlflow.db")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        assert main(["train", "ctrw_digits", *TINY, "--home", str(located.root)]) == 0
+    with trained_home(tmp_path_factory.mktemp("until"), migrated_store, ["ctrw_digits"], "--data.limit_test", "100") as located:
         yield located
 
 
@@ -49,17 +40,12 @@ def place(trained, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     (tmp_path / "short.yaml").write_text(SUITE)
-    shutil.copytree(trained.root, tmp_path / "home")
-    return Home.locate(tmp_path / "home")
+    return copied_home(trained, tmp_path)
 
 
 def run(capsys, home, *arguments):
-    """Return (exit code, JSON or None, errors)."""
-    capsys.readouterr()
-    suite = str(home.root.parent / "short.yaml")
-    code = main(["evaluate", "ctrw_digits", "--suite", suite, *arguments, "--json", "--home", str(home.root)])
-    captured = capsys.readouterr()
-    return code, json.loads(captured.out) if captured.out.strip() else None, captured.err
+    """As `rayndom_json`: an evaluation of the model with the suite above."""
+    return rayndom_json(capsys, home, "evaluate", "ctrw_digits", "--suite", str(home.root.parent / "short.yaml"), *arguments)
 
 
 def keys_of(home):
