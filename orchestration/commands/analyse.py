@@ -50,7 +50,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UserError("analyse needs a model; `rayndom analyse --what list` shows what can be computed")
     from analysis.quantities.report import record_to_markdown, sentence, shown_rows
     from orchestration.evaluating.analysis_run import AnalysisSettings, analyse, track
-    from orchestration.exporting.targets import refuse_external, resolve_target
+    from orchestration.trained_models.targets import refuse_external, resolve_target
 
     chosen = begin(arguments)
     workplace = workplace_of(arguments)
@@ -89,7 +89,7 @@ def _list(arguments: argparse.Namespace) -> int:
         return 0
     model = None
     if arguments.target is not None:
-        from orchestration.exporting.targets import refuse_external, resolve_target
+        from orchestration.trained_models.targets import refuse_external, resolve_target
 
         home = workplace_of(arguments).home
         refuse_external(arguments.target, home, NO_THEORY)

@@ -83,7 +83,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare, run_jobs
     from orchestration.evaluating.external_targets import external_from_flags, named_data
     from orchestration.evaluating.second_opinion import check_opinion, compare_opinions, prepare_opinion, show_opinion, suite_against
-    from orchestration.exporting.targets import refuse_external, resolve_target
+    from orchestration.trained_models.targets import refuse_external, resolve_target
 
     workplace = workplace_of(arguments)
     home = workplace.home

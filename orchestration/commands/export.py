@@ -18,9 +18,9 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     from orchestration.exporting.export import export_target
-    from orchestration.exporting.targets import refuse_external, resolve_target
     from orchestration.home import Home
     from orchestration.recipes import is_recipe
+    from orchestration.trained_models.targets import refuse_external, resolve_target
 
     if arguments.register is not None:
         from orchestration.exporting.registration import checked_registration

@@ -27,7 +27,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from orchestration.evaluating.evaluation_report import finish, show
     from orchestration.evaluating.rescoring import kept_summary, prepare_rescoring
-    from orchestration.exporting.targets import resolve_target
+    from orchestration.trained_models.targets import resolve_target
 
     workplace = workplace_of(arguments)
     target = resolve_target(arguments.target, workplace.home)
@@ -52,7 +52,7 @@ def _score(job: Job, arguments: argparse.Namespace, workplace: Workplace) -> Non
 def _on_another(points: Job, suite: str, arguments: argparse.Namespace, workplace: Workplace) -> int:
     from analysis.reporting.tables import format_estimate
     from orchestration.evaluating.rescoring import prepare_other_model, transferred
-    from orchestration.exporting.targets import resolve_target
+    from orchestration.trained_models.targets import resolve_target
 
     other = resolve_target(arguments.model, workplace.home)
     name = other.name

@@ -36,8 +36,8 @@ from models.errors import UserError
 from orchestration import console
 from orchestration.evaluating.evaluation_cost import megabytes, processes_for, seconds_per_pass
 from orchestration.evaluating.evaluation_run import EvaluationSettings, Job, Until, data_of, prepare, test_images
-from orchestration.exporting.targets import Target
 from orchestration.home import Workplace
+from orchestration.trained_models.targets import Target
 
 _FEWEST_BLOCKS = 10
 

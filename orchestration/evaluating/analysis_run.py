@@ -20,11 +20,11 @@ from models.threat_model import ThreatModel
 from models.weights import load_pretrained
 from orchestration import console
 from orchestration.evaluating.evaluation_run import test_images
-from orchestration.exporting.origin import training_run_of
-from orchestration.exporting.targets import Target
 from orchestration.home import Home, Workplace
 from orchestration.single_process import ENDING_S, only_process
 from orchestration.tracking.tracker import Tracker
+from orchestration.trained_models.origin import training_run_of
+from orchestration.trained_models.targets import Target
 
 ARTIFACT = "analysis/quantities.json"
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from analysis.evaluate import BlockQueue, BlockTask, PointStore, run_block
 from analysis.evaluation.queue import E
 from analysis.evaluation.records import Record
-from orchestration.exporting.external import KnownExternal
-from orchestration.exporting.targets import files_of, load_source
+from orchestration.trained_models.external import KnownExternal
+from orchestration.trained_models.targets import files_of, load_source
 
 Source = Path | KnownExternal
 

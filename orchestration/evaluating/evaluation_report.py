@@ -14,9 +14,9 @@ from orchestration import console
 from orchestration.evaluating.evaluation_run import Job
 from orchestration.evaluating.stored_evaluation import as_kept, write_kept
 from orchestration.exporting.export import record_evaluation
-from orchestration.exporting.origin import training_run_of
 from orchestration.home import Workplace
 from orchestration.tracking.tracker import Tracker
+from orchestration.trained_models.origin import training_run_of
 
 
 def show(job: Job) -> EvaluationResult:

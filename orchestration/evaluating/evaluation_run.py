@@ -27,9 +27,9 @@ from models.threat_model import ThreatModel
 from orchestration import console
 from orchestration.evaluating.block_workers import Source, load_for_blocks, run_on_ray
 from orchestration.evaluating.external_targets import check_outputs
-from orchestration.exporting.targets import Target
 from orchestration.home import Workplace
 from orchestration.single_process import ADVICE, ENDING_S, only_process
+from orchestration.trained_models.targets import Target
 from trainers.data import DataConfig, evaluation_batches, load_data
 from trainers.validation import limited
 

@@ -6,9 +6,9 @@ from pydantic import ValidationError
 
 from models.errors import UserError
 from models.external.source import TIMM, is_external_reference
-from orchestration.exporting.external import known_external, read_external
-from orchestration.exporting.targets import Target, external_target
 from orchestration.home import Workplace
+from orchestration.trained_models.external import known_external, read_external
+from orchestration.trained_models.targets import Target, external_target
 from trainers.data import DATASETS, DataConfig, load_data
 
 _FLAGS = {"name": "--data", "folder": "--data-folder", "image_size": "--image-size"}

@@ -19,8 +19,8 @@ from models.errors import UserError, unknown_name
 from models.threat_model import ThreatModel
 from orchestration.evaluating.evaluation_run import POINTS_FOLDER, RECORDS_FILE, EvaluationSettings, Job, Until, prepare
 from orchestration.evaluating.stored_evaluation import Summary, read_kept
-from orchestration.exporting.targets import Target
 from orchestration.home import Home, Workplace
+from orchestration.trained_models.targets import Target
 from trainers.data import DataConfig
 
 OTHERS_FOLDER = "points_of"

@@ -18,8 +18,8 @@ from models.errors import UserError
 from orchestration.evaluating.evaluation_report import suite_name
 from orchestration.evaluating.stored_evaluation import read_kept, result_of, search_result
 from orchestration.experiment import flatten
-from orchestration.exporting.targets import Target, resolve_target
 from orchestration.home import Home, Workplace
+from orchestration.trained_models.targets import Target, resolve_target
 
 PROTOCOLS: tuple[ProtocolName, ...] = ("T0", "T1", "T2")
 SEEDS = " + "

@@ -14,8 +14,8 @@ from models.errors import unknown_name
 from models.randomness import is_randomized
 from orchestration import console
 from orchestration.evaluating.evaluation_run import EvaluationSettings, Job, prepare
-from orchestration.exporting.targets import Target
 from orchestration.home import Workplace
+from orchestration.trained_models.targets import Target
 
 OPINIONS = ("autoattack",)
 AGREEMENT = 0.005

@@ -20,9 +20,9 @@ from models.files import write_text
 from models.json_text import read_json
 from models.threat_model import ThreatModel
 from orchestration.evaluating.evaluation_run import RECORDS_FILE, EvaluationSettings, Job, Until, prepare
-from orchestration.exporting.details import check_summary
-from orchestration.exporting.targets import Target
 from orchestration.home import Workplace, readable
+from orchestration.trained_models.details import check_summary
+from orchestration.trained_models.targets import Target
 
 Summary = dict[str, Any]
 _RESULT = "result-"

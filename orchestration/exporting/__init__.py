@@ -1,1 +1,1 @@
-"""Naming trained models and exporting them."""
+"""Exporting trained models and registering them."""

@@ -14,9 +14,9 @@ from models.files import is_unfinished, whole_file, write_text
 from models.randomness import is_randomized
 from models.weights import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, check_weights, load_pretrained, read_config
 from orchestration import console
-from orchestration.exporting.contents import same_weights
-from orchestration.exporting.targets import Target
 from orchestration.single_process import only_writer
+from orchestration.trained_models.contents import same_weights
+from orchestration.trained_models.targets import Target
 from orchestration.training.card import model_card
 
 

@@ -10,11 +10,11 @@ from mlflow.exceptions import MlflowException, RestException
 
 from models.errors import UserError
 from models.weights import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
-from orchestration.exporting.contents import digest_of
-from orchestration.exporting.origin import training_run_of
-from orchestration.exporting.targets import Target
 from orchestration.home import Home
 from orchestration.tracking.tracker import Tracker
+from orchestration.trained_models.contents import digest_of
+from orchestration.trained_models.origin import training_run_of
+from orchestration.trained_models.targets import Target
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 

@@ -24,7 +24,6 @@ from orchestration.evaluating.evaluation_run import EvaluationSettings, Job, pre
 from orchestration.evaluating.stored_evaluation import as_kept
 from orchestration.experiment import ExperimentConfig
 from orchestration.exporting.export import record_evaluation
-from orchestration.exporting.targets import Target
 from orchestration.home import Home, Workplace
 from orchestration.reproducing.ledger import Ledger, outcome_folder
 from orchestration.reproducing.plan import Evaluation, ItemPlan, ReadingJob, evaluated_folder, evaluations, model_folder, readings
@@ -33,6 +32,7 @@ from orchestration.run_folder import RunFolder
 from orchestration.sweeping.listed_experiments import Listed, train_all
 from orchestration.tracking.experiment_run import ParentRun
 from orchestration.tracking.tracker import FINGERPRINT_TAG, Tracker
+from orchestration.trained_models.targets import Target
 from orchestration.training import cluster
 from orchestration.training.resources import concurrency, trial_resources
 from trainers.data import load_data

@@ -24,7 +24,6 @@ from orchestration.evaluating.evaluation_report import compare, keep
 from orchestration.evaluating.evaluation_run import EvaluationSettings, Job, prepare, run_jobs
 from orchestration.experiment import ExperimentConfig
 from orchestration.exporting.export import export_target
-from orchestration.exporting.targets import Target, resolve_target
 from orchestration.home import Home, Workplace
 from orchestration.run_folder import RunFolder
 from orchestration.sweeping.checks import extreme_points
@@ -36,6 +35,7 @@ from orchestration.sweeping.search import Search, run_search
 from orchestration.sweeping.study import ENDING_S, all_trials, full_trials, only_driver
 from orchestration.tracking.experiment_run import ParentRun
 from orchestration.tracking.tracker import Tracker
+from orchestration.trained_models.targets import Target, resolve_target
 from orchestration.training.final_measures import MARKED_METRIC, kept_protocol_metrics
 from orchestration.training.resources import trial_resources
 from orchestration.training.training_run import build_for

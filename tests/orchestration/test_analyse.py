@@ -20,8 +20,8 @@ from models.threat_model import ThreatModel
 from models.weights import load_pretrained
 from orchestration.cli import main
 from orchestration.evaluating.analysis_run import AnalysisSettings, subject_of
-from orchestration.exporting.targets import resolve_target
 from orchestration.tracking.tracker import Tracker
+from orchestration.trained_models.targets import resolve_target
 from tests.orchestration.tiny_home import trained_home
 from trainers.attacks import pgd
 

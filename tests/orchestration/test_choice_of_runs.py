@@ -9,8 +9,8 @@ import pytest
 
 from models.errors import UserError
 from orchestration.cli import main
-from orchestration.exporting.targets import resolve_target
 from orchestration.run_folder import RunFolder
+from orchestration.trained_models.targets import resolve_target
 from tests.orchestration.finished_runs import finish
 
 KINDS = ("trial", "baseline", "repeat", "row")

@@ -20,10 +20,10 @@ from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare
 from orchestration.evaluating.run_comparison import find_runs, metric_rows, paired_rows, parameter_rows
 from orchestration.evaluating.stored_evaluation import result_of
 from orchestration.experiment import flatten
-from orchestration.exporting.targets import resolve_target
 from orchestration.home import Workplace
 from orchestration.run_folder import RunFolder
 from orchestration.tracking.tracker import Tracker
+from orchestration.trained_models.targets import resolve_target
 from tests.orchestration.tiny_home import TINY, trained_home
 
 EVALUATION = ["--samples", "20", "--draws", "4", "--seed", "3"]

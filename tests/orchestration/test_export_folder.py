@@ -10,7 +10,7 @@ from models import build_model
 from models.errors import UserError
 from models.weights import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, save_pretrained
 from orchestration.exporting.export import export_target
-from orchestration.exporting.targets import Target
+from orchestration.trained_models.targets import Target
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from models.external.source import external_model
 from models.weights import save_pretrained
 from orchestration.cli import main
 from orchestration.evaluating import evaluation_report
-from orchestration.exporting.external import EXTERNAL_FILE
 from orchestration.home import Home
+from orchestration.trained_models.external import EXTERNAL_FILE
 from trainers.data import DataConfig, evaluation_batches, load_data
 
 CODE = """

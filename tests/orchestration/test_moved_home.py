@@ -12,11 +12,11 @@ import sys
 import pytest
 
 from orchestration.cli import main
-from orchestration.exporting.targets import resolve_target
 from orchestration.home import Home
 from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.study import open_study
 from orchestration.tracking.tracker import Tracker
+from orchestration.trained_models.targets import resolve_target
 from tests.orchestration.earlier_homes.contents import TINY
 from tests.orchestration.sweep_process import ROOT
 

@@ -11,8 +11,8 @@ import pytest
 
 from models.weights import WEIGHTS_FILE
 from orchestration.cli import main
-from orchestration.exporting.targets import resolve_target
 from orchestration.tracking.tracker import Tracker
+from orchestration.trained_models.targets import resolve_target
 from tests.orchestration.finished_runs import finish
 
 

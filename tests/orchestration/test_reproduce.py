@@ -19,7 +19,6 @@ from analysis.reproduction.papers import get_item, list_items
 from analysis.reproduction.scale import BUDGETS, SCALES
 from orchestration.cli import main
 from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare, run_jobs, test_images
-from orchestration.exporting.targets import Target
 from orchestration.home import Workplace
 from orchestration.reproducing import execution
 from orchestration.reproducing.cost import training_cost
@@ -27,6 +26,7 @@ from orchestration.reproducing.ledger import Ledger, outcome_folder, read_outcom
 from orchestration.reproducing.plan import choose_keys, evaluations, find_items, model_folder, plan_item, readings
 from orchestration.reproducing.summary import catalogue, describe
 from orchestration.tracking.tracker import FINGERPRINT_TAG, PARENT_TAG
+from orchestration.trained_models.targets import Target
 
 test_images.__test__ = False
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,9 +17,9 @@ from mlflow.tracking import MlflowClient
 
 from models.weights import load_pretrained
 from orchestration.cli import main
-from orchestration.exporting.targets import resolve_target
 from orchestration.home import Home
 from orchestration.tracking.tracker import ARTIFACTS_VARIABLE, Tracker
+from orchestration.trained_models.targets import resolve_target
 from tests.orchestration.services import Service, TrackingServer, answers, free_port
 from tests.orchestration.sweep_process import SweepProcess, assert_whole_record, runs_of
 from tests.orchestration.test_sweep_on_ray import write_sweep

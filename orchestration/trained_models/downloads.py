@@ -11,10 +11,10 @@ import mlflow
 from models.errors import UserError
 from models.files import put_folder_in_place
 from models.weights import CONFIG_FILE, WEIGHTS_FILE
-from orchestration.exporting.contents import digest_of
 from orchestration.home import Home
 from orchestration.single_process import only_process
 from orchestration.tracking.store import client_of, display_uri
+from orchestration.trained_models.contents import digest_of
 
 
 def download_model(home: Home, target: str) -> Path:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from models.weights import WEIGHTS_FILE
-from orchestration.exporting.contents import same_weights
-from orchestration.exporting.targets import Target
 from orchestration.home import Home
 from orchestration.run_folder import RunFolder
 from orchestration.tracking.tracker import Tracker
+from orchestration.trained_models.contents import same_weights
+from orchestration.trained_models.targets import Target
 
 
 def training_run_of(target: Target, tracker: Tracker, home: Home) -> str | None:

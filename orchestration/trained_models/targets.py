@@ -17,14 +17,14 @@ from models.external.source import is_external_reference
 from models.weights import CONFIG_FILE, load_pretrained, read_config
 from orchestration import console
 from orchestration.experiment import ExperimentConfig, read_experiment
-from orchestration.exporting.details import check_details
-from orchestration.exporting.downloads import download_model
-from orchestration.exporting.external import KnownExternal, evaluated_as, read_external
-from orchestration.exporting.home_runs import run_of_recipe
 from orchestration.home import Home
 from orchestration.recipes import is_recipe, possible_names
 from orchestration.run_folder import RunFolder
 from orchestration.tracking.tracker import Tracker
+from orchestration.trained_models.details import check_details
+from orchestration.trained_models.downloads import download_model
+from orchestration.trained_models.external import KnownExternal, evaluated_as, read_external
+from orchestration.trained_models.home_runs import run_of_recipe
 from trainers.data import DataConfig
 
 

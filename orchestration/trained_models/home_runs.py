@@ -16,12 +16,12 @@ from models.errors import UserError
 from models.weights import CONFIG_FILE, read_config
 from orchestration import console
 from orchestration.experiment import ExperimentConfig
-from orchestration.exporting.details import check_details
 from orchestration.home import Home, readable
 from orchestration.recipes import load_recipe
 from orchestration.run_folder import EXPERIMENT_FILE, RESULT_FILE, RunFolder
 from orchestration.single_process import is_held
 from orchestration.tracking.tracker import Tracker
+from orchestration.trained_models.details import check_details
 from trainers.checkpoint import STATE_FILE
 
 OWN = "run"
