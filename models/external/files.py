@@ -35,7 +35,8 @@ def existing_file(path: str | Path, what: str) -> Path:
 
 def _names_beside(path: Path) -> list[str]:
     try:
-        return [each.name for each, _ in zip(path.parent.iterdir(), range(_MOST_SEEN), strict=False)]
+        names = (each.name for each, _ in zip(path.parent.iterdir(), range(_MOST_SEEN), strict=False))
+        return [name for name in names if not name.startswith(".") or path.name.startswith(".")]
     except (OSError, ValueError):
         return []
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from models.errors import UserError
+from models.external.files import existing_file
 from models.external.source import ExternalModel, external_model, is_external_reference
 from models.external.state_files import PREFIXES, STATE_KEYS, load_state
 from models.forward_randomness import as_random_model
@@ -248,3 +249,10 @@ def test_a_network_of_timm_takes_pixels_and_its_own_weights(folder):
     x = torch.rand(2, 3, 32, 32)
     mean, std = (torch.tensor(own.pretrained_cfg[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
     torch.testing.assert_close(network(x), own((x - mean) / std), rtol=1e-4, atol=1e-5)
+
+
+def test_hidden_files_are_not_what_was_meant(tmp_path):
+    for name in (".git", "w2.pt"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(UserError, match=r"Did you mean 'w2\.pt'\?$"):
+        existing_file(tmp_path / "w.pt", "--weights")
