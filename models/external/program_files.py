@@ -68,7 +68,7 @@ def exported_program(path: Path) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.load(str(path)).module()
-    except Exception as error:
+    except Exception as error:  # another's code: any kind, and it is told
         raise UserError(
             f"cannot read the file {path} of torch.export: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         ) from None

@@ -64,7 +64,7 @@ def timm_network(name: str, num_classes: int, image_shape: tuple[int, int, int])
         options["img_size"] = image_shape[1:]
     try:
         network = timm.create_model(name, **options)
-    except Exception as error:
+    except Exception as error:  # another's code: any kind, and it is told
         raise UserError(f"timm builds no {name} for images of shape {image_shape}: {type(error).__name__}: {error}") from None
     configuration = network.pretrained_cfg
     mean, std = (configuration.get(key) for key in ("mean", "std"))
