@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import statistics
+from analysis.checks.evidence import Evidence
 from analysis.checks.verdicts import Status, Verdict, run_checks
 from analysis.evaluation.block_task import PLAN_FIELDS, BlockTask
 from analysis.evaluation.measurements import Measurement, common_rows, measurements
@@ -17,7 +18,6 @@ from analysis.evaluation.protocols import ProtocolName
 from analysis.evaluation.records import Record, check_same_evaluation
 from analysis.statistics import Estimate
 from analysis.statistics.stopping import Looks
-from models.threat_model import format_pixel_fraction
 
 _ALL_PROTOCOLS: frozenset[ProtocolName] = frozenset(get_args(ProtocolName))
 _ONE_PASS = "T0 = T1 = T2"
@@ -204,9 +204,7 @@ def collect(records: Iterable[Record], plan: Sequence[BlockTask] | None = None, 
     check_same_evaluation(records)
     level = looks.level_of_each if looks is not None else 0.95
     measured = measurements(records, level)
-    finished = all(len(each.records) == each.num_blocks for each in measured)
-    if plan is not None:
-        finished = len(records) == len(plan)
+    finished = all(each.finished for each in measured) if plan is None else len(records) == len(plan)
     shown = [each for each in measured if each.kind in ("clean", "attack")]
     unattacked = next((each for each in shown if each.kind == "clean" and each.protocol == "T1"), None)
     rows = [_row(each, unattacked) for each in shown]
@@ -221,7 +219,8 @@ def collect(records: Iterable[Record], plan: Sequence[BlockTask] | None = None, 
         for name, value in records[0]["header"].items()
         if name not in ("kind", "item", "study", "protocol", "stands_for", "block", "num_blocks", "position", "data", "radius", "bounded")
     }
-    verdicts = tuple(run_checks(measured))
+    evidence = Evidence(measured)
+    verdicts = tuple(run_checks(evidence))
     marked = any(verdict.status is Status.FAIL for verdict in verdicts)
     lowest_paper = min(paper, key=lambda estimate: estimate.value, default=None)
     return EvaluationResult(
@@ -259,8 +258,8 @@ def _row(measured: Measurement, clean: Measurement | None = None) -> Row:
         protocol=measured.protocol if measured.randomized else _ONE_PASS,
         protocols=frozenset({measured.protocol}) if measured.randomized else _ALL_PROTOCOLS,
         estimate=measured.estimate,
-        caption=_caption(measured),
-        finished=len(measured.records) == measured.num_blocks,
+        caption=measured.caption,
+        finished=measured.finished,
         in_threat_model=measured.in_threat_model,
         draw_deviation=float(columns.std(ddof=1)) if columns is not None else None,
         draw_lowest=float(columns.min()) if columns is not None else None,
@@ -350,25 +349,3 @@ def _counts(worst: WorstAttack | None, shown: list[Measurement]) -> dict[str, in
 def is_number_of(label: str, protocol: ProtocolName) -> bool:
     """Return whether a row whose label a file has kept is the number under a protocol."""
     return label in (protocol, _ONE_PASS)
-
-
-def _caption(measured: Measurement) -> str:
-    header = measured.header
-    parts = []
-    if header["item"] is not None:
-        if measured.bounded:
-            radius = format_pixel_fraction(header["radius"])
-            parts.append(f"{header['threat_model']['norm']} {radius if isinstance(radius, str) else format(radius, '.4g')}")
-        else:
-            parts.append("no radius")
-        if measured.randomized and measured.protocol == "T1":
-            parts.append(f"E={header['item']['num_draws']}")
-    if measured.randomized:
-        draws = measured.estimate.num_draws
-        parts.append(f"all {draws} draws" if measured.exact and draws > 1 else f"R={draws}")
-    else:
-        parts.append("deterministic, one pass")
-    parts.append(f"n={measured.estimate.num_samples}")
-    if measured.estimate.shortage:
-        parts.append(measured.estimate.shortage)
-    return ", ".join(parts)

@@ -6,8 +6,6 @@ read records only, so they can be repeated later without a model. Those that nee
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from scipy import stats
 
@@ -21,9 +19,8 @@ from analysis.statistics import paired_difference
 __all__ = ["CHECKS", "Finding", "Status", "Verdict", "run_checks"]
 
 
-def run_checks(measurements: Sequence[Measurement]) -> list[Verdict]:
+def run_checks(evidence: Evidence) -> list[Verdict]:
     """Return the verdict of every check."""
-    evidence = Evidence(measurements)
     verdicts = []
     for check in CHECKS:
         finding = check.run(evidence)

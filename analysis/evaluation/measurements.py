@@ -17,6 +17,7 @@ from analysis.attacks.registry import attack_entry
 from analysis.evaluation.protocols import ProtocolName
 from analysis.evaluation.records import Record, correct_matrix
 from analysis.statistics import Estimate, accuracy_interval
+from models.threat_model import format_pixel_fraction
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,11 @@ class Measurement:
         """Blocks that the plan has; more than there are records if the evaluation is unfinished."""
         return self.header["num_blocks"]
 
+    @property
+    def finished(self) -> bool:
+        """Whether all of its blocks are there."""
+        return len(self.records) == self.num_blocks
+
     @cached_property
     def ids(self) -> NDArray[np.int64]:
         """Rows of the samples (S,)."""
@@ -115,6 +121,29 @@ class Measurement:
         # Under T0 each block has draws of its own, and often a single one: the estimate says what so few draws leave open.
         batches_S = self.blocks if self.protocol == "T0" and not self.exact else None
         return accuracy_interval(matrix, matrix.shape[1] if self.exact else None, batches_S=batches_S, level=self.level)
+
+    @property
+    def caption(self) -> str:
+        """How it was measured: radius, draws and samples in words."""
+        header = self.header
+        parts = []
+        if header["item"] is not None:
+            if self.bounded:
+                radius = format_pixel_fraction(header["radius"])
+                parts.append(f"{header['threat_model']['norm']} {radius if isinstance(radius, str) else format(radius, '.4g')}")
+            else:
+                parts.append("no radius")
+            if self.randomized and self.protocol == "T1":
+                parts.append(f"E={header['item']['num_draws']}")
+        if self.randomized:
+            draws = self.estimate.num_draws
+            parts.append(f"all {draws} draws" if self.exact and draws > 1 else f"R={draws}")
+        else:
+            parts.append("deterministic, one pass")
+        parts.append(f"n={self.estimate.num_samples}")
+        if self.estimate.shortage:
+            parts.append(self.estimate.shortage)
+        return ", ".join(parts)
 
 
 def measurements(records: Iterable[Record], level: float = 0.95) -> list[Measurement]:

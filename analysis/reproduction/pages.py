@@ -16,7 +16,7 @@ from analysis.reproduction.outcome import ItemOutcome, RunOutcome
 from analysis.reproduction.papers.model import Item
 from analysis.reproduction.scale import SCALE_MARKS, Scale
 from analysis.reproduction.sheet import SAME, Entries, Entry, Footnotes, Sheet, SheetLine, column_kinds
-from analysis.reproduction.view import NOT_RUN, ItemView, Kind, progress
+from analysis.reproduction.view import NOT_RUN, ItemView, Kind
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def anchor(item: Item, scale: Scale | None) -> str:
 
 def status(view: ItemView) -> str:
     """Return in a few words how far an item is."""
-    done = progress(view)
+    done = view.progress
     if view.item.nothing_to_run:
         return "nothing to run"
     if view.outcome is None:

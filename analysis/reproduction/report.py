@@ -21,7 +21,7 @@ from analysis.reproduction.outcome import ItemOutcome
 from analysis.reproduction.pages import companion_pages, item_page, run_pages
 from analysis.reproduction.papers import get_paper
 from analysis.reproduction.scale import SCALE_SENTENCES, SCALES
-from analysis.reproduction.sheet import Sheet, sheet_of
+from analysis.reproduction.sheet import Sheet
 from analysis.reproduction.tables import to_csv, to_latex, to_markdown
 from analysis.reproduction.view import ItemView, view_of
 from models.files import write_text
@@ -37,18 +37,15 @@ def write_item(outcome: ItemOutcome, folder: str | Path) -> dict[str, Path]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    sheet = sheet_of(view_of(outcome))
+    sheet = Sheet(view_of(outcome))
     drawn = draw(sheet.view)
     for name, figure in drawn.items():
         save_figure(figure, folder / "figures" / name)
     files = tuple(f"figures/{name}.png" for name in drawn)
-    written = {
-        "markdown": write_text(folder / "table.md", to_markdown(sheet, files)),
-        "html": write_text(folder / "item.html", _render_item(sheet, drawn)),
-    }
+    texts = {"markdown": ("table.md", to_markdown(sheet, files)), "html": ("item.html", _render_item(sheet, drawn))}
     if sheet.view.item.rows:
-        written["latex"] = write_text(folder / "table.tex", to_latex(sheet))
-        written["csv"] = write_text(folder / "table.csv", to_csv(sheet))
+        texts |= {"latex": ("table.tex", to_latex(sheet)), "csv": ("table.csv", to_csv(sheet))}
+    written = {kind: write_text(folder / name, text) for kind, (name, text) in texts.items()}
     if drawn:
         written["figures"] = folder / "figures"
     return written
@@ -83,7 +80,7 @@ def render_paper(paper_name: str, outcomes: Sequence[ItemOutcome]) -> str:
     return _render(
         "reproduced_paper.html",
         paper=paper,
-        pages=[item_page(sheet_of(view), draw(view)) for view in views],
+        pages=[item_page(Sheet(view), draw(view)) for view in views],
         companion=companion_pages(paper_name, outcomes),
         ambiguities=[{"key": key, "text": text, "items": used[key]} for key, text in paper.ambiguities.items()],
         runs=run_pages(outcomes),

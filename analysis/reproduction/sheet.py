@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from string import ascii_lowercase
 
 from analysis.reporting import tables
@@ -20,6 +21,7 @@ from analysis.reproduction.view import (
     Head,
     ItemView,
     Kind,
+    Layout,
     describe_series,
     format_interval,
     format_value,
@@ -116,19 +118,37 @@ class Sheet:
     """An item as a table.
 
     Attributes:
-        view: the item and what was found. corner: what the labels of the lines are. heads: of the columns.
-        records: entries by row and column key, in the item's order. lines: the same as laid out.
-        legend: sentences below, the scale first. how: in which ways columns were measured. contradictions: of the paper, that touch it.
+        view: the item and what was found.
     """
 
     view: ItemView
-    corner: str
-    heads: tuple[Head, ...]
-    records: Mapping[tuple[str, str], Entries]
-    lines: tuple[SheetLine, ...]
-    legend: tuple[str, ...]
-    how: tuple[str, ...]
-    contradictions: tuple[str, ...]
+
+    @cached_property
+    def records(self) -> Mapping[tuple[str, str], Entries]:
+        """Entries by row and column key, in the item's order."""
+        return {cell.key: _entries(cell, self._usual_samples) for cell in self.view.cells()}
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return layout(self.view)
+
+    @property
+    def corner(self) -> str:
+        """What the labels of the lines are."""
+        return self._layout.corner
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """Of the columns."""
+        return self._layout.heads
+
+    @cached_property
+    def lines(self) -> tuple[SheetLine, ...]:
+        """The entries as laid out."""
+        return tuple(
+            SheetLine(line.label, line.group, line.remark, tuple(self.records[cell.key] if cell is not None else {} for cell in line.cells))
+            for line in self._layout.lines
+        )
 
     @property
     def has_groups(self) -> bool:
@@ -154,6 +174,82 @@ class Sheet:
         whose = "honest" if kind == "honest" else "ours"
         return f"{whose}, {self.view.scale} scale" if self.view.scale is not None else whose
 
+    @cached_property
+    def legend(self) -> tuple[str, ...]:
+        """What a reader needs below the table: the scale first, then samples, marks and rows that are not run."""
+        return tuple(self._legend())
+
+    def _legend(self) -> Iterable[str]:
+        view, cells = self.view, list(self.view.cells())
+        if not cells:
+            return
+        if view.scale is None:
+            yield f"{NOT_RUN[0].upper()}{NOT_RUN[1:]}{': printed values only' if any(cell.printed for cell in cells) else ''}."
+        else:
+            yield SCALE_SENTENCES[view.scale]
+            yield from _samples(self._usual_samples)
+        if any(reading.low is not None for cell in cells for reading in cell.readings):
+            yield "Brackets: 95 % interval."
+        if "honest" in view.kinds:
+            yield (
+                "Ours: under the paper's own protocol. Honest: gradients averaged over draws, scored on draws the attack has not seen "
+                f"(T1); beside AutoAttack the worst attack per image of a stronger suite. Where both are one number, {SAME} stands."
+            )
+        suspicious = sorted(_failed_places(cells).items(), key=lambda place: (len(place[0]), place[0]))
+        for check, places in suspicious:
+            shown = ", ".join(places[:_MOST_PLACES]) + (f" and {len(places) - _MOST_PLACES} more" if len(places) > _MOST_PLACES else "")
+            yield f"{tables.MARK} must not be believed, {check} failed: {shown}."
+        if any(cell.agreement is not None for cell in cells):
+            yield (
+                f"{AGREES} within {view.item.tolerance:g} of the printed number (a printed ± widens it), {DIFFERS} not; "
+                "numbers without either are not judged."
+            )
+        if any(row.quoted for row in view.item.rows):
+            yield "Quoted rows are other people's numbers; nothing is run for them."
+
+    @cached_property
+    def _usual_samples(self) -> Mapping[Kind, int | None]:
+        """How many images most numbers of a kind were measured on."""
+        usual: dict[Kind, int | None] = {}
+        for kind in self.view.kinds:
+            if kind != "printed":
+                readings = (cell.honest if kind == "honest" else cell.paper for cell in self.view.cells())
+                counts = (reading.num_samples for reading in readings if reading is not None)
+                usual[kind] = most_common(count for count in counts if count is not None)
+        return usual
+
+    @cached_property
+    def how(self) -> tuple[str, ...]:
+        """In which ways the columns were measured, the most frequent way first; columns that share all their ways share a line."""
+        columns_by_ways: dict[tuple[str, ...], list[str]] = {}
+        for whose in ("ours", "honest"):
+            for column in self.view.item.columns:
+                cells = [cell for row in self.view.item.rows if (cell := self.view.cell(row.key, column.key)) is not None]
+                readings = [cell.paper if whose == "ours" else cell.honest for cell in cells]
+                ways = [reading.how for reading in readings if reading is not None and reading.how]
+                distinct = tuple(sorted(dict.fromkeys(ways), key=lambda way: -ways.count(way)))
+                if distinct:
+                    columns_by_ways.setdefault((whose, *distinct), []).append(" ".join(filter(None, (column.group, column.label))))
+        found = []
+        for (whose, *ways), columns in columns_by_ways.items():
+            more = f"; and {len(ways) - _MOST_WAYS} more, in table.csv" if len(ways) > _MOST_WAYS else ""
+            names = ", ".join(columns) if len(columns) <= _MOST_NAMES else f"{columns[0]} to {columns[-1]} ({len(columns)} columns)"
+            found.append(f"{names}, {whose}: {'; '.join(ways[:_MOST_WAYS])}{more}")
+        return tuple(found)
+
+    @cached_property
+    def contradictions(self) -> tuple[str, ...]:
+        """Of the paper, as far as they touch the item: key, which rows and columns, what it is, and whether agreement is not asked for."""
+        item, found = self.view.item, []
+        ambiguities = get_paper(item.paper).ambiguities if item.notes else {}
+        for note in item.notes:
+            rows = ", ".join(" ".join(filter(None, (item.row(key).group, item.row(key).label))) for key in note.rows)
+            columns = ", ".join(item.column(key).label for key in note.columns)
+            where = "; ".join(filter(None, (rows, columns)))
+            exempt = " Not judged." if note.exempt else ""
+            found.append(f"{note.key}{f' ({where})' if where else ''}: {ambiguities[note.key]}{exempt}")
+        return tuple(found)
+
 
 @dataclass
 class Footnotes:
@@ -175,27 +271,6 @@ class Footnotes:
     def listed(self) -> tuple[tuple[str, str], ...]:
         """Letters with their texts."""
         return tuple((letter, text) for text, letter in self.letters.items())
-
-
-def sheet_of(view: ItemView) -> Sheet:
-    """Return an item as a table."""
-    usual: dict[Kind, int | None] = {kind: _usual_samples(view, kind) for kind in view.kinds if kind != "printed"}
-    records = {cell.key: _entries(cell, usual) for cell in view.cells()}
-    arranged = layout(view)
-    lines = tuple(
-        SheetLine(line.label, line.group, line.remark, tuple(records[cell.key] if cell is not None else {} for cell in line.cells))
-        for line in arranged.lines
-    )
-    return Sheet(
-        view,
-        arranged.corner,
-        arranged.heads,
-        records,
-        lines,
-        tuple(_legend(view, usual)),
-        tuple(_how_measured(view)),
-        tuple(_contradictions(view)),
-    )
 
 
 def column_kinds(cells: Iterable[Entries], was_run: bool) -> tuple[Kind, ...]:
@@ -232,46 +307,6 @@ def _has_content(cells: Iterable[Entries], kind: Kind, kinds: tuple[Kind, ...]) 
     return any(entries["honest"].cell.has_counterpart and entries["paper"].reading is not None for entries in cells if "honest" in entries)
 
 
-def _usual_samples(view: ItemView, kind: Kind) -> int | None:
-    """Return how many images most numbers of a kind were measured on."""
-    return most_common(reading.num_samples for reading in _readings(view, kind) if reading.num_samples is not None)
-
-
-def _readings(view: ItemView, kind: Kind) -> list[Reading]:
-    found = [cell.honest if kind == "honest" else cell.paper for cell in view.cells()]
-    return [reading for reading in found if reading is not None]
-
-
-def _legend(view: ItemView, usual: Mapping[Kind, int | None]) -> Iterable[str]:
-    """Return what a reader needs below a table: the scale first, then samples, marks and rows that are not run."""
-    cells = list(view.cells())
-    if not cells:
-        return
-    if view.scale is None:
-        yield f"{NOT_RUN[0].upper()}{NOT_RUN[1:]}{': printed values only' if any(cell.printed for cell in cells) else ''}."
-    else:
-        yield SCALE_SENTENCES[view.scale]
-        yield from _samples(usual)
-    if any(reading.low is not None for cell in cells for reading in cell.readings):
-        yield "Brackets: 95 % interval."
-    if "honest" in view.kinds:
-        yield (
-            "Ours: under the paper's own protocol. Honest: gradients averaged over draws, scored on draws the attack has not seen (T1); "
-            f"beside AutoAttack the worst attack per image of a stronger suite. Where both are one number, {SAME} stands."
-        )
-    suspicious = sorted(_failed_places(cells).items(), key=lambda place: (len(place[0]), place[0]))
-    for check, places in suspicious:
-        shown = ", ".join(places[:_MOST_PLACES]) + (f" and {len(places) - _MOST_PLACES} more" if len(places) > _MOST_PLACES else "")
-        yield f"{tables.MARK} must not be believed, {check} failed: {shown}."
-    if any(cell.agreement is not None for cell in cells):
-        yield (
-            f"{AGREES} within {view.item.tolerance:g} of the printed number (a printed ± widens it), {DIFFERS} not; "
-            "numbers without either are not judged."
-        )
-    if any(row.quoted for row in view.item.rows):
-        yield "Quoted rows are other people's numbers; nothing is run for them."
-
-
 def _samples(usual: Mapping[Kind, int | None]) -> Iterable[str]:
     counts = {kind: count for kind, count in usual.items() if count is not None}
     if len(set(counts.values())) == 1:
@@ -290,35 +325,3 @@ def _failed_places(cells: Iterable[CellView]) -> dict[str, list[str]]:
             group = f"{cell.cell.row.group}, " if cell.cell.row.group else ""
             places.setdefault(name, []).append(f"{group}{cell.cell.row.label}, {cell.cell.column.label}")
     return places
-
-
-def _how_measured(view: ItemView) -> list[str]:
-    """Return in which ways the columns were measured, the most frequent way first; columns that share all their ways share a line."""
-    columns_by_ways: dict[tuple[str, ...], list[str]] = {}
-    for whose in ("ours", "honest"):
-        for column in view.item.columns:
-            cells = [cell for row in view.item.rows if (cell := view.cell(row.key, column.key)) is not None]
-            readings = [cell.paper if whose == "ours" else cell.honest for cell in cells]
-            ways = [reading.how for reading in readings if reading is not None and reading.how]
-            distinct = tuple(sorted(dict.fromkeys(ways), key=lambda way: -ways.count(way)))
-            if distinct:
-                columns_by_ways.setdefault((whose, *distinct), []).append(" ".join(filter(None, (column.group, column.label))))
-    found = []
-    for (whose, *ways), columns in columns_by_ways.items():
-        more = f"; and {len(ways) - _MOST_WAYS} more, in table.csv" if len(ways) > _MOST_WAYS else ""
-        names = ", ".join(columns) if len(columns) <= _MOST_NAMES else f"{columns[0]} to {columns[-1]} ({len(columns)} columns)"
-        found.append(f"{names}, {whose}: {'; '.join(ways[:_MOST_WAYS])}{more}")
-    return found
-
-
-def _contradictions(view: ItemView) -> list[str]:
-    """Return the notes on an item: key, which rows and columns, what it is, and whether agreement is not asked for."""
-    ambiguities = get_paper(view.item.name.partition(".")[0]).ambiguities
-    found = []
-    for note in view.item.notes:
-        rows = ", ".join(" ".join(filter(None, (view.item.row(key).group, view.item.row(key).label))) for key in note.rows)
-        columns = ", ".join(view.item.column(key).label for key in note.columns)
-        where = "; ".join(filter(None, (rows, columns)))
-        exempt = " Not judged." if note.exempt else ""
-        found.append(f"{note.key}{f' ({where})' if where else ''}: {ambiguities[note.key]}{exempt}")
-    return found

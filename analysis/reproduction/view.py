@@ -135,6 +135,17 @@ class CellView:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far an item is: cells that can be measured, measured ones, failed checks among them; judged and agreeing at paper scale."""
+
+    wanted: int
+    measured: int
+    suspicious: int
+    judged: int
+    agreeing: int
+
+
+@dataclass(frozen=True)
 class ItemView:
     """An item and what was found for it, None before it was run.
 
@@ -172,6 +183,19 @@ class ItemView:
         """Whose numbers it has: printed ones, ours, and honest ones beside ours."""
         return kinds_among(self.cells(), self.outcome is not None)
 
+    @property
+    def progress(self) -> Progress:
+        """How far it is."""
+        wanted = [cell for cell in self.cells() if not cell.quoted and (cell.found is None or cell.found.expected)]
+        agreements = [cell.agreement for cell in wanted if cell.agreement is not None]
+        return Progress(
+            len(wanted),
+            sum(cell.paper is not None for cell in wanted),
+            sum(any(reading.failed_checks for reading in cell.readings) for cell in wanted),
+            len(agreements),
+            sum(agreement.agrees for agreement in agreements),
+        )
+
     def cell(self, row: str, column: str) -> CellView | None:
         """Return a cell by its keys; None if the item has none there."""
         return self._cells.get((row, column))
@@ -195,30 +219,6 @@ def kinds_among(cells: Iterable[CellView], was_run: bool) -> tuple[Kind, ...]:
 def view_of(outcome: ItemOutcome) -> ItemView:
     """Return the view of an outcome; an unknown item is a `UserError`."""
     return ItemView(get_item(outcome.item), outcome)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far an item is: cells that can be measured, measured ones, failed checks among them; judged and agreeing at paper scale."""
-
-    wanted: int
-    measured: int
-    suspicious: int
-    judged: int
-    agreeing: int
-
-
-def progress(view: ItemView) -> Progress:
-    """Return how far an item is."""
-    wanted = [cell for cell in view.cells() if not cell.quoted and (cell.found is None or cell.found.expected)]
-    agreements = [cell.agreement for cell in wanted if cell.agreement is not None]
-    return Progress(
-        len(wanted),
-        sum(cell.paper is not None for cell in wanted),
-        sum(any(reading.failed_checks for reading in cell.readings) for cell in wanted),
-        len(agreements),
-        sum(agreement.agrees for agreement in agreements),
-    )
 
 
 @dataclass(frozen=True)

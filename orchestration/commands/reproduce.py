@@ -169,13 +169,13 @@ def _render_stored(plans: Sequence[ItemPlan], home: Home) -> int:
 def _render(outcome: ItemOutcome, folder: Path) -> Mapping[str, Path]:
     """Write tables and figures of an item, and show its table."""
     from analysis.reproduction.report import write_item
-    from analysis.reproduction.sheet import sheet_of
+    from analysis.reproduction.sheet import Sheet
     from analysis.reproduction.tables import terminal_rows
     from analysis.reproduction.view import view_of
 
     files = write_item(outcome, folder)
     if outcome.cells:
-        header, rows, below = terminal_rows(sheet_of(view_of(outcome)))
+        header, rows, below = terminal_rows(Sheet(view_of(outcome)))
         console.table(f"{outcome.item} at scale {outcome.scale}", header, rows)
         for note in below:
             console.say(note)
@@ -191,7 +191,7 @@ def _write_papers(plans: Sequence[ItemPlan], home: Home) -> dict[str, Path]:
 
     reports = {}
     scale = plans[0].scale
-    for paper in dict.fromkeys(planned.item.name.partition(".")[0] for planned in plans):
+    for paper in dict.fromkeys(planned.item.paper for planned in plans):
         # What remains of a claimed gain may be measured in the table of all defences.
         names = dict.fromkeys((*(item.name for item in get_paper(paper).items), *(gain.item for gain in gains_of(paper))))
         outcomes = [read_outcome(home, name, scale) for name in names]

@@ -223,7 +223,7 @@ class Ledger:
 
     def _in_a_gain(self, cell: Cell) -> bool:
         """Return whether a claimed gain rests on the cell's row, so that it will be compared with another row image by image."""
-        gains = get_paper(self.planned.item.name.partition(".")[0]).gains
+        gains = get_paper(self.planned.item.paper).gains
         return any(cell.row.key in (gain.row, gain.baseline) for gain in gains if gain.item == self.planned.item.name)
 
     def _images(self, cell: Cell, result: EvaluationResult, row: Row) -> Mapping[str, Any]:

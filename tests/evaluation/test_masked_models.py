@@ -14,7 +14,7 @@ from evaluation_toys import digits_classifier
 from test_verdicts import of
 from torch import nn
 
-from analysis.checks.evidence import Meaning
+from analysis.checks.evidence import Evidence, Meaning
 from analysis.checks.verdicts import Status, run_checks
 from analysis.evaluate import evaluate
 from analysis.evaluation.examination import gradient_prediction
@@ -213,7 +213,7 @@ def test_few_images_that_only_a_black_box_breaks_are_no_failure_and_many_are(rob
     for count, status in ((0, Status.PASS), (3, Status.WARN), (40, Status.FAIL)):
         planted(records, "pgd", np.ones(60, dtype=bool))
         planted(records, "square", rng.permutation(60) >= count)
-        found = next(each for each in run_checks(measurements(records)) if each.id == "C9")
+        found = next(each for each in run_checks(Evidence(measurements(records))) if each.id == "C9")
         assert found.status is status, found
 
 

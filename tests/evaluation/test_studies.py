@@ -81,7 +81,7 @@ def test_a_masked_model_fails_the_checks_that_are_meant_to_see_it(results):
 
 
 def test_every_check_of_the_specification_exists():
-    ids = [each.id for each in run_checks([])]
+    ids = [each.id for each in run_checks(Evidence([]))]
     assert ids == [f"C{number}" for number in range(1, 22)]
 
 
@@ -135,7 +135,7 @@ def test_an_attack_that_returns_a_point_which_is_right_again_is_flagged():
     assert record["block"]["study"]["num_silent"] == 0
     record["block"]["study"]["num_silent"] = 2
     clean = run_block(model, x, y, plan_blocks(model, x, y, suite, threat_model=THREAT, batch_size=40)[0])
-    finding = next(each for each in run_checks(measurements([clean, record])) if each.id == "C14")
+    finding = next(each for each in run_checks(Evidence(measurements([clean, record]))) if each.id == "C14")
     assert finding.status == "FAIL"
     assert Evidence(measurements([clean, record])).facts("progress")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis.checks.evidence import Evidence
 from analysis.checks.verdicts import CHECKS, run_checks
 from analysis.evaluate import evaluate
 from analysis.evaluation import calibration
@@ -159,7 +160,7 @@ IDS = [f"{check}-{status}-{number}" for number, (check, status, _) in enumerate(
 def test_a_planted_defect_is_seen_by_its_check(records, check, status, plant):
     spoilt = copy.deepcopy(list(records))
     plant(spoilt)
-    verdict = next(each for each in run_checks(measurements(spoilt)) if each.id == check)
+    verdict = next(each for each in run_checks(Evidence(measurements(spoilt))) if each.id == check)
     assert verdict.status.value == status, verdict
     assert len(verdict.explanation) > 20
     assert verdict.advice.endswith(".")

@@ -11,7 +11,7 @@ import pytest
 from analysis.reporting.latex import escape
 from analysis.reproduction.outcome import CellOutcome, ItemOutcome, Reading
 from analysis.reproduction.papers import get_item, papers
-from analysis.reproduction.sheet import Sheet, sheet_of
+from analysis.reproduction.sheet import Sheet
 from analysis.reproduction.tables import terminal_rows, to_csv, to_latex, to_markdown
 from analysis.reproduction.view import ItemView, format_value, view_of
 from models.errors import UserError
@@ -22,7 +22,7 @@ ITEMS = [item for paper in papers().values() for item in paper.items if item.row
 
 def sheet(outcome: ItemOutcome) -> Sheet:
     """Return the table of an outcome."""
-    return sheet_of(view_of(outcome))
+    return Sheet(view_of(outcome))
 
 
 def terminal(outcome: ItemOutcome) -> tuple[list[str], list[list[str]]]:
@@ -197,13 +197,13 @@ def test_every_item_renders_with_and_without_an_outcome(item):
     header, rows = terminal(outcome)
     assert rows and all(len(row) == len(header) for row in rows)
     for view in (view_of(outcome), ItemView(item, None)):
-        markdown, latex = to_markdown(sheet_of(view)), to_latex(sheet_of(view))
+        markdown, latex = to_markdown(Sheet(view)), to_latex(Sheet(view))
         table = [line for line in markdown.splitlines() if line.startswith("|")]
         assert len({line.count("|") - line.count(r"\|") for line in table}) <= 1, "as many cells in each line"
         assert latex.count("{") - latex.count(r"\{") == latex.count("}") - latex.count(r"\}")
         for published in item.published.values():
             assert published.text in markdown
-    assert "not run at this scale" in to_markdown(sheet_of(ItemView(item, None))).lower()
+    assert "not run at this scale" in to_markdown(Sheet(ItemView(item, None))).lower()
 
 
 def test_wide_figures_have_their_curves_as_columns():

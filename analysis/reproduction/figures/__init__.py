@@ -31,13 +31,12 @@ def draw(view: ItemView) -> dict[str, Figure]:
     item = view.item
     if item.figure is None or not _has_something(view):
         return {}
-    short = item.name.partition(".")[2]
     drawn = {}
     with style():
         for part, drawer in _DRAWERS[item.figure.kind].items():
             figure = drawer(view)
             watermark(figure, view)
-            drawn["_".join(filter(None, (short, part)))] = figure
+            drawn["_".join(filter(None, (item.short_name, part)))] = figure
     return drawn
 
 

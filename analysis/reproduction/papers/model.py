@@ -218,6 +218,16 @@ class Item:
                 raise ValueError(f"{self.name}: row {row.key} is neither run nor quoted")
 
     @property
+    def paper(self) -> str:
+        """Short name of its paper."""
+        return self.name.partition(".")[0]
+
+    @property
+    def short_name(self) -> str:
+        """Its name within the paper."""
+        return self.name.partition(".")[2]
+
+    @property
     def kind(self) -> Literal["table", "figure"]:
         """`figure` if it is drawn."""
         return "table" if self.figure is None else "figure"
