@@ -33,7 +33,7 @@ from models.ensemble import Ensemble
 from models.modes import mode
 from orchestration.experiment import ExperimentConfig
 from orchestration.recipes import list_recipes, listed_recipes, load_recipe
-from orchestration.training.training_run import build_for
+from orchestration.training.preparation import build_for
 from trainers.data import ArraySplit, StreamedSplit, evaluation_batches, load_data
 from trainers.fit import TrainingDiverged, fit
 from trainers.signs import complaints

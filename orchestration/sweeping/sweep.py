@@ -37,8 +37,8 @@ from orchestration.tracking.experiment_run import ParentRun
 from orchestration.tracking.tracker import Tracker
 from orchestration.trained_models.targets import Target, resolve_target
 from orchestration.training.final_measures import MARKED_METRIC, kept_protocol_metrics
+from orchestration.training.preparation import build_for
 from orchestration.training.resources import trial_resources
-from orchestration.training.training_run import build_for
 from trainers.data import Splits, load_data
 
 

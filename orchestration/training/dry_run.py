@@ -19,7 +19,7 @@ from orchestration import console
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Workplace
 from orchestration.run_folder import RunFolder
-from orchestration.training.training_run import prepare
+from orchestration.training.preparation import PreparedTraining
 from trainers.data import ArraySplit, StreamedSplit
 from trainers.fit import TrainingLoop
 from trainers.reporting import SilentReporter
@@ -128,18 +128,8 @@ def dry_run(experiment: ExperimentConfig, workplace: Workplace) -> DryRun:
         UserError: the run could not start.
     """
     home, training, workers = workplace.home, experiment.training, experiment.resources.workers
-    device, splits, model = prepare(experiment, workplace.data_root)
-    loop = TrainingLoop(
-        model,
-        splits,
-        experiment.threat_model,
-        training,
-        seed=experiment.seed,
-        device=device,
-        augmentation=experiment.data.training_augmentation(),
-        reporter=SilentReporter(),
-        num_workers=workers,
-    )
+    prepared = PreparedTraining(experiment, workplace.data_root)
+    loop, splits, model = prepared.loop(SilentReporter(), workers), prepared.splits, prepared.model
     step_seconds, loss = _time_steps(loop)
     validated = limited(loop.held_out, training.validation.num_examples)
     folder = RunFolder(home.run(experiment.fingerprint))
@@ -157,7 +147,7 @@ def dry_run(experiment: ExperimentConfig, workplace: Workplace) -> DryRun:
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         num_configurations=num_configurations(model),
         precision=loop.context.precision.name,
-        device=str(device),
+        device=str(prepared.device),
         workers=workers,
         threads=torch.get_num_threads(),
         first_loss=loss,
@@ -167,7 +157,7 @@ def dry_run(experiment: ExperimentConfig, workplace: Workplace) -> DryRun:
         batch_size=training.batch_size,
         validation_seconds=_time_validation(loop, validated) * len(validated),
         number_of_validations=-(-training.epochs // training.validation.every),
-        peak_memory_gib=_peak_memory(device),
+        peak_memory_gib=_peak_memory(prepared.device),
     )
 
 

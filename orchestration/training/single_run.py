@@ -73,6 +73,72 @@ class _TrainingProgress:
         return f"{console.duration((time.monotonic() - self.started) / trained * (self.epochs - epoch))} left"
 
 
+class _SingleRun:
+    """One training in its MLflow run, followed on the terminal.
+
+    Args:
+        job: what is trained. workplace: where.
+    """
+
+    def __init__(self, job: TrainingJob, workplace: Workplace) -> None:
+        experiment = job.experiment
+        self.job, self.address = job, workplace.address
+        self.tracker = Tracker(workplace.home, experiment.tracking.experiment)
+        self.run = ExperimentRun(self.tracker, "run", experiment, experiment.name or experiment.defence.name)
+        self.writer = BackgroundWriter(self.tracker.uri)
+        self.progress = _TrainingProgress(experiment)
+        self.known = 0
+        """Epochs that an earlier start trained."""
+
+    def forget_earlier(self) -> None:
+        """Begin anew: the earlier run stays in MLflow as it was, what it left in its folder goes."""
+        self.run.replace_earlier()
+        with self.job.folder.locked():
+            self.job.folder.clear()
+
+    def train(self) -> RunResult:
+        """Train to the end; all that is known is in MLflow when it returns or raises, as far as the store can be reached."""
+        self.known = len(self.job.folder.history())
+        with self.writer:
+            try:
+                with self.progress.board:
+                    result = self._train()
+            except BaseException as error:
+                # What was refused before the run was opened leaves none.
+                if self.run.is_open:
+                    broke = isinstance(error, Exception)
+                    self.writer.later(self.run.end, FAILED if broke else KILLED, str(error) if broke else None)
+                raise
+            self.writer.later(self.run.log_selected, result.metrics)
+            self.writer.later(self._log_model, result)
+            self.writer.later(self.run.end)
+        return result
+
+    def _train(self) -> RunResult:
+        if self.job.experiment.resources.workers > 1:
+            from orchestration.training.group_run import train_in_group
+
+            return train_in_group(self.job, self.address, self._epoch_finished, self._begin)
+        with self.job.folder.locked():
+            return train_here(self.job, on_epoch=self._epoch_finished, on_step=self.progress.step, on_ready=self._begin)
+
+    def _begin(self) -> None:
+        experiment = self.job.experiment
+        self.run.set_tags(experiment.tracking.tags | environment_tags())
+        console.say(f"training {experiment.name}, fingerprint {experiment.fingerprint}; MLflow {self.tracker.link(self.run.open())}")
+        if self.known:
+            console.say(f"going on after epoch {self.known}")
+
+    def _epoch_finished(self, report: EpochReport) -> None:
+        self.writer.later(self.run.log_epoch, report.epoch, dict(report.metrics))
+        self.progress.epoch(report, replayed=report.epoch <= self.known)
+
+    def _log_model(self, result: RunResult) -> None:
+        # A run that was finished before may have ended while the store was away.
+        if not result.reused or not self.tracker.has_folder(self.run.open(), result.folder.model, "model"):
+            self.tracker.log_folder(self.run.open(), result.folder.model, "model")
+
+
 def run_single(experiment: ExperimentConfig, workplace: Workplace, *, restart: bool = False, wait: bool = False) -> tuple[RunResult, str]:
     """Train, resume or reuse one experiment; return its result and the id of its MLflow run.
 
@@ -88,55 +154,8 @@ def run_single(experiment: ExperimentConfig, workplace: Workplace, *, restart: b
     """
     job = TrainingJob.at(workplace, experiment)
     with job.folder.commanded(experiment.name, wait=wait):
-        return _run_alone(job, workplace, restart)
-
-
-def _run_alone(job: TrainingJob, workplace: Workplace, restart: bool) -> tuple[RunResult, str]:
-    experiment = job.experiment
-    tracker = Tracker(workplace.home, experiment.tracking.experiment)
-    run = ExperimentRun(tracker, "run", experiment, experiment.name or experiment.defence.name)
-    if restart:
-        run.replace_earlier()
-        with job.folder.locked():
-            job.folder.clear()
-    known = len(job.folder.history())
-
-    def open_run() -> None:
-        run.set_tags(experiment.tracking.tags | environment_tags())
-        console.say(f"training {experiment.name}, fingerprint {experiment.fingerprint}; MLflow {tracker.link(run.open())}")
-        if known:
-            console.say(f"going on after epoch {known}")
-
-    progress = _TrainingProgress(experiment)
-    writer = BackgroundWriter(tracker.uri)
-
-    def on_epoch(report: EpochReport) -> None:
-        writer.later(run.log_epoch, report.epoch, dict(report.metrics))
-        progress.epoch(report, replayed=report.epoch <= known)
-
-    with writer:
-        try:
-            with progress.board:
-                if experiment.resources.workers > 1:
-                    from orchestration.training.group_run import train_in_group
-
-                    result = train_in_group(job, workplace.address, on_epoch, open_run)
-                else:
-                    with job.folder.locked():
-                        result = train_here(job, on_epoch=on_epoch, on_step=progress.step, on_ready=open_run)
-        except BaseException as error:
-            # What was refused before the run was opened leaves none.
-            if run.is_open:
-                broke = isinstance(error, Exception)
-                writer.later(run.end, FAILED if broke else KILLED, str(error) if broke else None)
-            raise
-        writer.later(run.log_selected, result.metrics)
-        writer.later(_log_model, tracker, run.open(), result)
-        writer.later(run.end)
-    return result, run.open()
-
-
-def _log_model(tracker: Tracker, run_id: str, result: RunResult) -> None:
-    # A run that was finished before may have ended while the store was away.
-    if not result.reused or not tracker.has_folder(run_id, result.folder.model, "model"):
-        tracker.log_folder(run_id, result.folder.model, "model")
+        run = _SingleRun(job, workplace)
+        if restart:
+            run.forget_earlier()
+        result = run.train()
+        return result, run.run.open()

@@ -1,32 +1,25 @@
-"""Training one experiment in this process: builds model and data, resumes, reports, and leaves a finished run folder.
+"""Training one experiment in this process: resumes, reports, and leaves a finished run folder.
 
 The same function runs in the process of `rayndom train`, in a Tune trial, and in each worker of a Ray Train group.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from models.errors import UserError
-from models.registry import build_model
 from models.weights import load_pretrained, read_config, save_pretrained
 from orchestration.environment import collect_environment
-from orchestration.experiment import ExperimentConfig, ResourcesConfig
 from orchestration.run_folder import RunFolder
 from orchestration.training.card import model_card
 from orchestration.training.final_measures import cost_metrics
 from orchestration.training.job import TrainingJob
+from orchestration.training.preparation import PreparedTraining
 from trainers.checkpoint import read_state
-from trainers.data import Splits, load_data
 from trainers.distributed import world
-from trainers.fit import FitResult, TrainingDiverged, fit
+from trainers.fit import FitResult, TrainingDiverged
 from trainers.reporting import EpochReport
 
 EpochListener = Callable[[EpochReport], None]
@@ -66,56 +59,6 @@ class _FolderReporter:
         self.on_step(step, num_steps)
 
 
-def _device_for(experiment: ExperimentConfig) -> torch.device:
-    """Return where this process trains: the GPU it was given, or the CPU if the experiment asks for none.
-
-    Raises:
-        UserError: a GPU is asked for and this machine has none.
-    """
-    if not experiment.resources.gpus_per_worker:
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UserError(
-            f"resources.gpus_per_worker is {experiment.resources.gpus_per_worker:g}, but no GPU is usable here. "
-            "`--resources.gpus_per_worker 0` trains on the CPU."
-        )
-    return torch.device("cuda", torch.cuda.current_device())
-
-
-def build_for(experiment: ExperimentConfig, splits: Splits) -> nn.Module:
-    """Return the experiment's model with fresh weights."""
-    return build_model(
-        experiment.defence.name,
-        backbone=experiment.backbone.name,
-        num_classes=splits.num_classes,
-        image_shape=splits.image_shape,
-        mean=splits.mean,
-        std=splits.std,
-        seed=experiment.seed,
-        backbone_options=experiment.backbone.options,
-        **experiment.defence.parameters.model_dump(),
-    )
-
-
-def prepare(experiment: ExperimentConfig, data_root: Path | None) -> tuple[torch.device, Splits, nn.Module]:
-    """Give this process the experiment's threads; return where it trains, its data, and its network with fresh weights.
-
-    Raises:
-        UserError: something is not there, or does not fit.
-    """
-    torch.set_num_threads(_num_threads(experiment.resources))
-    device = _device_for(experiment)
-    splits = load_data(experiment.data, data_root, device)
-    return device, splits, build_for(experiment, splits)
-
-
-def _num_threads(resources: ResourcesConfig) -> int:
-    """Return the threads of one worker: those of the recipe, else one where several workers share the machine, else all there are."""
-    if resources.cpus_per_worker is None and resources.workers > 1:
-        return 1
-    return max(1, int(resources.cpus_per_worker or os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
-
-
 def train_here(
     job: TrainingJob,
     *,
@@ -146,7 +89,7 @@ def train_here(
             image_shape = tuple(read_config(folder.model)["model"]["image_shape"])
             finished["metrics"] |= cost_metrics(load_pretrained(folder.model, resample_on_forward=False), image_shape)
         return as_result(folder, finished, reused=True)
-    device, splits, model = prepare(experiment, job.data_root)
+    prepared = PreparedTraining(experiment, job.data_root)
     on_ready()
     diverged = folder.diverged()
     if diverged is not None:
@@ -158,32 +101,22 @@ def train_here(
         resume_from = folder.path
         _replay(read_state(folder.path)["history"], on_epoch)
     try:
-        outcome = fit(
-            model,
-            splits,
-            experiment.threat_model,
-            experiment.training,
-            seed=experiment.seed,
-            device=device,
-            augmentation=experiment.data.training_augmentation(),
-            reporter=_FolderReporter(folder, on_epoch, on_step),
-            resume_from=resume_from,
-        )
+        outcome = prepared.fit(_FolderReporter(folder, on_epoch, on_step), resume_from)
     except TrainingDiverged as error:
         if rank == 0:
             folder.write_diverged(str(error))
         raise
     record = _record(outcome)
     if rank == 0:
-        record["metrics"] |= cost_metrics(model, splits.image_shape)
+        record["metrics"] |= cost_metrics(prepared.model, prepared.splits.image_shape)
         save_pretrained(
-            model,
+            prepared.model,
             folder.model,
-            card=model_card(experiment, record, splits.class_names),
+            card=model_card(experiment, record, prepared.splits.class_names),
             details={
                 "experiment": experiment.model_dump(mode="json"),
                 "fingerprint": experiment.fingerprint,
-                "class_names": list(splits.class_names),
+                "class_names": list(prepared.splits.class_names),
                 "training": {key: record[key] for key in ("metrics", "selected_epoch", "num_epochs")},
                 "environment": environment,
             },

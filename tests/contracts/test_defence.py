@@ -15,7 +15,7 @@ from models.registry import build_model, defence_model, list_defences, parse_def
 from models.weights import load_pretrained, save_pretrained
 from orchestration.catalogue import catalogue
 from orchestration.experiment import ExperimentConfig
-from orchestration.training.training_run import build_for
+from orchestration.training.preparation import build_for
 from tests.contracts.cases import SMALLER, sharpen
 from trainers.data import DataConfig, load_data
 from trainers.fit import fit

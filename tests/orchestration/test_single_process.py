@@ -17,7 +17,7 @@ from orchestration.recipes import load_recipe
 from orchestration.run_folder import RunFolder
 from orchestration.single_process import only_process, only_writer
 from orchestration.tracking.tracker import REPLACED_TAG, REPLACES_TAG, Tracker
-from orchestration.training import training_run
+from orchestration.training.preparation import PreparedTraining
 from orchestration.training.single_run import run_single
 from tests.orchestration.earlier_homes.contents import TINY
 from tests.orchestration.finished_runs import finish
@@ -155,8 +155,8 @@ def test_a_training_that_diverged_is_not_trained_again_unless_it_is_restarted(ho
         calls.append(1)
         raise TrainingDiverged("the loss is nan in epoch 1")
 
-    real = training_run.fit
-    monkeypatch.setattr(training_run, "fit", diverge)
+    real = PreparedTraining.fit
+    monkeypatch.setattr(PreparedTraining, "fit", diverge)
     for _ in range(2):
         with pytest.raises(TrainingDiverged, match="the loss is nan in epoch 1"):
             run_single(tiny(), Workplace(home))
@@ -164,5 +164,5 @@ def test_a_training_that_diverged_is_not_trained_again_unless_it_is_restarted(ho
     (run,) = runs_of(home, "run")
     assert run.info.status == "FAILED"
     assert "nan" in run.data.tags["rayndom.error"]
-    monkeypatch.setattr(training_run, "fit", real)
+    monkeypatch.setattr(PreparedTraining, "fit", real)
     assert run_single(tiny(), Workplace(home), restart=True)[0].num_epochs == 1
