@@ -19,6 +19,7 @@ HELPERS = {
     "honest_models",
     "interval_candidates",
     "kept_state",
+    "results",
     "small_networks",
     "stopping_coverage",
     "timing",

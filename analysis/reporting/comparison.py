@@ -15,11 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from analysis.reporting.tables import MARK, format_percent
 from analysis.result import EvaluationResult, WorstAttack
-from analysis.statistics import Estimate, holm, mcnemar_exact, paired_difference
+from analysis.statistics import Estimate, holm, mcnemar_exact, paired_difference, two_sided_p_value
 from models.errors import UserError
 
 Answer = Literal["first is better", "second is better", "first seems better", "second seems better", "not separable", "not comparable"]
@@ -124,7 +123,7 @@ def _compare_pair(first: str, firsts: list[EvaluationResult], second: str, secon
     difference = paired_difference(one, two, exact=exact)
     deviation = max((_deviation(group, ids) for group in (firsts, seconds) if len(group) > 1), default=None)
     mcnemar = mcnemar_exact(one[:, 0] > 0.5, two[:, 0] > 0.5) if deterministic and len(everything) == 2 else None
-    p_value = mcnemar if mcnemar is not None else _p_value(difference)
+    p_value = mcnemar if mcnemar is not None else two_sided_p_value(difference)
     return Comparison(
         **facts,
         difference=difference,
@@ -198,9 +197,3 @@ def _exact(group: Sequence[EvaluationResult]) -> bool:
 
 def _deviation(group: list[EvaluationResult], ids: NDArray[np.int64]) -> float:
     return float(np.std([_matrix(result, ids).mean() for result in group], ddof=1))
-
-
-def _p_value(difference: Estimate) -> float:
-    """Return the two-sided p-value of a normal approximation whose standard error is that of the 95 % interval's side towards 0."""
-    side = difference.value - difference.low if difference.value > 0 else difference.high - difference.value
-    return float(2 * stats.norm.sf(abs(difference.value) / side * stats.norm.isf(0.025))) if side > 0 else 1.0

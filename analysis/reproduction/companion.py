@@ -17,7 +17,7 @@ from analysis.reproduction.papers.measures import Accuracy, Clean, WorstCase
 from analysis.reproduction.papers.model import Column, Gain
 from analysis.reproduction.scale import Scale
 from analysis.reproduction.view import NOT_RUN, ItemView, view_of
-from analysis.statistics import MeasuredShares, paired_difference_of_shares
+from analysis.statistics import Estimate, MeasuredShares, paired_difference_of_shares
 
 PROTOCOLS = ("T0", "T1", "T2", "T3", "T4", "ARC", "worst")
 ALWAYS_SHOWN = ("T0", "T1", "T2", "worst")
@@ -102,7 +102,8 @@ def accounts(paper_name: str, outcomes: Sequence[ItemOutcome]) -> list[Account]:
     for gain in gains_of(paper_name):
         own = [outcome for outcome in outcomes if outcome.item == gain.item]
         if own:
-            found += [account(view_of(outcome), gain) for outcome in own]
+            views = (view_of(outcome) for outcome in own)
+            found += [account(view, gain) for view in views if {gain.row, gain.baseline} <= {row.key for row in view.item.rows}]
         elif gain.item.partition(".")[0] == paper_name:
             item = next(item for item in get_paper(paper_name).items if item.name == gain.item)
             found.append(account(ItemView(item, None), gain))
@@ -140,15 +141,20 @@ def difference(defence: Reading, baseline: Reading) -> Difference | None:
     counts = [reading.num_samples for reading in (defence, baseline) if reading.num_samples is not None]
     suspicious = tuple(dict.fromkeys((*defence.failed_checks, *baseline.failed_checks)))
     smaller = min(counts, default=None)
-    both = _same_images(defence, baseline)
-    if both is not None:
-        estimate = paired_difference_of_shares(*both)
+    estimate = paired_by_image(defence, baseline)
+    if estimate is not None:
         return Difference(value, 100 * estimate.low, 100 * estimate.high, True, estimate.num_samples, suspicious)
     if defence.low is None or defence.high is None or baseline.low is None or baseline.high is None:
         return Difference(value, None, None, False, smaller, suspicious)
     low = value - math.hypot(defence.value - defence.low, baseline.high - baseline.value)
     high = value + math.hypot(defence.high - defence.value, baseline.value - baseline.low)
     return Difference(value, low, high, False, smaller, suspicious)
+
+
+def paired_by_image(defence: Reading, baseline: Reading) -> Estimate | None:
+    """Return defence minus baseline (shares in [0,1]) from accuracies per image of the same images; None without these."""
+    both = _same_images(defence, baseline)
+    return None if both is None else paired_difference_of_shares(*both)
 
 
 def sentences(found: Account) -> list[str]:
@@ -190,6 +196,8 @@ def _worth(found: Account) -> Iterable[str]:
     if found.scale == "smoke":
         yield "Smoke scale: the numbers show that everything runs. They allow no conclusion about the defence."
         return
+    if found.scale == "small":
+        yield "Small scale: what it is worth there; the printed gain belongs to other networks and must not be set against these numbers."
     if found.scale == "short":
         yield "Short scale: a first impression; the printed gain belongs to full training and must not be set against these numbers."
     differences = [gain for strand in found.strands for gain in strand.ours.values()]

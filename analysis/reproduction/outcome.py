@@ -87,7 +87,7 @@ class RunOutcome:
         epochs: trained. seconds: of training, where known.
         mlflow_run: id. environment: commit, hardware and packages as recorded when it was trained.
         checks: of its evaluations, by suite. conclusion: one sentence per suite.
-        configuration: the whole experiment, flat.
+        configuration: the whole experiment, flat. evaluation_seconds: of all blocks, by suite.
     """
 
     fingerprint: str
@@ -103,6 +103,7 @@ class RunOutcome:
     checks: Mapping[str, tuple[CheckOutcome, ...]] = field(default_factory=dict)
     conclusion: Mapping[str, str] = field(default_factory=dict)
     configuration: Mapping[str, Any] = field(default_factory=dict)
+    evaluation_seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def check_titles(self) -> dict[str, str]:

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from analysis.evaluation.protocols import ProtocolName, Scoring
+from analysis.evaluation.studies import StudySettings
 from analysis.evaluation.suites import AttackItem, Suite
 from analysis.reproduction.papers.measures import Accuracy, Clean, Measure, Theory, TransferAccuracy, WorstCase, shipped_suite
 from analysis.reproduction.papers.model import Column, Item, Row, Run
-from analysis.reproduction.scale import BUDGETS, SMOKE_EPSILON, EvaluationBudget, Scale
+from analysis.reproduction.scale import BUDGETS, SMOKE_EPSILON, STAND_IN_SCALES, EvaluationBudget, Scale
 from analysis.result import EvaluationResult
 from analysis.result import Row as ResultRow
 from models.threat_model import parse_pixel_fraction
 
 _SMOKE_FACTOR = SMOKE_EPSILON / (8 / 255)
 _AUTOATTACK = "torchattacks_autoattack"
-_SMOKE_THEORY = {
+_SMALL_THEORY = {
     "rna_path_transfer": {"num_pairs": 3, "difference": 9},
     "input_landscape": {"num_positions": 11},
     "member_landscapes": {"num_points": 11},
@@ -65,11 +66,11 @@ def transfer_item(measure: TransferAccuracy, run: Run, scale: Scale, surrogate: 
 
 def measure_at(measure: Measure, run: Run, scale: Scale) -> Measure:
     """Return a measure whose theory parameters fit the scale; attacks are fitted by `attack_item`."""
-    if scale != "smoke" or not isinstance(measure, Theory):
+    if scale not in STAND_IN_SCALES or not isinstance(measure, Theory):
         return measure
-    factor = _SMOKE_FACTOR if run.norm == "linf" else 1.0
+    factor = _attack_factor(run, scale)
     changed: dict[str, Any] = {}
-    limits = _SMOKE_THEORY.get(measure.name, {})
+    limits = _SMALL_THEORY.get(measure.name, {})
     for name, value in measure.parameters.items():
         if name in limits:
             changed[name] = min(value, limits[name])
@@ -143,7 +144,7 @@ def _suite(name: str, measures: Iterable[Measure], title: str, run: Run, scale: 
             "num_samples": _smaller(base.num_samples, budget.num_samples),
             "scoring": _limited_scoring(scoring, budget),
             "attacks": tuple(rows.values()),
-            "studies": base.studies if budget.studies else None,
+            "studies": _limited_studies(base.studies, budget),
         }
     )
 
@@ -193,6 +194,12 @@ def _limited_parameters(item: AttackItem, parameters: Mapping[str, Any], run: Ru
 
 def _attack_factor(run: Run, scale: Scale) -> float:
     return _SMOKE_FACTOR if scale == "smoke" and run.norm == "linf" else 1.0
+
+
+def _limited_studies(studies: StudySettings | None, budget: EvaluationBudget) -> StudySettings | None:
+    if studies is None or not budget.studies:
+        return None
+    return studies.changed(**{name: min(getattr(studies, name), limit) for name, limit in (budget.study_sizes or {}).items()})
 
 
 def _limited_scoring(scoring: Scoring, budget: EvaluationBudget) -> Scoring:

@@ -147,7 +147,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class ItemView:
-    """An item and what was found for it, None before it was run.
+    """An item, as far as its scale has it, and what was found for it, None before it was run.
 
     Raises:
         UserError: the outcome has cells that the item does not have: it is of another version.
@@ -159,6 +159,7 @@ class ItemView:
 
     def __post_init__(self) -> None:
         outcome = self.outcome
+        object.__setattr__(self, "item", self.item.at(self.scale))
         found = {(cell.row, cell.column): cell for cell in outcome.cells} if outcome is not None else {}
         cells = {}
         for cell in self.item.cells():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
+from scipy import special, stats
 
 from analysis.statistics.accuracy import TwoChances, as_matrix, mean_squares, shared_draws, whole_space
 from analysis.statistics.estimate import Estimate
@@ -112,6 +112,13 @@ def paired_difference_of_shares(first: MeasuredShares, second: MeasuredShares, *
     return Estimate(
         value, max(low, -1.0), min(high, 1.0), math.sqrt(variance), one.size, trials, False, "paired images, draws from each interval"
     )
+
+
+def two_sided_p_value(difference: Estimate) -> float:
+    """Return the p-value that a difference is 0: of a normal approximation whose standard error is that of the 95 % interval's side
+    towards 0."""
+    side = difference.value - difference.low if difference.value > 0 else difference.high - difference.value
+    return float(2 * stats.norm.sf(abs(difference.value) / side * stats.norm.isf(0.025))) if side > 0 else 1.0
 
 
 def _beyond_images(share_S: FloatArray, measured: MeasuredShares, tail: float) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestration import console
-from orchestration.commands.command import GPUS, Command, add_data_root, add_wait, workplace_of
+from orchestration.commands.command import GPUS, SEED, Command, add_data_root, add_wait, workplace_of
 
 if TYPE_CHECKING:
     from analysis.reproduction.outcome import ItemOutcome
@@ -29,9 +29,10 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scale",
         default="smoke",
-        help="smoke: everything small, on a CPU in minutes, to see that it runs; short: the real networks and data, 30 epochs; paper: as "
-        "printed (default smoke)",
+        help="smoke: everything small, on a CPU in minutes, to see that it runs; small: ResNet-8 on a part of Fashion-MNIST or of JPEG "
+        "pictures of CIFAR-10, minutes of a core per row; short: the real networks and data, 30 epochs; paper: as printed (default smoke)",
     )
+    parser.add_argument("--seed", type=SEED, default=0, help="of all trainings (default 0); outcomes of other seeds are kept beside it")
     parser.add_argument("--rows", default="", metavar="KEY,KEY", help="only these rows; patterns as 'cifar10/*' fit")
     parser.add_argument("--columns", default="", metavar="KEY,KEY", help="only these columns")
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained and evaluated, and what it would cost")
@@ -50,10 +51,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from orchestration.reproducing.plan import check_something_to_do, choose_keys, find_items, plan_item
 
     scale = parse_scale(arguments.scale)
-    items = find_items(arguments.items)
+    items = [item.at(scale) for item in find_items(arguments.items)]
     rows = choose_keys("row", items, _keys(arguments.rows))
     columns = choose_keys("column", items, _keys(arguments.columns))
-    plans = [plan_item(item, scale, rows, columns, arguments.gpus_per_worker) for item in items]
+    plans = [plan_item(item, scale, rows, columns, arguments.gpus_per_worker, arguments.seed) for item in items]
     check_something_to_do(plans)
     workplace = workplace_of(arguments)
     if arguments.dry_run:
@@ -125,7 +126,7 @@ def _reproduce(plans: Sequence[ItemPlan], workplace: Workplace, *, wait: bool) -
     for planned in plans:
         name = planned.item.name
         console.say(f"{name}: {planned.item.title}")
-        folder = outcome_folder(workplace.home, name, planned.scale)
+        folder = outcome_folder(workplace.home, name, planned.edition)
         with only_process(folder / "lock", f"the reproduction of {name}", advice=ADVICE, patience_s=None if wait else ENDING_S):
             outcome, failed, run_id = reproduce_item(planned, workplace)
             files = _render(outcome, folder)
@@ -153,12 +154,13 @@ def _render_stored(plans: Sequence[ItemPlan], home: Home) -> int:
     from models.errors import UserError
     from orchestration.reproducing.ledger import outcome_folder, read_outcome
 
-    stored = {planned.item.name: read_outcome(home, planned.item.name, planned.scale) for planned in plans}
+    edition = plans[0].edition
+    stored = {planned.item.name: read_outcome(home, planned.item.name, edition) for planned in plans}
     if not any(stored.values()):
-        raise UserError(f"nothing of {', '.join(stored)} has been reproduced at scale {plans[0].scale} in {home.root}")
+        raise UserError(f"nothing of {', '.join(stored)} has been reproduced at scale {edition.replace('-', ' ')} in {home.root}")
     for name, outcome in stored.items():
         if outcome is not None:
-            _render(outcome, outcome_folder(home, name, outcome.scale))
+            _render(outcome, outcome_folder(home, name, edition))
     reports = _write_papers(plans, home)
     console.result({"reports": {paper: str(path) for paper, path in reports.items()}})
     for paper, path in reports.items():
@@ -183,19 +185,19 @@ def _render(outcome: ItemOutcome, folder: Path) -> Mapping[str, Path]:
 
 
 def _write_papers(plans: Sequence[ItemPlan], home: Home) -> dict[str, Path]:
-    """Write a page per paper over all of its items that were reproduced at this scale, now or earlier."""
+    """Write a page per paper over all of its items that were reproduced at this scale and with this seed, now or earlier."""
     from analysis.reproduction.companion import gains_of
     from analysis.reproduction.papers import get_paper
     from analysis.reproduction.report import write_paper
     from orchestration.reproducing.ledger import read_outcome
 
     reports = {}
-    scale = plans[0].scale
+    edition = plans[0].edition
     for paper in dict.fromkeys(planned.item.paper for planned in plans):
         # What remains of a claimed gain may be measured in the table of all defences.
         names = dict.fromkeys((*(item.name for item in get_paper(paper).items), *(gain.item for gain in gains_of(paper))))
-        outcomes = [read_outcome(home, name, scale) for name in names]
-        path = home.root / "reproductions" / f"{paper}-{scale}.html"
+        outcomes = [read_outcome(home, name, edition) for name in names]
+        path = home.root / "reproductions" / f"{paper}-{edition}.html"
         reports[paper] = write_paper(paper, [outcome for outcome in outcomes if outcome is not None], path)
     return reports
 

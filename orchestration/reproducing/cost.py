@@ -61,8 +61,8 @@ def training_cost(experiment: ExperimentConfig) -> Cost:
 def evaluation_cost(experiment: ExperimentConfig, suite: Suite) -> Cost:
     """Return the estimate for a suite of attacks and its studies apart."""
     info = DATASETS[experiment.data.name]
-    num_test = experiment.data.limit_test or info.num_test or 0
-    count = min(num_test, suite.num_samples or num_test)
+    # Of a folder of images nobody knows how many it holds before it is read.
+    count = min((number for number in (experiment.data.limit_test, info.num_test, suite.num_samples) if number), default=0)
     randomized = _draws(experiment.defence.name)
     facts = {
         "threat_model": experiment.threat_model,
@@ -121,7 +121,9 @@ def _timed(passes: float, experiment: ExperimentConfig, gpu_flops: float) -> Cos
 
 def _num_train(experiment: ExperimentConfig) -> int:
     info, data = DATASETS[experiment.data.name], experiment.data
-    everything = info.num_train or 0
+    everything = info.num_train
+    if everything is None:
+        return data.limit_train or 0
     held_out = min(everything // 10, 5000) if data.validation_size is None else data.validation_size
     return min(data.limit_train or everything, everything - held_out)
 

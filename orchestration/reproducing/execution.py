@@ -78,7 +78,7 @@ def reproduce_item(planned: ItemPlan, workplace: Workplace) -> tuple[ItemOutcome
     if not planned.trainings:
         return ledger.write(), [], None
     tracker = Tracker(home, next(iter(planned.trainings.values())).experiment.tracking.experiment)
-    title = f"{planned.item.name} {planned.scale}"
+    title = f"{planned.item.name} {planned.edition}"
     parent = tracker.run("reproduction", {REPRODUCTION_TAG: title}, name=title)
     tracker.set_tags(parent, {"rayndom.title": planned.item.title})
     try:
@@ -100,7 +100,7 @@ def track_folder(planned: ItemPlan, home: Home, parent: str | None) -> None:
     """Store outcome, tables and figures in the item's MLflow run."""
     if parent is not None:
         tracker = Tracker(home, next(iter(planned.trainings.values())).experiment.tracking.experiment)
-        tracker.log_folder(parent, outcome_folder(home, planned.item.name, planned.scale), "reproduction")
+        tracker.log_folder(parent, outcome_folder(home, planned.item.name, planned.edition), "reproduction")
 
 
 def _train(planned: ItemPlan, ledger: Ledger, workplace: Workplace, parent: ParentRun) -> None:

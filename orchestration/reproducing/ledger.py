@@ -42,18 +42,18 @@ NOT_EVALUATED = "not evaluated yet"
 NOT_MEASURED = "not measured yet"
 
 
-def outcome_folder(home: Home, item: str, scale: str) -> Path:
-    """Return where the outcome of an item and what is drawn from it are kept."""
-    return home.root / "reproductions" / item / scale
+def outcome_folder(home: Home, item: str, edition: str) -> Path:
+    """Return where the outcome of an item and what is drawn from it are kept; `edition`: `ItemPlan.edition`."""
+    return home.root / "reproductions" / item / edition
 
 
-def read_outcome(home: Home, item: str, scale: str) -> ItemOutcome | None:
-    """Return the outcome that is on disk, None if there is none.
+def read_outcome(home: Home, item: str, edition: str) -> ItemOutcome | None:
+    """Return the outcome that is on disk, None if there is none; `edition`: as above.
 
     Raises:
         UserError: it is damaged.
     """
-    path = outcome_folder(home, item, scale) / "outcome.json"
+    path = outcome_folder(home, item, edition) / "outcome.json"
     return ItemOutcome.from_json(path.read_text(), path) if path.is_file() else None
 
 
@@ -74,8 +74,8 @@ class Ledger:
 
     def __init__(self, planned: ItemPlan, home: Home) -> None:
         self.planned, self.home = planned, home
-        self.everything = plan_item(planned.item, planned.scale).trainings
-        self.before = read_outcome(home, planned.item.name, planned.scale)
+        self.everything = plan_item(planned.item, planned.scale, seed=planned.seed).trainings
+        self.before = read_outcome(home, planned.item.name, planned.edition)
         self.failures: dict[str, str] = {}
         self.mlflow_runs: dict[str, str] = {}
         self.problems: list[str] = []
@@ -124,7 +124,7 @@ class Ledger:
     def write(self) -> ItemOutcome:
         """Renew the outcome on disk and return it."""
         outcome = self.outcome()
-        folder = outcome_folder(self.home, outcome.item, outcome.scale)
+        folder = outcome_folder(self.home, outcome.item, self.planned.edition)
         write_text(folder / "outcome.json", outcome.to_json())
         return outcome
 
@@ -302,6 +302,8 @@ class Ledger:
             conclusion=dict(before.conclusion if before else {})
             | {base: conclusion(training.key, found) for base, found in results.items()},
             configuration=training.experiment.flatten(),
+            evaluation_seconds=dict(before.evaluation_seconds if before else {})
+            | {base: _seconds(found) for base, found in results.items()},
         )
 
 
@@ -332,6 +334,10 @@ def _reading(estimate: Estimate, how: str, protocol: str, failed: tuple[str, ...
 
 def _checks(result: EvaluationResult) -> tuple[CheckOutcome, ...]:
     return tuple(CheckOutcome(each.id, each.title, each.status.value, each.explanation, each.advice) for each in result.verdicts)
+
+
+def _seconds(result: EvaluationResult) -> float:
+    return round(sum(record["measured"]["seconds"] for record in result.records), 1)
 
 
 def _hardware(environment: Mapping[str, Any]) -> str:

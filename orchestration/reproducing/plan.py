@@ -54,7 +54,7 @@ class Training:
     def overrides(self) -> tuple[str, ...]:
         """What makes its experiment of its recipe, `section.field=value`: the row's changes, and at a reduced scale those of the scale."""
         if self.scale == "paper":
-            return self.run.overrides
+            return self.run.overrides + ((f"seed={self.experiment.seed}",) if self.experiment.seed else ())
         recipe = recipe_experiment(self.run.recipe, ()).flatten()
         values = {name: value for name, value in self.experiment.flatten().items() if name not in recipe or recipe[name] != value}
         return tuple(f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items())
@@ -129,14 +129,21 @@ class ItemPlan:
     """What an item needs at a scale.
 
     Attributes:
+        item: as far as the scale has it. seed: of all trainings, 0 that of the recipes.
         rows, columns: keys of those asked for. trainings: by key, those of rows that only lend their networks included.
     """
 
     item: Item
     scale: Scale
+    seed: int
     rows: frozenset[str]
     columns: frozenset[str]
     trainings: Mapping[str, Training]
+
+    @property
+    def edition(self) -> str:
+        """Under which its outcome is kept: the scale, and the seed where it is not that of the recipes."""
+        return f"{self.scale}-seed-{self.seed}" if self.seed else self.scale
 
     def cells(self) -> Iterator[Cell]:
         """Yield the cells that are asked for and to be measured."""
@@ -231,18 +238,20 @@ def plan_item(
     rows: Collection[str] | None = None,
     columns: Collection[str] | None = None,
     gpus_per_worker: float | None = None,
+    seed: int = 0,
 ) -> ItemPlan:
     """Return what an item needs.
 
     Args:
         rows, columns: keys asked for; None: all.
-        gpus_per_worker: instead of the recipes' own.
+        gpus_per_worker: instead of the recipes' own. seed: of all trainings.
 
     Raises:
         UserError: a negative number of GPUs.
     """
     if gpus_per_worker is not None and gpus_per_worker < 0:
         raise UserError(f"--gpus-per-worker {gpus_per_worker:g}: a share of a GPU is 0 or more")
+    item = item.at(scale)
     kept_rows = frozenset(row.key for row in item.rows if rows is None or row.key in rows)
     kept_columns = frozenset(column.key for column in item.columns if columns is None or column.key in columns)
     asked = [
@@ -253,34 +262,37 @@ def plan_item(
     ]
     lenders = ((item.other_row(row, column.measure), column) for row, column in asked)
     needed = {training_key(row, column) for row, column in (*asked, *lenders) if row is not None}
-    trainings = {each.key: each for each in planned_trainings(item, scale, gpus_per_worker) if each.key in needed}
-    return ItemPlan(item, scale, kept_rows, kept_columns, trainings)
+    trainings = {each.key: each for each in planned_trainings(item, scale, gpus_per_worker, seed) if each.key in needed}
+    return ItemPlan(item, scale, seed, kept_rows, kept_columns, trainings)
 
 
-def planned_trainings(item: Item, scale: Scale, gpus_per_worker: float | None = None) -> list[Training]:
-    """Return the trainings of all rows of an item; equal experiments among them have equal fingerprints.
+def planned_trainings(item: Item, scale: Scale, gpus_per_worker: float | None = None, seed: int = 0) -> list[Training]:
+    """Return the trainings of all rows that an item has at a scale; equal experiments among them have equal fingerprints.
 
     Args:
-        gpus_per_worker: as in `plan_item`.
+        gpus_per_worker, seed: as in `plan_item`.
     """
+    item = item.at(scale)
     found: dict[str, Training] = {}
     for row in item.rows:
         for column in item.columns:
             run, key = row.run_for(column), training_key(row, column)
             if run is not None and key not in found:
                 group = column.group if column.group in row.runs else ""
-                found[key] = Training(key, row, group, run, scale, _experiment(run, scale, gpus_per_worker))
+                found[key] = Training(key, row, group, run, scale, _experiment(run, scale, gpus_per_worker, seed))
     return list(found.values())
 
 
 _EXPERIMENTS: dict[str, ExperimentConfig] = {}
 
 
-def _experiment(run: Run, scale: Scale, gpus_per_worker: float | None) -> ExperimentConfig:
+def _experiment(run: Run, scale: Scale, gpus_per_worker: float | None, seed: int) -> ExperimentConfig:
     """Return the experiment of a run, made once: rows of many tables share it."""
-    key = repr((run, scale, gpus_per_worker))
+    key = repr((run, scale, gpus_per_worker, seed))
     if key not in _EXPERIMENTS:
         experiment = scaled(recipe_experiment(run.recipe, run.overrides), run, scale)
+        if seed:
+            experiment = experiment.changed(seed=seed)
         if gpus_per_worker is not None:
             experiment = experiment.changed(resources=experiment.resources.changed(gpus_per_worker=gpus_per_worker))
         _EXPERIMENTS[key] = experiment
@@ -371,9 +383,10 @@ def reading_of(planned: ItemPlan, cell: Cell) -> ReadingJob | None:
     return None
 
 
-def dataset_names(plans: Sequence[ItemPlan]) -> list[str]:
-    """Return the data sets of all trainings."""
-    return list(dict.fromkeys(each.experiment.data.name for planned in plans for each in planned.unique))
+def data_sources(plans: Sequence[ItemPlan]) -> list[tuple[str, str | None]]:
+    """Return the data sets of all trainings, each with the folder of images where it is one."""
+    sources = (each.experiment.data for planned in plans for each in planned.unique)
+    return list(dict.fromkeys((data.name, data.folder) for data in sources))
 
 
 def check_something_to_do(plans: Sequence[ItemPlan]) -> None:

@@ -1,4 +1,4 @@
-"""A row's experiment at a reduced scale: the same defence on a shorter schedule, at `smoke` on a small stand-in for network and data."""
+"""A row's experiment at a reduced scale: the same defence on a shorter schedule, at `smoke` and `small` with other networks and data."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ from typing import Any, TypeVar
 from analysis.reproduction.papers.model import Run
 from analysis.reproduction.scale import EPOCHS, SMOKE_EPSILON, Scale
 from models.backbones import build_backbone
-from models.backbones.base import Backbone
+from models.backbones.base import Backbone, ImageShape
 from models.configuration import Config
 from models.registry import defence_model
 from orchestration.experiment import DefenceSection, ExperimentConfig
+from orchestration.recipes import load_recipe
+from orchestration.reproducing.cost import image_shape
 from trainers.schedule import ScheduleConfig
 
-SMOKE_BACKBONE, SMOKE_SIDE = "resnet8", 16
-"""The small network, and the side of its images."""
+SMALL_BACKBONE, SMOKE_SIDE = "resnet8", 16
+"""The network of `smoke` and `small`, and the side of the images of `smoke`."""
+
+SMALL_SETTINGS = {"fashion_mnist": "fashion_mnist_resnet8"}
+"""What stands in for a data set at scale `small`."""
+OTHER_SMALL_SETTING = "cifar10_jpeg_resnet8"
 
 _Section = TypeVar("_Section", bound=Config)
 
@@ -40,15 +46,46 @@ def scaled(experiment: ExperimentConfig, run: Run, scale: Scale) -> ExperimentCo
     experiment = experiment.changed(training=training.changed(epochs=epochs, schedule=schedule))
     for field, value in run.in_epochs.items():
         experiment = _with(experiment, field.split("."), math.ceil(value * epochs / run.epochs))
-    return experiment if scale == "short" else _small(experiment)
+    return {"short": _same, "small": _on_real_pictures, "smoke": _on_digits}[scale](experiment)
 
 
-def _small(experiment: ExperimentConfig) -> ExperimentConfig:
+def _same(experiment: ExperimentConfig) -> ExperimentConfig:
+    return experiment
+
+
+def _on_real_pictures(experiment: ExperimentConfig) -> ExperimentConfig:
+    """Return an experiment on the setting that stands in for its own: its data, network, radius, batches, inner attack and validation."""
+    setting = _setting(SMALL_SETTINGS.get(experiment.data.name, OTHER_SMALL_SETTING))
+    training, small = experiment.training, setting.training
+    attack = {name: getattr(small.attack, name) for name in ("steps", "step_size")}
+    validation = {name: getattr(small.validation, name) for name in ("every", "num_examples", "steps", "num_draws")}
+    same_norm = experiment.threat_model.norm == setting.threat_model.norm
+    return experiment.changed(
+        defence=_fitted(experiment.defence, image_shape(setting)),
+        backbone=setting.backbone,
+        data=setting.data,
+        threat_model=setting.threat_model if same_norm else experiment.threat_model,
+        training=training.changed(
+            batch_size=small.batch_size,
+            attack=training.attack.changed(**attack) if same_norm else training.attack,
+            validation=training.validation.changed(**validation),
+        ),
+        resources=experiment.resources.changed(gpus_per_worker=0, workers=1),
+    )
+
+
+@functools.cache
+def _setting(name: str) -> ExperimentConfig:
+    """Return adversarial training on a setting."""
+    return load_recipe(f"at_{name}").experiment
+
+
+def _on_digits(experiment: ExperimentConfig) -> ExperimentConfig:
     epsilon, step_size = _SMOKE_BALLS[experiment.threat_model.norm]
     training = experiment.training
     return experiment.changed(
-        defence=_fitted(experiment.defence),
-        backbone=experiment.backbone.changed(name=SMOKE_BACKBONE),
+        defence=_fitted(experiment.defence, (1, SMOKE_SIDE, SMOKE_SIDE)),
+        backbone=experiment.backbone.changed(name=SMALL_BACKBONE),
         data=experiment.data.changed(name="digits", image_size=SMOKE_SIDE, limit_train=640, augmentation="none"),
         threat_model=experiment.threat_model.changed(epsilon=epsilon),
         training=training.changed(
@@ -61,14 +98,14 @@ def _small(experiment: ExperimentConfig) -> ExperimentConfig:
 
 
 @functools.cache
-def _small_backbone() -> Backbone:
-    return build_backbone(SMOKE_BACKBONE, num_classes=10, image_shape=(1, SMOKE_SIDE, SMOKE_SIDE))
+def _small_backbone(shape: ImageShape) -> Backbone:
+    return build_backbone(SMALL_BACKBONE, num_classes=10, image_shape=shape)
 
 
-def _fitted(section: DefenceSection) -> DefenceSection:
+def _fitted(section: DefenceSection, shape: ImageShape) -> DefenceSection:
     """Return a defence with parameters that the small network can have."""
     fit = defence_model(section.name).fit
-    return section if fit is None else section.changed(parameters=fit(section.parameters, _small_backbone()))
+    return section if fit is None else section.changed(parameters=fit(section.parameters, _small_backbone(shape)))
 
 
 def _with(section: _Section, path: list[str], value: Any) -> _Section:

@@ -13,7 +13,7 @@ from models.errors import UserError
 from orchestration.home import Home
 from orchestration.reproducing.cost import evaluation_cost, total, training_cost
 from orchestration.reproducing.ledger import read_outcome
-from orchestration.reproducing.plan import Evaluation, ItemPlan, dataset_names, evaluations, planned_trainings, readings
+from orchestration.reproducing.plan import Evaluation, ItemPlan, data_sources, evaluations, planned_trainings, readings
 from orchestration.run_folder import RunFolder
 from trainers.data import DATASETS
 from trainers.data.location import data_root as locate_root
@@ -50,7 +50,7 @@ def describe(plans: Sequence[ItemPlan], home: Home) -> dict[str, Any]:
         seen |= {each.fingerprint for each in fresh}
         done = [each for each in planned.unique if RunFolder(home.run(each.fingerprint)).result() is not None]
         attacks = {_content(each): each for each in evaluations(planned, home)}
-        before = read_outcome(home, planned.item.name, planned.scale)
+        before = read_outcome(home, planned.item.name, planned.edition)
         evaluated = [key for key, each in attacks.items() if _is_evaluated(each, before)]
         lacking = [each for key, each in attacks.items() if key not in evaluated and key not in counted]
         counted |= attacks.keys()
@@ -99,14 +99,14 @@ def training_rows(planned: ItemPlan, home: Home) -> list[tuple[str, str, str, st
 
 
 def missing_datasets(plans: Sequence[ItemPlan], data_root: Path | None) -> list[str]:
-    """Return the names of data sets whose files are not there."""
+    """Return the names of data sets whose files are not there, those of image folders with the folder."""
     missing = []
-    for name in dataset_names(plans):
+    for name, folder in data_sources(plans):
         info = DATASETS[name]
         if not info.files:
             continue
         try:
-            locate(info, locate_root(data_root))
+            locate(info, locate_root(data_root), folder)
         except UserError:
-            missing.append(name)
+            missing.append(name if folder is None else f"{name} {folder}")
     return missing

@@ -159,6 +159,8 @@ def test_shared_trainings_are_counted_once(home):
         (["ctrw.table4", "--rows", "ni"], ["row of ctrw.table4", "'in'"]),
         (["ctrw.table4", "--columns", "pgd2"], ["column of ctrw.table4", "'pgd20'"]),
         (["ctrw.table3", "--rows", "rna"], ["quoted"]),
+        (["common.table1", "--scale", "small", "--rows", "gal"], ["row of common.table1", "'red'"]),
+        (["common.table2", "--seed", "-1"], ["seed", "0"]),
         (["ctrw.table4", "--scale", "short", "--gpus-per-worker", "0", "--data-root", "nowhere"], ["cifar-10-batches-py", "nowhere"]),
     ],
 )
@@ -289,6 +291,33 @@ def test_what_was_found_before_is_kept_unless_its_training_is_another(home):
         assert Ledger(plan_tables("ctrw.table4", {"in"}), home).outcome().cell("out", "natural").paper == kept
         asked = Ledger(plan_tables("ctrw.table4"), home).outcome().cell("out", "natural")
         assert (asked.paper, asked.reason) == (None, "not run"), "its network is not there"
+
+
+def test_outcomes_of_several_seeds_stand_beside_one_another(capsys, home):
+    where = ["--home", str(home.root)]
+    for seed in (0, 4):
+        planned = plan_item(get_item("ctrw.table4"), "smoke", {"in"}, seed=seed)
+        Ledger(planned, home).write()
+        found = read_outcome(home, "ctrw.table4", planned.edition)
+        assert {run.configuration["seed"] for run in found.runs.values()} == {seed}
+    code, out, _ = run(capsys, "ctrw.table4", "--seed", "4", "--render", "--json", *where)
+    assert code == 0
+    assert Path(json.loads(out)["reports"]["ctrw"]).name == "ctrw-smoke-seed-4.html"
+    assert "scale smoke seed 5" in run(capsys, "ctrw.table4", "--seed", "5", "--render", *where)[2]
+
+
+def test_a_dry_run_says_which_folder_of_pictures_is_not_there_and_counts_the_work(capsys, home, tmp_path):
+    arguments = ["common.table1", "--scale", "small", "--rows", "at", "--dry-run", "--json", "--home", str(home.root)]
+    for there in (False, True):
+        if there:
+            for part in ("train", "test"):
+                (tmp_path / "cifar10-jpeg" / part).mkdir(parents=True)
+        code, out, _ = run(capsys, *arguments, "--data-root", str(tmp_path))
+        report = json.loads(out)
+        assert code == 0
+        assert report["missing_datasets"] == ([] if there else ["image_folder cifar10-jpeg"])
+        # 12 epochs of 15,000 images with a backward pass each, and more.
+        assert report["items"][0]["forward_passes"] > 12 * 15_000 * 3
 
 
 def test_what_has_been_found_is_rendered_without_running(capsys, home):

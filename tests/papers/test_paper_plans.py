@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from analysis.fingerprints import weights_hash
 from analysis.reproduction.papers import get_item, list_items
 from analysis.reproduction.papers.measures import Accuracy, WorstCase
 from analysis.reproduction.papers.model import Item
-from analysis.reproduction.scale import SCALES, parse_scale
+from analysis.reproduction.scale import SCALES, STAND_IN_SCALES, parse_scale
 from analysis.reproduction.suites import attack_item, evaluation_suites, measure_at, read_row
 from models.errors import UserError
 from models.randomness import num_configurations
@@ -21,9 +23,9 @@ from models.threat_model import ThreatModel
 from models.weights import load_pretrained, save_pretrained
 from orchestration.home import Home
 from orchestration.recipes import load_recipe
+from orchestration.reproducing.cost import image_shape, untrained_network
 from orchestration.reproducing.plan import Training, evaluated_folder, model_folder, planned_trainings, recipe_experiment
 from orchestration.reproducing.scaling import scaled
-from trainers.data import DATASETS
 
 ITEMS = [name for name in list_items() if not get_item(name).nothing_to_run]
 
@@ -42,6 +44,19 @@ def test_every_plan_resolves_to_valid_recipes(name, scale):
         if scale == "smoke":
             assert (found.data.name, found.backbone.name, found.training.epochs) == ("digits", "resnet8", 3)
             assert found.threat_model.norm == run.norm
+            assert not found.resources.gpus_per_worker
+        if scale == "small":
+            setting = "fashion_mnist_resnet8" if "fashion_mnist" in run.recipe else "cifar10_jpeg_resnet8"
+            stand_in = load_recipe(f"at_{setting}").experiment
+            assert (found.data, found.backbone) == (stand_in.data, stand_in.backbone)
+            assert (found.training.epochs, found.training.batch_size) == (12, stand_in.training.batch_size)
+            assert found.threat_model.norm == run.norm
+            if run.norm == "linf":
+                assert found.threat_model == stand_in.threat_model
+                assert (found.training.attack.steps, found.training.attack.step_size) == (
+                    stand_in.training.attack.steps,
+                    stand_in.training.attack.step_size,
+                )
             assert not found.resources.gpus_per_worker
         if scale == "short":
             assert (found.training.epochs, found.training.schedule.name) == (min(30, run.epochs), "one_cycle")
@@ -96,30 +111,43 @@ def test_a_row_may_need_a_training_per_column_group():
 def test_fields_counted_in_epochs_shrink_with_the_schedule():
     (awp,) = [each.run for each in planned_trainings(get_item("rat.table1"), "paper") if each.key == "awp"]
     recipe = recipe_experiment(awp.recipe, ())
-    for scale, warmup in (("paper", 9), ("short", 2), ("smoke", 1)):
+    for scale, warmup in (("paper", 9), ("short", 2), ("small", 1), ("smoke", 1)):
         assert scaled(recipe, awp, scale).training.objective.weight_perturbation.warmup_epochs == warmup
 
 
 @pytest.mark.slow
-def test_every_network_of_the_smoke_scale_can_be_built():
-    info = DATASETS["digits"]
+@pytest.mark.parametrize("scale", sorted(STAND_IN_SCALES))
+def test_every_network_of_a_stand_in_can_be_built(scale):
     built = set()
     for name in ITEMS:
-        for training in planned_trainings(get_item(name), "smoke"):
+        for training in planned_trainings(get_item(name), scale):
             found = training.experiment
-            network = (found.defence.name, found.defence.parameters.model_dump_json())
+            network = (found.data.name, found.defence.name, found.defence.parameters.model_dump_json())
             if network not in built:
                 built.add(network)
-                model = build_model(
-                    found.defence.name,
-                    backbone=found.backbone.name,
-                    num_classes=info.num_classes,
-                    image_shape=(1, 16, 16),
-                    **found.defence.parameters.model_dump(),
-                )
                 with torch.no_grad():
-                    assert model.eval()(torch.zeros(2, 1, 16, 16)).shape == (2, 10)
+                    assert untrained_network(found).eval()(torch.zeros(2, *image_shape(found))).shape == (2, 10)
     assert len(built) > 60
+
+
+def test_rows_of_the_small_scale_are_those_of_the_item():
+    item = get_item("common.table1")
+    small = item.at("small")
+    assert {row.key for row in small.rows} == set(item.small) < {row.key for row in item.rows}
+    assert item.at("paper") is item
+    assert all(set(note.rows) <= set(item.small) for note in small.notes)
+    assert {cell.row.key for cell in small.cells()} == set(item.small)
+    with pytest.raises(ValueError, match="rows nothing"):
+        dataclasses.replace(item, small=("at", "nothing"))
+
+
+def test_a_seed_changes_nothing_but_the_seed_and_is_typed_behind_the_recipe():
+    for scale in SCALES:
+        for first, second in zip(*(planned_trainings(get_item("rat.table2"), scale, seed=seed) for seed in (0, 3)), strict=True):
+            assert first.experiment.changed(seed=3) == second.experiment
+            assert first.fingerprint != second.fingerprint
+            typed = load_recipe(second.run.recipe, [f"--{override}" for override in second.overrides]).experiment
+            assert typed.fingerprint == second.fingerprint
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -18,7 +18,7 @@ ENVIRONMENT = {
     "python": "CPython 3.12.0",
     "hardware": {"cpu": "Imaginary CPU", "cores": 2, "memory_gib": 23.4, "gpus": []},
 }
-SAMPLES = {"smoke": 64, "short": 1000, "paper": 10000}
+SAMPLES = {"smoke": 64, "small": 500, "short": 1000, "paper": 10000}
 
 
 def synthetic_outcome(
@@ -30,7 +30,7 @@ def synthetic_outcome(
         missing: share of cells without a number, failed: of readings with a failed check.
         honest: whether the honest counterparts were measured too.
     """
-    item = get_item(name)
+    item = get_item(name).at(scale)
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     runs: dict[str, RunOutcome] = {}
     cells = []

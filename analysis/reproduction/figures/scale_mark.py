@@ -10,7 +10,7 @@ from analysis.reporting.figure_style import PRINTED
 from analysis.reproduction.scale import Scale
 from analysis.reproduction.view import NOT_RUN, ItemView
 
-SCALE_COLORS: dict[Scale, str] = {"smoke": "#B00020", "short": "#8A5A00", "paper": "#00664F"}
+SCALE_COLORS: dict[Scale, str] = {"smoke": "#B00020", "small": "#6A3D9A", "short": "#8A5A00", "paper": "#00664F"}
 
 _IN_FRONT = 10_000  # surfaces get their order from their distance to the eye
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from analysis.reproduction.papers.measures import Accuracy, Clean, Measure, Theory, TransferAccuracy
+from analysis.reproduction.scale import Scale
 from models.errors import UserError, unknown_name
 from models.threat_model import Norm, format_pixel_fraction
 
@@ -190,6 +191,7 @@ class Item:
         name: `<paper>.<item>`, e.g. `ctrw.table1` or `rna.fig5c`. title: in words. kind: table or figure.
         published: by row key and column key. tolerance: in units of the column; a published ± widens it.
         figure: how it is drawn. notes: contradictions that touch it. nothing_to_run: why, where there is nothing.
+        small: keys of the rows that it has at scale `small`; empty: all.
     """
 
     name: str
@@ -201,6 +203,7 @@ class Item:
     figure: Figure | None = None
     notes: tuple[Note, ...] = ()
     nothing_to_run: str = ""
+    small: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         rows, columns = [row.key for row in self.rows], [column.key for column in self.columns]
@@ -213,6 +216,8 @@ class Item:
             missing = {*note.rows} - {*rows} | {*note.columns} - {*columns}
             if missing:
                 raise ValueError(f"{self.name}: note {note.key} is about {', '.join(sorted(missing))}, which does not exist")
+        if missing := {*self.small} - {*rows}:
+            raise ValueError(f"{self.name}: rows {', '.join(sorted(missing))} of scale small do not exist")
         for row in self.rows:
             if not (row.run or row.runs or row.quoted):
                 raise ValueError(f"{self.name}: row {row.key} is neither run nor quoted")
@@ -231,6 +236,17 @@ class Item:
     def kind(self) -> Literal["table", "figure"]:
         """`figure` if it is drawn."""
         return "table" if self.figure is None else "figure"
+
+    def at(self, scale: Scale | None) -> Item:
+        """Return what there is of it at a scale."""
+        if scale != "small" or not self.small:
+            return self
+        rows = tuple(row for row in self.rows if row.key in self.small)
+        kept = {row.key for row in rows}
+        about = ((note, tuple(key for key in note.rows if key in kept)) for note in self.notes)
+        notes = tuple(replace(note, rows=keys) for note, keys in about if keys or not note.rows)
+        published = {place: value for place, value in self.published.items() if place[0] in kept}
+        return replace(self, rows=rows, notes=notes, published=published, small=())
 
     def row(self, key: str) -> Row:
         """Return a row by key."""
