@@ -159,7 +159,7 @@ def test_shared_trainings_are_counted_once(home):
         (["ctrw.table4", "--rows", "ni"], ["row of ctrw.table4", "'in'"]),
         (["ctrw.table4", "--columns", "pgd2"], ["column of ctrw.table4", "'pgd20'"]),
         (["ctrw.table3", "--rows", "rna"], ["quoted"]),
-        (["common.table1", "--scale", "small", "--rows", "gal"], ["row of common.table1", "'red'"]),
+        (["common.table1", "--scale", "small", "--rows", "gal"], ["row of common.table1", "Known: at, awp"]),
         (["common.table2", "--seed", "-1"], ["seed", "0"]),
         (["ctrw.table4", "--scale", "short", "--gpus-per-worker", "0", "--data-root", "nowhere"], ["cifar-10-batches-py", "nowhere"]),
     ],
@@ -253,8 +253,8 @@ def test_theory_is_read_once_and_other_rows_are_kept(home, ray_cluster, tiny, mo
 def test_a_training_that_diverges_is_said_in_its_cells_and_the_others_go_on(home, ray_cluster, tiny, monkeypatch, capsys):
     from orchestration.reproducing import plan as planning
 
-    def broken(run, scale, gpus):
-        experiment = real(run, scale, gpus)
+    def broken(run, *rest):
+        experiment = real(run, *rest)
         if experiment.defence.parameters.variant != "out":
             return experiment
         optimizer = experiment.training.optimizer.model_copy(update={"learning_rate": 1e30})
