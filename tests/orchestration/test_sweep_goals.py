@@ -15,9 +15,9 @@ from orchestration.sweeping.findings import conclude_search, importances, infeas
 from orchestration.sweeping.listener import TrialListener, TrialRow
 from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.plots import write_plots
+from orchestration.sweeping.repeats import Repeated, choose_by_mean, show_repeats, with_seeds
 from orchestration.sweeping.search import RememberingAsha, Search, StudySearch
 from orchestration.sweeping.study import best_trials, full_trials, open_study, proxy_values
-from orchestration.sweeping.sweep import Repeated, choose_by_mean, show_repeats, with_seeds
 from orchestration.tracking.experiment_run import ParentRun
 from orchestration.tracking.tracker import Tracker
 from orchestration.training.final_measures import MARKED_METRIC, cost_metrics
