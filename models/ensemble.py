@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from models.backbones.base import Backbone
 from models.configuration import Config
 from models.errors import UserError, unknown_name
-from models.layers.host_mirror import HostMirror
 from models.randomness import RandomModule, derive_seed, per_example_rows, random_sites
 from models.registry import BuildRequest, fitted_section, parse_defence_section, section_stored_earlier
 
@@ -62,7 +61,6 @@ class Ensemble(RandomModule):
         self.inference = inference
         # Member of `rsi_call`, key of the rows of `rsi_sample`, member that answers everything (-1: none).
         self.register_draw("choice", torch.tensor([0, 0, -1]))
-        self._host_choice = HostMirror()
         self._rows: tuple[int, Tensor] | None = None
         self.take_first_draw()
 
@@ -120,8 +118,7 @@ class Ensemble(RandomModule):
             self.load_draw_state(before)
 
     def _choose(self, *choice: int) -> None:
-        self.set_draw("choice", torch.tensor(choice))
-        self._host_choice.remember(self.choice, list(choice))
+        self.set_draw("choice", torch.tensor(choice), on_host=list(choice))
 
     def forward(self, x_BCHW: Tensor, inference: str | None = None) -> Tensor:
         """Return scores (B, K), whose largest is the prediction.
@@ -137,7 +134,7 @@ class Ensemble(RandomModule):
         if member is not None:
             return self.members[member](x_BCHW)
         if mode in ("rsi_sample", "rsi_call"):
-            call_index, _, selected = self._host_choice.read(self.choice)
+            call_index, _, selected = self.draw_on_host("choice")
             if mode == "rsi_call" or selected >= 0:
                 return self.members[call_index](x_BCHW)
             return self._answer_per_example(x_BCHW)
@@ -156,7 +153,7 @@ class Ensemble(RandomModule):
 
     def member_indices(self, num_examples: int) -> Tensor:
         """Return which member answers each of `num_examples` rows under `rsi_sample`, (B,) on the CPU."""
-        _, row_key, selected = self._host_choice.read(self.choice)
+        _, row_key, selected = self.draw_on_host("choice")
         if selected >= 0:
             return torch.full((num_examples,), selected)
         if self._rows is None or self._rows[0] != row_key or len(self._rows[1]) < num_examples:
@@ -173,13 +170,12 @@ class Ensemble(RandomModule):
         index_B = self.member_indices(len(x_BCHW))
         order_B = index_B.argsort(stable=True)
         counts = index_B.bincount(minlength=self.num_members).tolist()
-        groups = x_BCHW[order_B.to(x_BCHW.device)].split(counts)
+        there_2B = torch.stack([order_B, order_B.argsort()]).to(x_BCHW.device, non_blocking=True)
+        groups = x_BCHW[there_2B[0]].split(counts)
         answers = [member(group) for member, group in zip(self.members, groups, strict=True) if len(group)]
         if not answers:
             return self.members[0](x_BCHW)
-        back_B = torch.empty_like(order_B)
-        back_B[order_B] = torch.arange(len(order_B))
-        return torch.cat(answers)[back_B.to(x_BCHW.device)]
+        return torch.cat(answers)[there_2B[1]]
 
     def extra_repr(self) -> str:
         return f"num_members={self.num_members}, inference={self.inference}"

@@ -59,10 +59,11 @@ class ForwardRandomness(RandomModule):
 
     def draw(self, generator: torch.Generator) -> None:
         """Take the next seed."""
-        self.set_draw("seed", torch.randint(2**_SEED_BITS - 1, (), generator=generator))
+        seed = torch.randint(2**_SEED_BITS - 1, (), generator=generator)
+        self.set_draw("seed", seed, on_host=int(seed))
 
     def forward(self, x_BCHW: Tensor) -> Any:
-        seed = int(self.seed)
+        seed = int(self.draw_on_host("seed"))
         with _forked(x_BCHW.device), _SeededOperations(seed, x_BCHW.device):
             if self.reseed is not None:
                 self.reseed(seed % _RESEED_LIMIT)

@@ -6,7 +6,7 @@ A *draw* is one concrete set of random values. A *stream* is a seeded sequence o
 random number generators, nor copying or pickling a model has any influence on them.
 
 How a draw comes about: a stream of seed s yields at position k the 63-bit key mix(s, k); the site draws from a private
-`torch.Generator` seeded with that key, always on the CPU, so that a GPU sees the same draw. The state of a stream is therefore two
+`torch.Generator` seeded with that key, always on the CPU, so that a GPU sees the same draw; the draws of all sites go there in one copy. The state of a stream is therefore two
 integers, and sites whose `stream_name` agrees make the same choice.
 """
 
@@ -22,6 +22,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+
+from models.draw_transfer import destination, send, sent_together
+from models.host_mirror import UNKNOWN, HostMirror
 
 DrawScope = Literal["global", "per_rank", "per_example"]
 
@@ -75,7 +78,7 @@ class RandomModule(nn.Module, ABC):
         self.stream = Stream(0)
         self.stream_name: str | None = None
         self.draw_key = 0
-        self._draw_names: list[str] = []
+        self._on_host: dict[str, HostMirror] = {}
 
     @property
     @abstractmethod
@@ -114,16 +117,39 @@ class RandomModule(nn.Module, ABC):
     def register_draw(self, name: str, value: Tensor) -> None:
         """Register a buffer that holds (part of) the draw: it moves with the module and is in no state dict."""
         self.register_buffer(name, value, persistent=False)
-        self._draw_names.append(name)
+        self._on_host[name] = HostMirror()
 
-    def set_draw(self, name: str, value: Tensor) -> None:
-        """Replace a draw buffer. The tensor is exchanged, not overwritten: graphs built on the old draw stay valid."""
-        old = getattr(self, name)
+    def set_draw(self, name: str, value: Tensor, on_host: Any = UNKNOWN) -> None:
+        """Replace a draw buffer. The tensor is exchanged, not overwritten: graphs built on the old draw stay valid.
+
+        Args:
+            on_host: what `draw_on_host(name)` is to return, where it is known without asking the device.
+        """
+        old, key = getattr(self, name), (id(self), name)
         dtype = old.dtype if old.is_floating_point() else None
         # A draw taken, or restored, inside inference_mode must still serve a gradient afterwards.
         with torch.inference_mode(False):
             value = value.clone() if value.is_inference() else value
-            setattr(self, name, value.to(device=old.device, dtype=dtype, non_blocking=True))
+            value = value if dtype is None else value.to(dtype)
+            value = send(key, value, destination(key, old), lambda sent: self._arrived(name, sent))
+            setattr(self, name, value)
+        if on_host is not UNKNOWN:
+            self._on_host[name].remember(value, on_host)
+
+    def _arrived(self, name: str, sent: Tensor) -> None:
+        mirror, waiting = self._on_host[name], getattr(self, name)
+        known = mirror.knows(waiting)
+        setattr(self, name, sent)
+        if known:
+            mirror.remember(sent, mirror.read(waiting))
+
+    def draw_on_host(self, name: str) -> Any:
+        """Return a draw buffer's value for Python: what `set_draw` was told, else its numbers, for which the device is waited for once."""
+        return self._on_host[name].read(getattr(self, name))
+
+    def knows_on_host(self, name: str) -> bool:
+        """Return whether `draw_on_host(name)` needs no device."""
+        return self._on_host[name].knows(getattr(self, name))
 
     def take_first_draw(self) -> None:
         """Give a newly built site a valid draw (that of seed 0)."""
@@ -139,22 +165,23 @@ class RandomModule(nn.Module, ABC):
                 self.draw(generator)
 
     def draw_state(self) -> dict[str, Any]:
-        """Return the current draw as copies: its buffers and its key."""
+        """Return the current draw as copies: its buffers, what is known of them on the host, and its key."""
         return {
             "key": self.draw_key,
-            "buffers": {name: getattr(self, name).detach().clone() for name in self._draw_names},
+            "buffers": {name: getattr(self, name).detach().clone() for name in self._on_host},
+            "on_host": {name: self.draw_on_host(name) for name in self._on_host if self.knows_on_host(name)},
         }
 
     def load_draw_state(self, state: dict[str, Any]) -> None:
         """Restore a draw from `draw_state`."""
         self.draw_key = state["key"]
-        for name in self._draw_names:
-            self.set_draw(name, state["buffers"][name].clone())
+        for name in self._on_host:
+            self.set_draw(name, state["buffers"][name].clone(), on_host=state["on_host"].get(name, UNKNOWN))
 
     @property
     def draw_names(self) -> tuple[str, ...]:
         """Names of the buffers that hold the draw."""
-        return tuple(self._draw_names)
+        return tuple(self._on_host)
 
 
 def random_sites(model: nn.Module) -> Iterator[tuple[str, RandomModule]]:
@@ -196,17 +223,18 @@ def resample_after_attack(model: nn.Module, generator: torch.Generator | None = 
 
 def _resample(model: nn.Module, generator: torch.Generator | None, *, after_attack: bool) -> None:
     keys: dict[str, int] = {}
-    for name, site in random_sites(model):
-        if _frozen_depth.get(site):
-            continue
-        if generator is None:
-            key = site.stream.next_key()
-        else:
-            group = site.stream_name or name
-            if group not in keys:
-                keys[group] = _key_from(generator)
-            key = keys[group]
-        site._draw_from_key(key, after_attack=after_attack)
+    with sent_together():
+        for name, site in random_sites(model):
+            if _frozen_depth.get(site):
+                continue
+            if generator is None:
+                key = site.stream.next_key()
+            else:
+                group = site.stream_name or name
+                if group not in keys:
+                    keys[group] = _key_from(generator)
+                key = keys[group]
+            site._draw_from_key(key, after_attack=after_attack)
 
 
 def seed_streams(model: nn.Module, seed: int, rank: int = 0) -> None:
@@ -234,9 +262,10 @@ def frozen(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for site, state in zip(sites, states, strict=True):
-            _frozen_depth[site] -= 1
-            site.load_draw_state(state)
+        with sent_together():
+            for site, state in zip(sites, states, strict=True):
+                _frozen_depth[site] -= 1
+                site.load_draw_state(state)
 
 
 @contextlib.contextmanager
@@ -292,13 +321,14 @@ def set_configuration(model: nn.Module, index: int) -> None:
     if not 0 <= index < total:
         raise IndexError(f"configuration {index} is outside [0, {total})")
     digits: dict[str, int] = {}
-    for name, site in random_sites(model):
-        group = site.stream_name or name
-        if group not in digits:
-            if site.num_configurations == math.inf:
-                site.set_configuration(index)  # raises the explanation
-            index, digits[group] = divmod(index, int(site.num_configurations))
-        site.set_configuration(digits[group])
+    with sent_together():
+        for name, site in random_sites(model):
+            group = site.stream_name or name
+            if group not in digits:
+                if site.num_configurations == math.inf:
+                    site.set_configuration(index)  # raises the explanation
+                index, digits[group] = divmod(index, int(site.num_configurations))
+            site.set_configuration(digits[group])
 
 
 def randomness_state(model: nn.Module) -> dict[str, Any]:
@@ -317,10 +347,11 @@ def load_randomness_state(model: nn.Module, state: dict[str, Any]) -> None:
     sites = dict(random_sites(model))
     if sites.keys() != state.keys():
         raise KeyError(f"random sites differ: model has {sorted(sites)}, state has {sorted(state)}")
-    for name, site in sites.items():
-        entry = state[name]
-        site.stream = Stream(entry["seed"], entry["position"])
-        site.load_draw_state(entry["draw"])
+    with sent_together():
+        for name, site in sites.items():
+            entry = state[name]
+            site.stream = Stream(entry["seed"], entry["position"])
+            site.load_draw_state(entry["draw"])
 
 
 def rows_held_by_both(first: dict[str, Any], second: dict[str, Any], rows: str, shared: str) -> tuple[Tensor, Tensor]:

@@ -151,6 +151,12 @@ def _reduction_device(device: torch.device) -> torch.device:
     return device if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
-def to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return detached CPU copies."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+def to_cpu(value: Any) -> Any:
+    """Return a value of dictionaries and lists with every tensor in it replaced by a detached copy on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, Mapping):
+        return {name: to_cpu(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(to_cpu(each) for each in value)
+    return value

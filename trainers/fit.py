@@ -315,12 +315,12 @@ class TrainingLoop:
         write_state(self.state_dict(), folder)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the resumable state between two epochs; weights are copies on the CPU."""
+        """Return the resumable state between two epochs; tensors are copies on the CPU, so that any device goes on from it."""
         return {
             "finished_epochs": self.finished_epochs,
             "seed": self.seed,
             "weights": to_cpu(self.model.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": to_cpu(self.optimizer.state_dict()),
             "history": self.history,
             "best": self.best,
             "validations_since_best": self.validations_since_best,

@@ -26,7 +26,7 @@ from models.randomness import is_randomized, random_sites
 _NUM_IMAGES, _NUM_DRAWS = 4, 3
 _STEPS = 100  # answers are compared in hundredths of the largest: far above what another number of threads changes
 _KNOWN_CODE = ("torch", "torchvision", "timm", "models")
-_BOOKKEEPING = frozenset(vars(nn.Module())) | {"stream", "draw_key", "stream_name", "_draw_names"}
+_BOOKKEEPING = frozenset(vars(nn.Module())) | {"stream", "draw_key", "stream_name", "_on_host"}
 
 
 @torch.no_grad()

@@ -22,7 +22,6 @@ from models.layers.channel_statistics import (
     normalize,
     parse_normalization,
 )
-from models.layers.host_mirror import HostMirror
 from models.randomness import DrawScope, RandomModule, per_example_rows, rows_held_by_both
 
 Implementation = Literal["auto", "one_formula", "selected"]
@@ -103,7 +102,6 @@ class RandomNormalization2d(RandomModule):
         self.stream_name = stream_name
         self.implementation: Implementation = "auto"
         self.branches = _Branches({name: Normalization2d(num_channels, parse_normalization(name), eps, momentum) for name in self.pool})
-        self._host_choice = HostMirror()
         self.register_draw("choice", torch.zeros((), dtype=torch.int64))
         if draw_scope == "per_example":
             self.register_draw("choice_rows", torch.zeros(_FIRST_ROWS, dtype=torch.int64))
@@ -141,7 +139,7 @@ class RandomNormalization2d(RandomModule):
     @property
     def selected(self) -> int:
         """Index of the chosen normalization (scope per example: the choice that a single example would not have to follow)."""
-        return self._host_choice.read(self.choice)
+        return self.draw_on_host("choice")
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if self._choice_is_data(x_BCHW):
@@ -183,9 +181,7 @@ class RandomNormalization2d(RandomModule):
         return branch.batch_reduction(chosen_B1, torch.zeros_like(chosen_B1))[0][0]
 
     def _set_choice(self, choice: Tensor) -> None:
-        value = int(choice)
-        self.set_draw("choice", choice)
-        self._host_choice.remember(self.choice, value)
+        self.set_draw("choice", choice, on_host=int(choice))
 
     def _rows(self, num_examples: int) -> Tensor:
         if self.draw_key < 0:

@@ -15,7 +15,6 @@ from torch.nn import functional
 
 from models.errors import UserError
 from models.layers.channel_map import scale_filters
-from models.layers.host_mirror import HostMirror
 from models.layers.tap_masks import Gsat, Sampling, TapMaskSpace
 from models.randomness import DrawScope, RandomModule, Stream, per_example_rows, rows_held_by_both
 
@@ -83,8 +82,6 @@ class StochasticConv2d(RandomModule):
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size, kernel_size))
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-        self._host_taps, self._host_mask = HostMirror(), HostMirror()
-        self._host_previous, self._host_excluded = HostMirror(), HostMirror()
         self.register_draw("taps", torch.zeros(num_taps, dtype=torch.int64))
         self.register_draw("mask", torch.zeros(kernel_size, kernel_size))
         if gsat == "chain":
@@ -111,13 +108,13 @@ class StochasticConv2d(RandomModule):
     @property
     def selected_taps(self) -> tuple[int, ...]:
         """The taps of the current draw, ascending; tap t is row t // k, column t % k."""
-        return tuple(self._host_taps.read(self.taps))
+        return tuple(self.draw_on_host("taps"))
 
     def draw(self, generator: torch.Generator) -> None:
         excluded: tuple[int, ...] = ()
         if self.gsat == "chain":
             if self._continues_own_stream():
-                excluded = tuple(tap for tap in self._host_previous.read(self.previous) if tap >= 0)
+                excluded = tuple(tap for tap in self.draw_on_host("previous") if tap >= 0)
             self._set_previous((-1,) * self.num_taps)
         self._set_taps(self._choose(generator, excluded))
         if self.draw_scope == "per_example":
@@ -127,7 +124,7 @@ class StochasticConv2d(RandomModule):
         if self.gsat == "off":
             self.draw(generator)
             return
-        if self.draw_scope == "per_example" and self._host_excluded.read(self.excluded_key) != _NO_KEY:
+        if self.draw_scope == "per_example" and self.draw_on_host("excluded_key") != _NO_KEY:
             raise RuntimeError("two draws after an attack in a row: gsat per example needs an attack's draw between them")
         attacked_key = self._attacked_key
         self._set_taps(self._choose(generator, self.selected_taps))
@@ -195,7 +192,7 @@ class StochasticConv2d(RandomModule):
         implementation = self.implementation
         if implementation == "auto":
             # A mask that came without its taps (functional_call) can only be multiplied.
-            by_taps = x_BCHW.device.type == "cpu" and self._host_mask.knows(self.mask)
+            by_taps = x_BCHW.device.type == "cpu" and self.knows_on_host("mask")
             implementation = self._cheapest() if by_taps else "masked"
         if implementation == "crop":
             return self._crop(x_BCHW)
@@ -288,14 +285,11 @@ class StochasticConv2d(RandomModule):
     def _set_taps(self, taps: tuple[int, ...]) -> None:
         indices = torch.tensor(taps)
         mask = torch.zeros(self.kernel_size**2).index_fill(0, indices, 1.0)
-        self.set_draw("mask", mask.view(self.kernel_size, self.kernel_size))
-        self.set_draw("taps", indices)
-        self._host_taps.remember(self.taps, list(taps))
-        self._host_mask.remember(self.mask, None)
+        self.set_draw("mask", mask.view(self.kernel_size, self.kernel_size), on_host=None)
+        self.set_draw("taps", indices, on_host=list(taps))
 
     def _set_previous(self, taps: tuple[int, ...]) -> None:
-        self.set_draw("previous", torch.tensor(taps))
-        self._host_previous.remember(self.previous, list(taps))
+        self.set_draw("previous", torch.tensor(taps), on_host=list(taps))
 
     def _continues_own_stream(self) -> bool:
         """Return whether the draw being taken follows another one of this site's own stream."""
@@ -304,14 +298,13 @@ class StochasticConv2d(RandomModule):
         return self.draw_key == Stream(self.stream.seed, self.stream.position - 1).next_key()
 
     def _set_rows(self, excluded_key: int) -> None:
-        self.set_draw("excluded_key", torch.tensor(excluded_key))
-        self._host_excluded.remember(self.excluded_key, excluded_key)
+        self.set_draw("excluded_key", torch.tensor(excluded_key), on_host=excluded_key)
         self.set_draw("tap_rows", self._rows(self.tap_rows.shape[0]))
 
     def _rows(self, num_examples: int) -> Tensor:
         """Return the taps of each example, (num_examples, n), from the draw's key and, after an attack, the attack's key."""
         everything = torch.ones(num_examples, self.kernel_size**2, dtype=torch.bool)
-        excluded_key = self._host_excluded.read(self.excluded_key)
+        excluded_key = self.draw_on_host("excluded_key")
         if excluded_key == _NO_KEY:
             return self._rows_of(self.draw_key, num_examples, everything)
         attacked = self._rows_of(excluded_key, num_examples, everything)

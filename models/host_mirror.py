@@ -7,6 +7,10 @@ from typing import Any
 from torch import Tensor
 
 
+UNKNOWN: Any = object()
+"""In place of a value that nobody told."""
+
+
 class HostMirror:
     """Remembers the Python value of one tensor object.
 
