@@ -11,10 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.one_copy import in_one_copy
+
 
 def tensor_bytes(tensor: Tensor) -> bytes:
     """Return the tensor's values as bytes, whatever its dtype and device."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def on_host(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return named values with the tensors among them on the host: those of one device are read in one go."""
+    found = dict(values)
+    devices = {value.device for value in values.values() if isinstance(value, Tensor) and value.device.type != "cpu"}
+    for device in devices:
+        names = [name for name, value in values.items() if isinstance(value, Tensor) and value.device == device]
+        found |= dict(zip(names, in_one_copy([values[name] for name in names], torch.device("cpu")), strict=True))
+    return found
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -26,12 +38,12 @@ def weights_hash(model: nn.Module) -> str:
     spec = getattr(model, "spec", None)
     if spec is not None:
         digest.update(spec.model_dump_json().encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        if not isinstance(tensor, Tensor):  # what `get_extra_state` returned
-            digest.update(f"{name}|{value_text(tensor)}|".encode())
+    for name, value in sorted(on_host(model.state_dict()).items()):
+        if not isinstance(value, Tensor):  # what `get_extra_state` returned
+            digest.update(f"{name}|{value_text(value)}|".encode())
             continue
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor_bytes(tensor))
+        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        digest.update(tensor_bytes(value))
     return digest.hexdigest()
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+
+from models.one_copy import in_one_copy
 
 Arrived = Callable[[Tensor], None]
 """Told of a value once it is on its device."""
@@ -29,7 +31,7 @@ def sent_together() -> Iterator[None]:
         values, _waiting = list(_waiting.values()), None
         for device in {device for _, device, _ in values}:
             chosen = [(value, arrived) for value, target, arrived in values if target == device]
-            for sent, (_, arrived) in zip(_in_one_copy([value for value, _ in chosen], device), chosen, strict=True):
+            for sent, (_, arrived) in zip(in_one_copy([value for value, _ in chosen], device), chosen, strict=True):
                 arrived(sent)
 
 
@@ -49,15 +51,3 @@ def send(key: tuple[int, str], value: Tensor, device: torch.device, arrived: Arr
 def destination(key: tuple[int, str], held: Tensor) -> torch.device:
     """Return where the value of a key belongs: the device of the tensor held now, unless this one waits to be sent elsewhere."""
     return held.device if _waiting is None or key not in _waiting else _waiting[key][1]
-
-
-def _in_one_copy(values: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Return tensors of any types on `device`, as parts of one tensor of bytes."""
-    if len(values) == 1:
-        return [values[0].to(device, non_blocking=True)]
-    # The largest elements first, so that each value begins at a multiple of its elements' size.
-    order = sorted(range(len(values)), key=lambda index: -values[index].dtype.itemsize)
-    packed = [values[index].contiguous().reshape(-1).view(torch.uint8) for index in order]
-    parts = torch.cat(packed).to(device, non_blocking=True).split([len(each) for each in packed])
-    sent = {index: part.view(values[index].dtype).view(values[index].shape) for index, part in zip(order, parts, strict=True)}
-    return [sent[index] for index in range(len(values))]

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-
 UNKNOWN: Any = object()
 """In place of a value that nobody told."""
 

@@ -6,8 +6,8 @@ A *draw* is one concrete set of random values. A *stream* is a seeded sequence o
 random number generators, nor copying or pickling a model has any influence on them.
 
 How a draw comes about: a stream of seed s yields at position k the 63-bit key mix(s, k); the site draws from a private
-`torch.Generator` seeded with that key, always on the CPU, so that a GPU sees the same draw; the draws of all sites go there in one copy. The state of a stream is therefore two
-integers, and sites whose `stream_name` agrees make the same choice.
+`torch.Generator` seeded with that key, always on the CPU, so that a GPU sees the same draw; it receives those of all sites in one copy.
+The state of a stream is therefore two integers, and sites whose `stream_name` agrees make the same choice.
 """
 
 from __future__ import annotations

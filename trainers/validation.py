@@ -74,8 +74,10 @@ def validate(
     randomized = is_randomized(model)
     draws = config.num_draws if randomized else 1
     split = limited(split, config.num_examples)
-    totals = {"clean": 0.0, "robust": 0.0, "count": 0.0}
     device = next(model.parameters()).device
+    # Correct answers over all draws stay on the device until the end: a GPU is never waited for between two batches.
+    correct_2 = torch.zeros(2, dtype=torch.int64, device=device)
+    count = 0
     generator = torch.Generator(device=device)
     with mode(model, "eval"), seeded(model, derive_seed(seed, "validation draws")):
         for index, (x_BCHW, y_B) in enumerate(evaluation_batches(split, batch_size, rank, size)):
@@ -96,10 +98,11 @@ def validate(
             with torch.no_grad():
                 for _ in range(draws):
                     resample(model)
-                    totals["clean"] += (model(x_BCHW).argmax(1) == y_B).sum().item() / draws
-                    totals["robust"] += (model(adversarial_BCHW).argmax(1) == y_B).sum().item() / draws
-            totals["count"] += len(y_B)
-    totals = sum_over_workers(totals, device)
+                    answers = (model(images_BCHW).argmax(1) == y_B for images_BCHW in (x_BCHW, adversarial_BCHW))
+                    correct_2 += torch.stack([answer.sum() for answer in answers])
+            count += len(y_B)
+    clean, robust = (number / draws for number in correct_2.tolist())
+    totals = sum_over_workers({"clean": clean, "robust": robust, "count": float(count)}, device)
     robust = totals["robust"] / totals["count"]
     return {
         f"{prefix}/clean_accuracy": totals["clean"] / totals["count"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,14 +65,14 @@ def restored_state(model: nn.Module) -> Iterator[StateReport]:
                 report.modes.append(name)
                 module.training = training[name]
         current = dict(model.named_buffers())
-        for name, values in buffers.items():
-            if not _same(current[name], values):
-                report.buffers.append(name)
-                current[name].copy_(values)
+        for name in _changed({name: (current[name], values) for name, values in buffers.items()}):
+            report.buffers.append(name)
+            current[name].copy_(buffers[name])
+        moved = _changed({name: pair for name, pair in gradients.items() if pair[0] is not None})
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(required[name])
             before, value = gradients[name]
-            if parameter.grad is not before or (before is not None and value is not None and not _same(before, value)):
+            if parameter.grad is not before or name in moved:
                 report.gradients.append(name)
                 parameter.grad = before
                 if before is not None and value is not None:
@@ -80,10 +80,21 @@ def restored_state(model: nn.Module) -> Iterator[StateReport]:
         load_randomness_state(model, draws)
 
 
-def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
-    if first.shape != second.shape or first.dtype != second.dtype:
-        return False
-    return torch.equal(first.nan_to_num(), second.nan_to_num()) if first.is_floating_point() else torch.equal(first, second)
+def _changed(pairs: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """Return the names of tensors that are no longer what their copy is; of all tensors on a device one answer is read."""
+    found = {name for name, (now, before) in pairs.items() if now.shape != before.shape or now.dtype != before.dtype}
+    rest = {name: pair for name, pair in pairs.items() if name not in found}
+    for device in {now.device for now, _ in rest.values()}:
+        names = [name for name, (now, _) in rest.items() if now.device == device]
+        differ = torch.stack([_differs(*rest[name]) for name in names]).tolist()
+        found |= {name for name, is_other in zip(names, differ, strict=True) if is_other}
+    return [name for name in pairs if name in found]
+
+
+def _differs(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    if first.is_floating_point():
+        first, second = first.nan_to_num(), second.nan_to_num()
+    return (first != second).any()
 
 
 def _generator_states() -> dict[str, Any]:

@@ -10,6 +10,8 @@ stop early; both are done here, on draws that both points share and that are exc
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from pydantic import Field
@@ -18,12 +20,14 @@ from torch import Tensor
 from analysis.attacked_model.model import AttackedModel
 from analysis.attacks.registry import AttackEntry, AttackOutput, AttackProblem, Cost
 from models.configuration import Config
+from models.one_copy import in_one_copy
 from trainers.attacks import ball_around, margin
 
 # Queries of 10 000 at which the share of changed pixels is halved (section 3.1 of the paper).
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _SCHEDULE_LENGTH = 10_000
 _SMALLEST = 1e-12
+_QUERIES_SENT_TOGETHER = 100
 
 
 class SquareParameters(Config):
@@ -48,13 +52,12 @@ def square_linf(model: AttackedModel, x: Tensor, y: Tensor, *, epsilon: float, p
     stripes = _signs((batch, channels, 1, width), generator).to(x)
     current = (x + epsilon * stripes).clamp(min=lower, max=upper)
     loss_B, _ = model.score(current, y, margin)
-    for query in range(1, parameters.num_queries):
+    sides = [_window_side(query, parameters, height, width) for query in range(1, parameters.num_queries)]
+    for query, move in enumerate(_moves(sides, 1, x, generator), 1):
         if not model.is_exact and query % parameters.renew_draws_every == 0:
             model.renew_common_draws()
             loss_B, _ = model.score(current, y, margin)
-        side = _window_side(query, parameters, height, width)
-        windows = _windows(batch, height, width, side, generator).to(x.device)
-        values = epsilon * _signs((batch, channels, 1, 1), generator).to(x)
+        (windows,), values = move.windows, epsilon * move.signs
         # Random numbers are taken for the whole batch, so what one image sees does not depend on the others' success.
         active = (loss_B <= 0).nonzero().squeeze(1) if model.stops_at_success else torch.arange(batch, device=x.device)
         if active.numel() == 0:
@@ -75,18 +78,17 @@ def square_l2(model: AttackedModel, x: Tensor, y: Tensor, *, epsilon: float, par
     is there; what is left of the radius is spent in it as well. Images are left alone as in `square_linf`.
     """
     generator = torch.Generator().manual_seed(seed)
-    batch, channels, height, width = x.shape
+    height, width = x.shape[2:]
     ball = ball_around(x, epsilon, "l2")
     current = ball.project_(x + _tiled_pyramids(x, epsilon, generator))
     loss_B, _ = model.score(current, y, margin)
-    for query in range(1, parameters.num_queries):
+    sides = [min(max(_window_side(query, parameters, height, width), 3) | 1, height, width) for query in range(1, parameters.num_queries)]
+    for query, move in enumerate(_moves(sides, 2, x, generator), 1):
         if not model.is_exact and query % parameters.renew_draws_every == 0:
             model.renew_common_draws()
             loss_B, _ = model.score(current, y, margin)
-        side = min(max(_window_side(query, parameters, height, width), 3) | 1, height, width)
-        target, source = (_windows(batch, height, width, side, generator).to(x.device) for _ in range(2))
-        signs = _signs((batch, channels, 1, 1), generator).to(x)
-        active = (loss_B <= 0).nonzero().squeeze(1) if model.stops_at_success else torch.arange(batch, device=x.device)
+        (target, source), side, signs = move.windows, move.side, move.signs
+        active = (loss_B <= 0).nonzero().squeeze(1) if model.stops_at_success else torch.arange(len(x), device=x.device)
         if active.numel() == 0:
             break
         candidate = x[active] + _moved_mass(current[active] - x[active], target[active], source[active], signs[active], side, epsilon)
@@ -145,15 +147,33 @@ def _window_side(query: int, parameters: SquareParameters, height: int, width: i
     return min(max(round(math.sqrt(share * height * width)), 1), height, width)
 
 
-def _windows(batch: int, height: int, width: int, side: int, generator: torch.Generator) -> Tensor:
-    """Return a mask (B, 1, H, W) that is true in one square of `side` pixels per image."""
-    top_B = torch.randint(0, height - side + 1, (batch, 1), generator=generator)
-    left_B = torch.randint(0, width - side + 1, (batch, 1), generator=generator)
-    rows = torch.arange(height)
-    columns = torch.arange(width)
-    in_rows = (rows >= top_B) & (rows < top_B + side)
-    in_columns = (columns >= left_B) & (columns < left_B + side)
-    return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
+@dataclass(frozen=True)
+class _Move:
+    """What is random in one query: masks (B, 1, H, W) of the windows, each a square of `side` pixels per image, and signs (B, C, 1, 1)."""
+
+    side: int
+    windows: list[Tensor]
+    signs: Tensor
+
+
+def _moves(sides: Sequence[int], num_windows: int, x: Tensor, generator: torch.Generator) -> Iterator[_Move]:
+    """Yield a move for each side. Numbers are drawn on the host and sent for many queries together; masks are made on the device."""
+    batch, channels, height, width = x.shape
+    rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
+    for first in range(0, len(sides), _QUERIES_SENT_TOGETHER):
+        together = sides[first : first + _QUERIES_SENT_TOGETHER]
+        drawn = []
+        for side in together:
+            corners = [torch.randint(0, extent - side + 1, (batch, 1), generator=generator) for extent in (height, width) * num_windows]
+            drawn.append((torch.stack(corners), _signs((batch, channels, 1, 1), generator)))
+        corners_Q, signs_Q = in_one_copy([torch.stack(parts) for parts in zip(*drawn, strict=True)], x.device)
+        for side, corners, signs in zip(together, corners_Q, signs_Q, strict=True):
+            windows = []
+            for top_B1, left_B1 in zip(corners[::2], corners[1::2], strict=True):
+                in_rows = (rows >= top_B1) & (rows < top_B1 + side)
+                in_columns = (columns >= left_B1) & (columns < left_B1 + side)
+                windows.append((in_rows[:, :, None] & in_columns[:, None, :])[:, None])
+            yield _Move(side, windows, signs.to(x.dtype))
 
 
 def _signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

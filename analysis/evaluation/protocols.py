@@ -283,8 +283,8 @@ class _Tally:
         self.last_unchanged_S = linf_S <= _UNCHANGED
         self.num_unchanged_S += self.last_unchanged_S
         self.num_points += 1
-        self.lowest = min(self.lowest, x_adv.min().item())
-        self.highest = max(self.highest, x_adv.max().item())
+        lowest, highest = torch.stack(x_adv.aminmax()).tolist()
+        self.lowest, self.highest = min(self.lowest, lowest), max(self.highest, highest)
         self.num_not_finite += output.num_not_finite
         self.num_out_of_range += output.num_out_of_range
         self.num_forward += attacked.num_forward / len(x)

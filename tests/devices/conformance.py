@@ -8,28 +8,36 @@ It is a process of its own, because the pretend accelerator changes PyTorch for 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import warnings
-from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from torch import Tensor
 
+from analysis.attacks.registry import attacks
+from analysis.evaluate import evaluate
+from analysis.evaluation.protocols import Scoring
+from analysis.evaluation.studies import StudyName, StudySettings
+from analysis.evaluation.suites import AttackItem, Suite
+from analysis.result import EvaluationResult
+from models.randomness import seed_streams
+from models.threat_model import Norm, ThreatModel
+from models.weights import load_pretrained, save_pretrained
 from orchestration.experiment import ExperimentConfig
 from orchestration.recipes.loading import load_recipe
 from orchestration.recipes.names import listed_recipes
 from orchestration.training.training_run import build_for
+from tests.contracts.cases import build_case, images, labels
 from tests.devices.pretend_accelerator import LEDGER, NAME, PretendDevice, register
 from trainers.data import ArraySplit, Splits, load_data
 from trainers.fit import TrainingLoop
 from trainers.reporting import SilentReporter
 
-TRAINING_IMAGES, OTHER_IMAGES = 16, 8
+TRAINING_IMAGES, OTHER_IMAGES = 8, 8
 SMALL = (
     "--training.epochs=2",
     "--training.batch_size=8",
@@ -74,33 +82,41 @@ def loop_on(device: str, experiment: ExperimentConfig, splits: Splits) -> Traini
 
 
 def train(device: str, experiment: ExperimentConfig, splits: Splits) -> dict[str, Any]:
-    """Train an epoch step by step, a second one as `fit` does after a resume from the first; return numbers, and what it cost."""
+    """Take an epoch of one step, and another one after a resume from it; export and load; return numbers, and what it cost."""
     loop = loop_on(device, experiment, splits)
-    losses: list[Tensor] = []
-    reads: Counter[str] = Counter()
-    copies: Counter[str] = Counter()
-    for index, (x_BCHW, y_B) in enumerate(loop.batches(0)):
-        LEDGER.clear()
-        losses.append(loop.train_step(index, x_BCHW, y_B)["loss"])
-        reads += LEDGER.reads
-        copies += LEDGER.copies
+    ((x_BCHW, y_B),) = loop.batches(0)
     LEDGER.clear()
+    loss = loop.train_step(0, x_BCHW, y_B)["loss"]
+    step = costs()
     metrics = loop.validate(loop.held_out)
-    validation = {"reads": dict(LEDGER.reads), "copies": dict(LEDGER.copies)}
+    validation = costs()
     loop.finished_epochs = 1
     loop.measure({})
     with TemporaryDirectory() as folder:
         loop.save(Path(folder))
         again = loop_on(device, experiment, splits)
         outcome = again.run(Path(folder))
+        save_pretrained(again.model, folder)
+        loaded = load_pretrained(folder, resample_on_forward=False).to(device).eval()
+    seed_streams(loaded, 0)
+    with torch.no_grad():
+        answers = loaded(x_BCHW).cpu()
     return {
-        "losses": [loss.item() for loss in losses],
+        "loss": loss.item(),
         "metrics": metrics,
         "resumed": {name: value for name, value in outcome.history[-1].items() if not name.startswith(("time/", "memory/"))},
         "weights": {name: value.cpu().clone() for name, value in again.model.state_dict().items()},
-        "step": {"reads": dict(reads), "copies": dict(copies), "steps": len(losses)},
+        "answers": answers,
+        "step": step,
         "validation": validation,
     }
+
+
+def costs() -> dict[str, dict[str, int]]:
+    """Return what was read back and copied since the last call."""
+    found = {"reads": dict(LEDGER.reads), "copies": dict(LEDGER.copies)}
+    LEDGER.clear()
+    return found
 
 
 def compare_training(recipe: str) -> dict[str, Any]:
@@ -110,17 +126,71 @@ def compare_training(recipe: str) -> dict[str, Any]:
     expected = train("cpu", experiment, splits)
     with PretendDevice():
         found = train(NAME, experiment, splits)
+    names = expected["weights"]
     return {
         "case": recipe,
-        "losses": [expected["losses"], found["losses"]],
+        "loss": [expected["loss"], found["loss"]],
         "metrics": [expected["metrics"], found["metrics"]],
         "resumed": [expected["resumed"], found["resumed"]],
-        "weights": max(
-            (expected["weights"][name].double() - value.double()).abs().max().item() for name, value in found["weights"].items()
-        ),
+        "weights": max((names[name].double() - value.double()).abs().max().item() for name, value in found["weights"].items()),
+        "answers": (expected["answers"] - found["answers"]).abs().max().item() / expected["answers"].abs().max().item(),
         "step": found["step"],
         "validation": found["validation"],
     }
+
+
+SIZES = {"steps": 3, "num_queries": 5, "num_points": 3, "num_targets": 2, "rounds": 2, "updates": 3, "num_directions": 4, "num_frozen": 2}
+NEED_MORE = ("transfer_surrogate",)
+"""Attacks that cannot run without an argument of the user's."""
+TORCHATTACKS = "torchattacks_pgd"
+"""One of the library's attacks stands for all: they share one guard."""
+
+
+def short_attacks(norm: Norm) -> list[AttackItem]:
+    """Return every attack of the registry for a norm, as short as it gets; projected gradient descent under every protocol."""
+    items = []
+    for name, entry in attacks().items():
+        missing = entry.requires is not None and importlib.util.find_spec(entry.requires) is None
+        others = name.startswith("torchattacks") and name != TORCHATTACKS
+        if norm not in entry.norms or missing or others or name in NEED_MORE:
+            continue
+        parameters = {field: SIZES[field] for field in entry.parameters.model_fields if field in SIZES}
+        protocols = ("T0", "T1", "T2", "T3", "T4") if name == "pgd" else ("T1",)
+        items.append(AttackItem(name=name, attack=name, parameters=parameters, protocols=protocols, num_draws=2))
+    return items
+
+
+def short_suite(norm: Norm) -> Suite:
+    """Return a suite of all attacks and all studies, each as short as it gets."""
+    sizes = ("num_samples", "num_searched", "num_random_points", "num_votes", "num_gradients", "num_tested")
+    studies = StudySettings(
+        names=tuple(name for name in get_args(StudyName) if name != "calibration"),  # it is of toys, which stay on the CPU
+        steps=2,
+        num_draws=2,
+        max_steps=4,
+        max_draws=4,
+        **dict.fromkeys(sizes, 3),
+    )
+    scoring = Scoring(
+        num_selection_draws=2, num_evaluation_draws=3, num_known_draws=2, num_averaged_draws=2, num_averaged_groups=1, num_retries=2
+    )
+    return Suite(name="short", scoring=scoring, attacks=tuple(short_attacks(norm)), studies=studies)
+
+
+def compare_evaluation(case: str, norm: Norm) -> dict[str, Any]:
+    """Evaluate a model on both devices; return what differs in the result, and what the evaluation cost by block."""
+    threat_model = ThreatModel(norm=norm, epsilon=0.05 if norm == "linf" else 0.5)
+
+    def result(device: str) -> EvaluationResult:
+        LEDGER.clear()
+        return evaluate(build_case(case).to(device), images(4), labels(4), short_suite(norm), threat_model=threat_model)
+
+    expected = result("cpu")
+    with PretendDevice():
+        found = result(NAME)
+        cost = costs()
+    rows = [{row.name: (row.estimate.value, row.protocol) for row in each.rows} for each in (expected, found)]
+    return {"case": f"{case} {norm}", "rows": rows, "cost": cost}
 
 
 def main(arguments: list[str]) -> None:
@@ -129,8 +199,13 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     register()
     kind, *names = arguments
-    for name in names or recipes():
-        print(json.dumps(compare_training(name)), flush=True)
+    if kind == "training":
+        for name in names or recipes():
+            print(json.dumps(compare_training(name)), flush=True)
+    else:
+        for name in names:
+            for norm in get_args(Norm):
+                print(json.dumps(compare_evaluation(name, norm)), flush=True)
 
 
 if __name__ == "__main__":
