@@ -1,7 +1,7 @@
 """Everything that trains, evaluates, resumes and loads, on the pretend accelerator and on the CPU, side by side; a line of JSON for each.
 
     python -m tests.devices.conformance training [NAME ...]
-    python -m tests.devices.conformance evaluation [NAME ...]
+    python -m tests.devices.conformance evaluation CASE NORM [ATTACK ...]
 
 It is a process of its own, because the pretend accelerator changes PyTorch for good. What is run is found in the registries.
 """
@@ -12,9 +12,10 @@ import importlib.util
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 
@@ -37,10 +38,10 @@ from trainers.data import ArraySplit, Splits, load_data
 from trainers.fit import TrainingLoop
 from trainers.reporting import SilentReporter
 
-TRAINING_IMAGES, OTHER_IMAGES = 8, 8
+TRAINING_IMAGES, OTHER_IMAGES = 4, 4
 SMALL = (
     "--training.epochs=2",
-    "--training.batch_size=8",
+    "--training.batch_size=4",
     "--training.attack.steps=2",
     "--training.validation.steps=2",
     "--training.validation.num_draws=2",
@@ -146,13 +147,14 @@ TORCHATTACKS = "torchattacks_pgd"
 """One of the library's attacks stands for all: they share one guard."""
 
 
-def short_attacks(norm: Norm) -> list[AttackItem]:
-    """Return every attack of the registry for a norm, as short as it gets; projected gradient descent under every protocol."""
+def short_attacks(norm: Norm, names: Sequence[str]) -> list[AttackItem]:
+    """Return the named attacks for a norm, or every one of the registry, as short as it gets; projected gradient descent under every
+    protocol."""
     items = []
     for name, entry in attacks().items():
         missing = entry.requires is not None and importlib.util.find_spec(entry.requires) is None
         others = name.startswith("torchattacks") and name != TORCHATTACKS
-        if norm not in entry.norms or missing or others or name in NEED_MORE:
+        if norm not in entry.norms or missing or others or name in NEED_MORE or (names and name not in names):
             continue
         parameters = {field: SIZES[field] for field in entry.parameters.model_fields if field in SIZES}
         protocols = ("T0", "T1", "T2", "T3", "T4") if name == "pgd" else ("T1",)
@@ -160,8 +162,8 @@ def short_attacks(norm: Norm) -> list[AttackItem]:
     return items
 
 
-def short_suite(norm: Norm) -> Suite:
-    """Return a suite of all attacks and all studies, each as short as it gets."""
+def short_suite(norm: Norm, names: Sequence[str]) -> Suite:
+    """Return a suite of the named attacks, or of all attacks and all studies, each as short as it gets."""
     sizes = ("num_samples", "num_searched", "num_random_points", "num_votes", "num_gradients", "num_tested")
     studies = StudySettings(
         names=tuple(name for name in get_args(StudyName) if name != "calibration"),  # it is of toys, which stay on the CPU
@@ -174,26 +176,27 @@ def short_suite(norm: Norm) -> Suite:
     scoring = Scoring(
         num_selection_draws=2, num_evaluation_draws=3, num_known_draws=2, num_averaged_draws=2, num_averaged_groups=1, num_retries=2
     )
-    return Suite(name="short", scoring=scoring, attacks=tuple(short_attacks(norm)), studies=studies)
+    return Suite(name="short", scoring=scoring, attacks=tuple(short_attacks(norm, names)), studies=None if names else studies)
 
 
-def compare_evaluation(case: str, norm: Norm) -> dict[str, Any]:
-    """Evaluate a model on both devices; return what differs in the result, and what the evaluation cost by block."""
+def compare_evaluation(case: str, norm: Norm, names: Sequence[str]) -> dict[str, Any]:
+    """Evaluate a model on both devices; return the rows of both results, and what the evaluation cost."""
     threat_model = ThreatModel(norm=norm, epsilon=0.05 if norm == "linf" else 0.5)
+    suite = short_suite(norm, names)
 
     def result(device: str) -> EvaluationResult:
         LEDGER.clear()
-        return evaluate(build_case(case).to(device), images(4), labels(4), short_suite(norm), threat_model=threat_model)
+        return evaluate(build_case(case).to(device), images(4), labels(4), suite, threat_model=threat_model)
 
     expected = result("cpu")
     with PretendDevice():
         found = result(NAME)
         cost = costs()
-    rows = [{row.name: (row.estimate.value, row.protocol) for row in each.rows} for each in (expected, found)]
-    return {"case": f"{case} {norm}", "rows": rows, "cost": cost}
+    rows = [{f"{row.attack} {row.protocol}": row.estimate.value for row in each.rows} for each in (expected, found)]
+    return {"case": f"{case} {norm}", "rows": rows, **cost}
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run what the arguments name and print a line for each."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -203,9 +206,9 @@ def main(arguments: list[str]) -> None:
         for name in names or recipes():
             print(json.dumps(compare_training(name)), flush=True)
     else:
-        for name in names:
-            for norm in get_args(Norm):
-                print(json.dumps(compare_evaluation(name, norm)), flush=True)
+        case, norm, *chosen = names
+        assert norm in get_args(Norm)
+        print(json.dumps(compare_evaluation(case, cast(Norm, norm), chosen)), flush=True)
 
 
 if __name__ == "__main__":
