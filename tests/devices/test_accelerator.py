@@ -102,7 +102,7 @@ def test_attacks_of_an_evaluation_do_not_wait_for_the_device() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", get_args(Norm))
-@pytest.mark.parametrize("case", ["plain", "rna", "dcs", "red"])
+@pytest.mark.parametrize("case", ["at", "rna", "dcs", "red"])
 def test_every_attack_and_study_gives_the_numbers_of_the_cpu(case: str, norm: str) -> None:
     (found,) = outcomes("evaluation", case, norm).values()
     assert_equal_rows(found)
