@@ -16,7 +16,7 @@ from tests.fuzz.broken_homes import damage, swap
 from tests.fuzz.command_line import SEED, Outcome, complaint, rayndom
 from tests.orchestration.test_earlier_home import ARCHIVE
 
-FEW, MANY = 40, 1500
+FEW, PIECE, PIECES = 40, 100, 15
 RUNS = ("04e9dcd8e27c21aa", "f3adf480c8de54f4")
 """The two finished runs of the home."""
 UNFINISHED = "42e9f6dffdd84fa0"
@@ -152,15 +152,17 @@ def test_broken_stores(sound, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_many_broken_homes(sound, tmp_path):
-    try_homes(sound, tmp_path, SEED + 22, MANY)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("piece", range(PIECES))
+def test_many_broken_homes(sound, tmp_path, piece):
+    try_homes(sound, tmp_path, SEED + 1000 + piece, PIECE)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_many_broken_stores(sound, tmp_path):
-    try_stores(sound, tmp_path, SEED + 23, MANY)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("piece", range(PIECES))
+def test_many_broken_stores(sound, tmp_path, piece):
+    try_stores(sound, tmp_path, SEED + 2000 + piece, PIECE)
 
 
 @pytest.mark.parametrize("what", ["model", "model/model.safetensors", "model/config.json", "result.json"])
