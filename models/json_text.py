@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from models.errors import UserError
 from models.file_content import read_content
 
@@ -35,4 +37,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-__all__ = ["read_json"]
+def first_problem(error: ValidationError) -> str:
+    """Return in a few words where and why content does not fit, for the message about the file that it came from."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))[:200]
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"[:400]
+
+
+__all__ = ["first_problem", "read_json"]

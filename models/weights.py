@@ -20,7 +20,7 @@ from models.classifier import ModelSpec
 from models.errors import UserError
 from models.file_content import check_ordinary
 from models.files import whole_file, write_text
-from models.json_text import read_json
+from models.json_text import first_problem, read_json
 from models.randomness import ResampleOnForward, is_randomized
 from models.registry import build_from_spec, defence_model
 
@@ -180,7 +180,4 @@ def _model_section(folder: Path) -> ModelSpec:
     try:
         return ModelSpec.model_validate(read_config(folder)["model"])
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, ("model", *first["loc"])))
-        message = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{folder / CONFIG_FILE} does not describe a model: {where}: {message}") from None
+        raise UserError(f"{folder / CONFIG_FILE} does not describe a model: model.{first_problem(error)}") from None

@@ -25,6 +25,7 @@ from models.yaml_text import read_yaml
 from orchestration.experiment import ExperimentConfig, read_experiment
 from orchestration.single_process import ADVICE, ENDING_S, holder_of, is_held, only_process
 from trainers.checkpoint import STATE_FILE, read_state
+from trainers.reporting import are_metrics
 
 RESULT_FILE = "result.json"
 EXPERIMENT_FILE = "config.yaml"
@@ -37,7 +38,7 @@ def _problem_with(result: Mapping[str, Any]) -> str | None:
     metrics, history = result.get("metrics"), result.get("history")
     epochs, selected = result.get("num_epochs"), result.get("selected_epoch")
     for name, each in [("metrics", metrics), *(("history", row) for row in (history if isinstance(history, list) else [None]))]:
-        if not isinstance(each, dict) or any(isinstance(value, bool) or not isinstance(value, int | float) for value in each.values()):
+        if not are_metrics(each):
             return f"{name!r} should hold numbers by name"
     if type(epochs) is not int or type(selected) is not int or not 1 <= selected <= epochs:
         return f"'selected_epoch' is {selected!r:.50} and 'num_epochs' {epochs!r:.50}"
@@ -120,7 +121,7 @@ class RunFolder:
     def diverged(self) -> str | None:
         """Return why an earlier training of this run diverged, None if none did: the same training would diverge again."""
         path = self.path / DIVERGED_FILE
-        return str(read_json(path).get("reason", "the training diverged")) if path.is_file() else None
+        return str(read_json(path).get("reason", "the training diverged")) if os.path.lexists(path) else None
 
     def write_diverged(self, reason: str) -> None:
         """Keep that the training diverged, which is a result."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from models.errors import EnvironmentProblem
+from models.errors import EnvironmentProblem, UserError
 from orchestration import console
 
 _SAID_AFTER_S = 3
@@ -35,7 +35,9 @@ def only_process(lock: Path, what: str, *, advice: str = "", patience_s: float |
     Raises:
         EnvironmentProblem: another process still holds it after `patience_s` seconds; the message names that process.
     """
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(lock.parent)
+    if os.path.lexists(lock) and not lock.is_file():
+        raise UserError(f"{str(lock)[:300]} should be the file of a lock, it is a folder, a pipe, a device or a broken link: remove it")
     with lock.open("a+") as file:
         _take(file.fileno(), what, advice, patience_s, lambda: holder_of(lock))
         file.seek(0)
@@ -57,7 +59,7 @@ def only_writer(folder: Path, what: str, *, patience_s: float | None = 60) -> It
     Raises:
         EnvironmentProblem: another process still holds it after `patience_s` seconds.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -85,6 +87,21 @@ def _take(descriptor: int, what: str, advice: str, patience_s: float | None, hol
                 console.say(f"waiting for {holder()}, which runs {what}")
                 said = True
             time.sleep(0.1)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where they are not there.
+
+    Raises:
+        UserError: something else has its name, or that of one above it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.ENOENT):
+            raise
+        above = next((each for each in (folder, *folder.parents) if os.path.lexists(each)), folder)
+        raise UserError(f"{str(above)[:300]} is no folder, so {str(folder)[:300]} cannot be made: remove it") from None
 
 
 def holder_of(lock: Path) -> str:

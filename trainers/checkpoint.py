@@ -13,6 +13,7 @@ import torch
 
 from models.errors import UserError
 from models.files import whole_file
+from trainers.reporting import are_metrics
 
 STATE_FILE = "training.pt"
 START_AGAIN = "Delete the folder to train from the beginning."
@@ -80,8 +81,8 @@ def _problem_with(state: Any) -> str | None:
         if not isinstance(state[name], kind) or (isinstance(state[name], bool) and kind is int):
             return f"{name!r} is a {type(state[name]).__name__}"
     epochs, best = state["finished_epochs"], state["best"]
-    if not all(isinstance(metrics, dict) for metrics in state["history"]):
-        return "'history' should hold the metrics of each epoch"
+    if not all(are_metrics(metrics) for metrics in state["history"]):
+        return "'history' should hold the metrics of each epoch, numbers by name"
     if epochs < 1 or epochs != len(state["history"]):
         return f"'finished_epochs' is {epochs}, but 'history' holds {len(state['history'])} epochs"
     if state["validations_since_best"] < 0:
@@ -97,7 +98,7 @@ def _problem_with(state: Any) -> str | None:
         score, epoch = best.get("score"), best.get("epoch")
         if not (isinstance(score, list) and len(score) == 2 and all(isinstance(each, int | float) for each in score)):
             return "the score of 'best' is not two numbers"
-        if not isinstance(epoch, int) or not 1 <= epoch <= epochs or not isinstance(best.get("metrics"), dict):
+        if not isinstance(epoch, int) or not 1 <= epoch <= epochs or not are_metrics(best.get("metrics")):
             return "'best' names no epoch that is finished, or no metrics"
     if not {"state", "param_groups"} <= set(state["optimizer"]):
         return "'optimizer' is not the state of an optimizer"

@@ -23,6 +23,13 @@ class EpochReport:
     is_best: bool
 
 
+def are_metrics(content: object) -> bool:
+    """Return whether this is what an epoch reports: numbers by name."""
+    return isinstance(content, dict) and all(
+        isinstance(name, str) and isinstance(value, int | float) and not isinstance(value, bool) for name, value in content.items()
+    )
+
+
 class Reporter(Protocol):
     """Receives reports; every worker calls it, in the same order."""
 

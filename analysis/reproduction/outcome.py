@@ -14,8 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from analysis.reproduction.scale import Scale
 from models.errors import UserError
+from models.json_text import first_problem
 
 FORMAT_VERSION = 1
 
@@ -152,20 +155,28 @@ class ItemOutcome:
         """
         try:
             data = json.loads(text)
-            if data.pop("format_version") != FORMAT_VERSION:
+        except (ValueError, RecursionError) as error:
+            raise _damaged(source, str(error) or "nested too deeply") from None
+        if not isinstance(data, dict):
+            raise _damaged(source, "it should hold an object of named values")
+        return cls.from_content(data, source)
+
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any], source: str | Path = "outcome") -> ItemOutcome:
+        """Read the object that `to_json` wrote; raises as `from_json`."""
+        if content.get("format_version") != FORMAT_VERSION:
+            version = content.get("format_version")
+            if type(version) is int:
                 raise UserError(f"{source} was written by another version of Rayndom; run `rayndom reproduce` again")
-            cells = tuple(
-                CellOutcome(**{**cell, "paper": _reading(cell["paper"]), "honest": _reading(cell["honest"])}) for cell in data["cells"]
-            )
-            return cls(data["item"], data["scale"], cells, {key: _run(run) for key, run in data["runs"].items()})
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{source} is damaged ({error}); delete it, `rayndom reproduce` writes it again") from None
+            raise _damaged(source, f"'format_version' is {version!r:.50}")
+        try:
+            return _ADAPTER.validate_python({name: value for name, value in content.items() if name != "format_version"})
+        except ValidationError as error:
+            raise _damaged(source, first_problem(error)) from None
 
 
-def _reading(data: Mapping[str, Any] | None) -> Reading | None:
-    return None if data is None else Reading(**{**data, "failed_checks": tuple(data["failed_checks"])})
+def _damaged(source: str | Path, problem: str) -> UserError:
+    return UserError(f"{source} is damaged ({problem}); delete it, `rayndom reproduce` writes it again")
 
 
-def _run(data: Mapping[str, Any]) -> RunOutcome:
-    checks = {suite: tuple(CheckOutcome(**check) for check in found) for suite, found in data["checks"].items()}
-    return RunOutcome(**{**data, "overrides": tuple(data["overrides"]), "checks": checks})
+_ADAPTER = TypeAdapter(ItemOutcome)

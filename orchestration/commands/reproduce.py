@@ -189,14 +189,21 @@ def _write_papers(plans: Sequence[ItemPlan], home: Home) -> dict[str, Path]:
     from analysis.reproduction.companion import gains_of
     from analysis.reproduction.papers import get_paper
     from analysis.reproduction.report import write_paper
+    from orchestration.home import readable
     from orchestration.reproducing.ledger import read_outcome
 
-    reports = {}
     edition = plans[0].edition
+
+    def stored(name: str) -> tuple[str, ItemOutcome | None]:
+        return name, read_outcome(home, name, edition)
+
+    reports = {}
     for paper in dict.fromkeys(planned.item.paper for planned in plans):
         # What remains of a claimed gain may be measured in the table of all defences.
         names = dict.fromkeys((*(item.name for item in get_paper(paper).items), *(gain.item for gain in gains_of(paper))))
-        outcomes = [read_outcome(home, name, edition) for name in names]
+        asked = {planned.item.name: read_outcome(home, planned.item.name, edition) for planned in plans}
+        others = dict(readable(stored, [name for name in names if name not in asked]))
+        outcomes = [(asked | others).get(name) for name in names]
         path = home.root / "reproductions" / f"{paper}-{edition}.html"
         reports[paper] = write_paper(paper, [outcome for outcome in outcomes if outcome is not None], path)
     return reports

@@ -112,7 +112,7 @@ def track(target: Target, records: Sequence[Record], path: Path, home: Home) -> 
     if run_id is None:
         return None
     tracker.log_metrics(run_id, metrics_of(records))
-    tracker.log_json(run_id, json.loads(path.read_text()), ARTIFACT)
+    tracker.log_json(run_id, read_json(path), ARTIFACT)
     return run_id
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +18,9 @@ from analysis.reproduction.readings import Found
 from analysis.reproduction.suites import attack_item, read_row
 from analysis.result import EvaluationResult, Row
 from analysis.statistics import Estimate
+from models.errors import UserError
 from models.files import write_text
+from models.json_text import read_json
 from models.weights import read_config
 from orchestration.environment import cpu_model
 from orchestration.home import Home
@@ -38,6 +41,7 @@ from orchestration.run_folder import RunFolder
 from trainers.hardware import GPU_METRIC, PROCESS_METRIC
 
 NOT_ASKED = "not asked for"
+EPOCH_SECONDS = "time/epoch_seconds"
 NOT_EVALUATED = "not evaluated yet"
 NOT_MEASURED = "not measured yet"
 
@@ -54,7 +58,12 @@ def read_outcome(home: Home, item: str, edition: str) -> ItemOutcome | None:
         UserError: it is damaged.
     """
     path = outcome_folder(home, item, edition) / "outcome.json"
-    return ItemOutcome.from_json(path.read_text(), path) if path.is_file() else None
+    if not os.path.lexists(path):
+        return None
+    outcome = ItemOutcome.from_content(read_json(path), path)
+    if outcome.item != item or outcome.scale != edition.partition("-")[0]:
+        raise UserError(f"{path} is the outcome of {outcome.item} at scale {outcome.scale}; delete it, `rayndom reproduce` writes it again")
+    return outcome
 
 
 @dataclass(frozen=True)
@@ -259,7 +268,9 @@ class Ledger:
         """Return a time or a peak of memory from the epochs of a training, or why there is none."""
         history = (self._trained(training) or {})["history"]
         where = _hardware(self._environment(training))
-        seconds = [epoch["time/epoch_seconds"] for epoch in history]
+        seconds = [epoch[EPOCH_SECONDS] for epoch in history if EPOCH_SECONDS in epoch]
+        if not seconds and measure.quantity in ("training_minutes", "epoch_seconds"):
+            return _Missing("times were not recorded when it was trained", expected=False)
         if measure.quantity == "training_minutes":
             return Reading(sum(seconds) / 60, how=f"{len(seconds)} epochs, validation apart, {where}")
         if measure.quantity == "epoch_seconds":
@@ -295,7 +306,7 @@ class Ledger:
             group=training.group,
             state=self._state(training),
             epochs=result["num_epochs"] if result else None,
-            seconds=sum(epoch["time/epoch_seconds"] for epoch in result["history"]) if result else None,
+            seconds=sum(epoch.get(EPOCH_SECONDS, 0.0) for epoch in result["history"]) if result else None,
             mlflow_run=self.mlflow_runs.get(training.fingerprint) or (before.mlflow_run if before else ""),
             environment=self._environment(training) if result else {},
             checks=dict(before.checks if before else {}) | {base: _checks(found) for base, found in results.items()},

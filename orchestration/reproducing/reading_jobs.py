@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from analysis.fingerprints import weights_hash
 from analysis.quantities.quantity import MOST_IMAGES, Subject
@@ -16,6 +18,7 @@ from analysis.reproduction.papers.measures import Theory
 from analysis.reproduction.readings import Found, identity, read_test_set_seconds, read_theory
 from models.errors import UserError
 from models.files import write_text
+from models.json_text import first_problem, read_json
 from models.weights import load_pretrained
 from orchestration import console
 from orchestration.evaluating.evaluation_run import test_images
@@ -24,6 +27,7 @@ from orchestration.reproducing.cost import untrained_network
 from orchestration.reproducing.plan import ReadingJob, Training, is_untrained, model_folder
 
 SEED = 0
+_FOUND = TypeAdapter(Found)
 
 
 class KeptReadings:
@@ -50,12 +54,12 @@ class KeptReadings:
             UserError: the file is damaged.
         """
         path = self.path(job)
-        if not path.is_file():
+        if not os.path.lexists(path):
             return None
         try:
-            return Found(**json.loads(path.read_text())["found"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error}); delete it, `rayndom reproduce` measures it again") from None
+            return _FOUND.validate_python(read_json(path).get("found"))
+        except ValidationError as error:
+            raise UserError(f"{path} is damaged ({first_problem(error)}); delete it, `rayndom reproduce` measures it again") from None
 
     def keep(self, job: ReadingJob, found: dict[str, Any]) -> None:
         """Write what was found, whole or not at all."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import statistics
 import time
 from pathlib import Path
@@ -16,13 +17,16 @@ import torch
 from torch import nn
 
 from analysis.theory.cost import count_parameters
+from models.errors import UserError
 from models.files import write_text
+from models.json_text import read_json
 from models.modes import mode
 from models.randomness import resample
 from models.weights import load_pretrained
 from orchestration.run_folder import RunFolder
 from orchestration.training.job import MeasureConfig, TrainingJob
 from trainers.data import evaluation_batches, load_data
+from trainers.reporting import are_metrics
 from trainers.validation import limited
 
 if TYPE_CHECKING:
@@ -72,9 +76,18 @@ def protocol_metrics(job: TrainingJob, measure: MeasureConfig) -> dict[str, floa
 
 
 def kept_protocol_metrics(folder: RunFolder, measure: MeasureConfig) -> dict[str, float] | None:
-    """Return what an earlier measurement of the run found, None if there was none."""
+    """Return what an earlier measurement of the run found, None if there was none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     path = _path(folder, measure)
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not os.path.lexists(path):
+        return None
+    metrics = read_json(path)
+    if not are_metrics(metrics):
+        raise UserError(f"{path} is damaged: it should hold numbers by name; delete it to measure again")
+    return metrics
 
 
 def _path(folder: RunFolder, measure: MeasureConfig) -> Path:

@@ -34,8 +34,8 @@ def train_in_group(
     """Train with `resources.workers` workers of the Ray at `address`; the listeners are called here, in the driver.
 
     Args:
-        job: what to train. address: of Ray. on_epoch: called after every epoch. on_ready: called once the workers have data, network and
-            device.
+        job: what to train. address: of Ray. on_epoch: called after every epoch. on_ready: called once the workers have taken the first
+            step.
 
     Raises:
         UserError: the workers do not fit the cluster, or something does not fit them. TrainingDiverged: the loss is not finite.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from orchestration import console
@@ -41,13 +42,15 @@ class _TrainingProgress:
         """Add an epoch's line."""
         metrics = report.metrics
         clean, robust = metrics.get("validation/clean_accuracy"), metrics.get("validation/robust_accuracy")
+        # What earlier starts reported is shown again; they may be of another version.
+        loss, speed = metrics.get("train/loss", math.nan), metrics.get("time/examples_per_second", math.nan)
         row = [
             f"{report.epoch}/{self.epochs}",
             "",
-            f"{metrics['train/loss']:.3f}",
+            f"{loss:.3f}",
             "" if clean is None else f"{100 * clean:.1f}",
             "" if robust is None else f"{100 * robust:.1f}",
-            f"{metrics['time/examples_per_second']:.0f}",
+            f"{speed:.0f}",
         ]
         self.rows.append(row)
         if replayed:
@@ -62,8 +65,7 @@ class _TrainingProgress:
         self.board.show(
             self.rows[-6:],
             self._left(report.epoch),
-            f"epoch {report.epoch}/{self.epochs}, loss {metrics['train/loss']:.3f}{accuracies}, "
-            f"{metrics['time/examples_per_second']:.0f} images/s, {self._left(report.epoch)}",
+            f"epoch {report.epoch}/{self.epochs}, loss {loss:.3f}{accuracies}, {speed:.0f} images/s, {self._left(report.epoch)}",
         )
 
     def _left(self, epoch: int) -> str:
@@ -104,7 +106,7 @@ class _SingleRun:
                 with self.progress.board:
                     result = self._train()
             except BaseException as error:
-                # What was refused before the run was opened leaves none.
+                # What was refused, or broke, before the first step was taken leaves no run.
                 if self.run.is_open:
                     broke = isinstance(error, Exception)
                     self.writer.later(self.run.end, FAILED if broke else KILLED, str(error) if broke else None)

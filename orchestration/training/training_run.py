@@ -45,10 +45,17 @@ class RunResult:
 
 
 class _FolderReporter:
-    """Writes the resumable state of each epoch, then tells the listeners."""
+    """Writes the resumable state of each epoch, then tells the listeners; the first of all steps tells them that it goes."""
 
-    def __init__(self, folder: RunFolder, on_epoch: EpochListener, on_step: StepListener) -> None:
+    def __init__(self, folder: RunFolder, on_epoch: EpochListener, on_step: StepListener, on_ready: Callable[[], None]) -> None:
         self.folder, self.on_epoch, self.on_step = folder, on_epoch, on_step
+        self._ready: Callable[[], None] | None = on_ready
+
+    def ready(self) -> None:
+        """Tell, once, that it goes."""
+        if self._ready is not None:
+            on_ready, self._ready = self._ready, None
+            on_ready()
 
     def epoch_finished(self, report: EpochReport, save: Callable[[Path], None]) -> None:
         if world()[0] == 0:
@@ -56,6 +63,7 @@ class _FolderReporter:
         self.on_epoch(report)
 
     def step_finished(self, step: int, num_steps: int) -> None:
+        self.ready()
         self.on_step(step, num_steps)
 
 
@@ -73,7 +81,8 @@ def train_here(
     Args:
         job: what to train.
         on_epoch, on_step: listeners; called on every worker.
-        on_ready: called before anything is reported, once data, network and device are there.
+        on_ready: called before anything is reported, once it is known to go: data, network and device are there, and the first step of
+            the training (which is when an objective meets them) was taken, now or by an earlier start.
 
     Raises:
         UserError: something does not fit. TrainingDiverged: the loss is not finite. OSError: a checkpoint could not be written.
@@ -90,19 +99,27 @@ def train_here(
             finished["metrics"] |= cost_metrics(load_pretrained(folder.model, resample_on_forward=False), image_shape)
         return as_result(folder, finished, reused=True)
     prepared = PreparedTraining(experiment, job.data_root)
-    on_ready()
+
+    def goes() -> None:
+        if rank == 0:
+            folder.write_config(experiment)
+        on_ready()
+
+    reporter = _FolderReporter(folder, on_epoch, on_step, goes)
     diverged = folder.diverged()
     if diverged is not None:
+        on_ready()
         raise TrainingDiverged(f"{diverged} (found by an earlier start; `rayndom train --restart` trains it again)")
-    if rank == 0:
-        folder.write_config(experiment)
     resume_from = None
     if folder.has_state:
         resume_from = folder.path
-        _replay(read_state(folder.path)["history"], on_epoch)
+        history = read_state(folder.path)["history"]
+        reporter.ready()
+        _replay(history, on_epoch)
     try:
-        outcome = prepared.fit(_FolderReporter(folder, on_epoch, on_step), resume_from)
+        outcome = prepared.fit(reporter, resume_from)
     except TrainingDiverged as error:
+        reporter.ready()  # that it diverges is its result
         if rank == 0:
             folder.write_diverged(str(error))
         raise

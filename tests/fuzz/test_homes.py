@@ -69,7 +69,7 @@ def commands_on(run: str, other: str, home: Path, rng: random.Random) -> list[st
     """Return a command that asks for a run."""
     return rng.choice(
         [
-            ["export", run, "--to", str(home.parent / "out")],
+            ["export", run, "--to", str(home.parent / f"out-{run}")],
             ["export", run, "--to", str(home / "exports" / run)],
             ["evaluate", run, "--samples", "10", "--workers", "1"],
             ["evaluate", str(home / "exports" / run), "--samples", "10", "--workers", "1"],

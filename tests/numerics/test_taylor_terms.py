@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -205,6 +206,40 @@ def test_rules_of_single_operations(operation: nn.Module) -> None:
 def test_unknown_operations_are_errors_and_never_wrong_numbers(operation: nn.Module) -> None:
     x, _ = batch()
     model = Chain(operation)
+    with pytest.raises(UserError, match="no rule"):
+        taylor_terms(model, x, gaussian_direction(model, 0.1), order=1)
+
+
+class Operator(nn.Module):
+    """Something that Python's operators do to a tensor."""
+
+    def __init__(self, operator: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.operator = operator
+
+    def forward(self, x: Tensor) -> Any:
+        return self.operator(x)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        lambda x: x[torch.arange(len(x))],
+        lambda x: torch.stack(list(x)),
+        lambda x: x**2,
+        lambda x: x @ x,
+        abs,
+        lambda x: 1 / x,
+        lambda x: x * (x > 0),
+        lambda x: x if x.mean() else -x,
+        lambda x: x * (x == 0),
+        lambda x: x * float(x.mean()),
+        lambda x: x % 2,
+    ],
+)
+def test_operators_without_a_rule_are_errors(operator: Callable[[Tensor], Any]) -> None:
+    x, _ = batch()
+    model = Chain(Operator(operator))
     with pytest.raises(UserError, match="no rule"):
         taylor_terms(model, x, gaussian_direction(model, 0.1), order=1)
 

@@ -28,6 +28,13 @@ def test_a_group_without_its_data_leaves_no_run(home, ray_cluster, tmp_path):
     assert runs_of(home, "run") == []
 
 
+def test_a_group_whose_objective_refuses_it_leaves_no_run(home, ray_cluster):
+    fields = ["--data.limit_train", "96", "--data.validation_size", "32", "--training.batch_norm", "synchronized"]
+    with pytest.raises(UserError, match="synchronized"):
+        run_single(load_recipe("rat_taylor_digits", [*fields, *TWO]).experiment, Workplace(home))
+    assert runs_of(home, "run") == []
+
+
 def test_a_group_that_diverges_says_so_and_is_not_trained_again(home, ray_cluster):
     fields = ["--data.limit_train", "96", "--data.validation_size", "32", "--training.epochs", "2", "--training.precision", "fp32"]
     experiment = load_recipe("natural_digits", [*fields, "--training.optimizer.learning_rate", HUGE, *TWO]).experiment

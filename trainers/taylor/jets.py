@@ -166,3 +166,22 @@ class Jet:
 
     def __neg__(self) -> Jet:
         return self.map(torch.neg)
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+
+def _without_rule(name: str) -> Callable[..., Any]:
+    def refuse(self: Jet, *args: Any, **kwargs: Any) -> Any:
+        raise no_rule(f"the operation Tensor.{name} of this network")
+
+    return refuse
+
+
+_OPERATORS = (
+    "getitem setitem iter contains float int index complex bool eq ne lt le gt ge abs pos invert pow rpow matmul rmatmul mod rmod floordiv "
+    "rfloordiv rtruediv and or xor rand ror rxor"
+)
+for _name in _OPERATORS.split():
+    # Python looks for them on the class, not through `__getattr__`: without an entry a TypeError follows, or objects are compared.
+    setattr(Jet, f"__{_name}__", _without_rule(f"__{_name}__"))
