@@ -31,6 +31,7 @@ RESULT_FILE = "result.json"
 EXPERIMENT_FILE = "config.yaml"
 MODEL_FOLDER = "model"
 DIVERGED_FILE = "diverged.json"
+INITIAL_WEIGHTS_FILE = "initial_weights.json"
 
 
 def _problem_with(result: Mapping[str, Any]) -> str | None:
@@ -126,6 +127,24 @@ class RunFolder:
     def write_diverged(self, reason: str) -> None:
         """Keep that the training diverged, which is a result."""
         write_text(self.path / DIVERGED_FILE, json.dumps({"reason": reason}))
+
+    def initial_weights(self) -> dict[str, Any] | None:
+        """Return the report on the weights that the run began with, None where they were fresh or it has not begun.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        path = self.path / INITIAL_WEIGHTS_FILE
+        if not path.is_file():
+            return None
+        report = read_json(path)
+        if not all(isinstance(report.get(key), str) for key in ("source", "sha256", "sentence")):
+            raise UserError(f"{path} is damaged: source, sha256 and sentence should be texts; delete the folder to train again")
+        return report
+
+    def write_initial_weights(self, report: dict[str, Any]) -> None:
+        """Keep what became of the weights that the run begins with."""
+        write_text(self.path / INITIAL_WEIGHTS_FILE, json.dumps(report, indent=2))
 
     def write_config(self, experiment: ExperimentConfig) -> None:
         """Keep the whole configuration beside the state."""

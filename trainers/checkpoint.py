@@ -87,7 +87,10 @@ def _problem_with(state: Any) -> str | None:
         return f"'finished_epochs' is {epochs}, but 'history' holds {len(state['history'])} epochs"
     if state["validations_since_best"] < 0:
         return "'validations_since_best' is negative"
-    for name, part in (("best", best), ("weights", state)):
+    average = state.get("average")
+    if average is not None and not (isinstance(average, dict) and type(average.get("updates")) is int and average["updates"] >= 0):
+        return "'average' is not an average of weights and how many it is of"
+    for name, part in (("best", best), ("weights", state), ("average", average)):
         weights = None if part is None else part.get("weights")
         if part is not None and not (isinstance(weights, dict) and all(isinstance(each, torch.Tensor) for each in weights.values())):
             return f"the weights of {name!r} are not named tensors"

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from models.configuration import Config
+from models.file_content import absolute
+from models.initial_weights import SCHEMES, is_path
+from trainers.averaging import AveragingConfig
 from trainers.objective import ObjectiveConfig, ObjectiveField, objectives
 from trainers.optimizer import OptimizerConfig
 from trainers.schedule import ScheduleConfig
@@ -29,10 +32,21 @@ class TrainingConfig(Config):
         "training), `each_attack_step` (the attack sees a new draw at each step, the training step another), `each_batch` (attack and step "
         "share a draw: white-box training), `each_epoch`.",
     )
+    initial_weights: str | None = Field(
+        None,
+        min_length=1,
+        description="Begin with these weights: an exported folder, a run, `models:/NAME@ALIAS`, a file (`.safetensors`, or a state dict, "
+        "read without executing code), or `timm:NAME` where its weights are on this machine; none: fresh ones.",
+    )
+    reinitialize: tuple[str, ...] = Field(
+        (),
+        description="Parts of the network that begin fresh all the same, e.g. `[classifier]` for other classes: layers or tensors.",
+    )
     epochs: int = Field(200, ge=1, le=100_000, description="Passes over the training images.")
     batch_size: int = Field(128, ge=1, description="Images per step over all workers together.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="The optimizer.")
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="The learning-rate schedule.")
+    averaging: AveragingConfig = Field(default_factory=AveragingConfig, description="An average of the weights.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
         description="Arithmetic of training: `bf16` autocast, `fp32`, or `auto`: bf16 on hardware with fast bf16 matrix units. Validation "
@@ -61,6 +75,20 @@ class TrainingConfig(Config):
         if isinstance(validation, ValidationConfig) and "select" not in validation.model_fields_set:
             return {**value, "validation": validation.model_copy(update={"select": entry.selection})}
         return value
+
+    @field_validator("initial_weights")
+    @classmethod
+    def _files_are_absolute(cls, name: str | None) -> str | None:
+        """A path means the same file in every process, wherever it was started."""
+        if name is None or name.startswith(SCHEMES) or not is_path(name):
+            return name
+        return str(absolute(name))
+
+    @model_validator(mode="after")
+    def _begins_fresh_where_weights_are_given(self) -> TrainingConfig:
+        if self.reinitialize and self.initial_weights is None:
+            raise ValueError("reinitialize says what begins fresh beside initial_weights, and there are none")
+        return self
 
     @property
     def revision(self) -> int:

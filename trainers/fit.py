@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterable
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from models.constraints import apply_constraints
 from models.errors import UserError
+from models.randomness import derive_seed
 from models.threat_model import ThreatModel
+from trainers.averaging import WeightAverage, recompute_batch_statistics
 from trainers.checkpoint import START_AGAIN, read_state, write_state
 from trainers.config import TrainingConfig
 from trainers.data import ArraySplit, Augmentation, Splits, StreamedSplit, training_batches
@@ -38,6 +41,8 @@ from trainers.streams import Streams
 from trainers.validation import BATCH_SIZE, validate
 
 SELECTION_METRIC = "validation/robust_accuracy"
+AVERAGE_CHOSEN = "average/chosen"
+"""1 where the averaged weights are the better copy of an epoch, and `validation/...` their metrics; 0: the latest weights."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -165,6 +170,7 @@ class TrainingLoop:
             num_epochs=config.epochs,
             steps_per_epoch=self.steps_per_epoch,
         )
+        self.average = None if config.averaging.name == "none" else WeightAverage(self.model, config.averaging, config.epochs)
         self.clipped_steps = torch.zeros((), device=device)
         self.finished_epochs = 0
         self.history: list[dict[str, float]] = []
@@ -179,6 +185,8 @@ class TrainingLoop:
         while self.finished_epochs < self.config.epochs and not self.ended:
             metrics = self.train_epoch(self.finished_epochs)
             self.finished_epochs += 1
+            if self.average is not None:
+                self.average.after_epoch(self.finished_epochs)
             is_best = self.measure(metrics)
             report = EpochReport(self.finished_epochs, metrics, is_best)
             try:
@@ -262,6 +270,8 @@ class TrainingLoop:
         optimizer.step()
         self.objective.after_optimizer_step(self.model, context)
         apply_constraints(self.model)
+        if self.average is not None:
+            self.average.after_step(context.epoch + (index + 1) / self.steps_per_epoch)
         return scalars
 
     def signs(self, x_BCHW: Tensor, y_B: Tensor) -> dict[str, float]:
@@ -277,21 +287,58 @@ class TrainingLoop:
         self.history.append(metrics)
         if not last and self.finished_epochs % validation.every:
             return False
-        measured = self.validate(self.held_out)
+        measured, weights = self.validate(self.held_out), None
+        if self.average is not None:
+            measured, weights = self.better_copy(measured)
         metrics |= measured
-        score = (measured[SELECTION_METRIC], measured["validation/clean_accuracy"])
+        score = _score(measured)
         is_best = self.best is None or validation.select == "last" or score > tuple(self.best["score"])
         if is_best:
             self.best = {
                 "score": list(score),
                 "epoch": self.finished_epochs,
                 "metrics": dict(metrics),
-                "weights": to_cpu(self.model.state_dict()),
+                "weights": weights or to_cpu(self.model.state_dict()),
             }
         self.validations_since_best = 0 if is_best else self.validations_since_best + 1
         if validation.patience is not None and self.validations_since_best >= validation.patience:
             self.ended = True
         return is_best
+
+    def better_copy(self, latest: dict[str, float]) -> tuple[dict[str, float], dict[str, Tensor] | None]:
+        """Validate the averaged weights beside the latest ones; return the metrics of the better copy, with the accuracies of both, and the
+        weights if it is the average. Where the last checkpoint is kept whatever it is worth, that is the average.
+
+        Args:
+            latest: metrics of the latest weights. Until the average begins, it is these.
+        """
+        assert self.average is not None
+        averaged, weights, chosen = latest, None, False
+        if self.average.updates:
+            with self.average.in_the_model(self.model):
+                self.recompute_batch_statistics()
+                averaged = self.validate(self.held_out)
+                chosen = self.config.validation.select == "last" or _score(averaged) >= _score(latest)
+                weights = to_cpu(self.model.state_dict()) if chosen else None
+        both = {"average": averaged, "latest": latest}
+        accuracies = {
+            f"validation/{copy}/{name}": measured[f"validation/{name}"]
+            for copy, measured in both.items()
+            for name in ("clean_accuracy", "robust_accuracy")
+        }
+        return {**(averaged if chosen else latest), **accuracies, AVERAGE_CHOSEN: float(chosen)}, weights
+
+    def recompute_batch_statistics(self) -> None:
+        """Take the model's batch statistics anew from some training images, augmented as in training; this worker's rows of them."""
+        generators = [
+            torch.Generator().manual_seed(derive_seed(self.seed, f"{name} of the average", self.finished_epochs))
+            for name in ("order", "augmentation")
+        ]
+        size = self.config.batch_size
+        batches = training_batches(self.splits.train, size // self.world_size, self.augmentation, *generators, self.rank, self.world_size)
+        images = (x_BCHW for x_BCHW, _ in itertools.islice(batches, max(1, self.config.averaging.statistics_images // size)))
+        recompute_batch_statistics(self.model, images, derive_seed(self.seed, "draws of the average", self.finished_epochs, self.rank))
+        average_batch_statistics(self.model)
 
     @property
     def held_out(self) -> ArraySplit | StreamedSplit:
@@ -325,6 +372,7 @@ class TrainingLoop:
             "best": self.best,
             "validations_since_best": self.validations_since_best,
             "ended": self.ended,
+            **({} if self.average is None else {"average": self.average.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -342,6 +390,8 @@ class TrainingLoop:
                 self.model.load_state_dict(state["best"]["weights"])
             self.model.load_state_dict(state["weights"])
             self.optimizer.load_state_dict(state["optimizer"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
         # PyTorch says by several kinds of error that tensors or groups are not those of this model.
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"the checkpoint is of another model: {str(error)[:300]}. {START_AGAIN}") from None
@@ -350,3 +400,7 @@ class TrainingLoop:
         self.best = state["best"]
         self.validations_since_best = state["validations_since_best"]
         self.ended = state["ended"]
+
+
+def _score(measured: dict[str, float]) -> tuple[float, float]:
+    return measured[SELECTION_METRIC], measured["validation/clean_accuracy"]

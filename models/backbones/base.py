@@ -10,7 +10,7 @@ each one with a tap: an `nn.Identity` in `taps` that its forward runs there. Pos
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol, get_args
@@ -28,6 +28,9 @@ LARGEST_CIFAR_STEM_IMAGE = 64
 
 # Parts of a dotted name that mark a branch beside the main path: shortcuts (timm: downsample), squeeze-and-excitation.
 SIDE_BRANCHES = frozenset({"shortcut", "downsample", "se"})
+
+CLASSIFIER_NAMES: tuple[tuple[str, str], ...] = ((r"^(fc|linear|head|logits)\.", "classifier."),)
+"""What the last layer is called in torchvision, in the codes of papers, in timm and by DeepMind."""
 
 
 class GivesFeatures(Protocol):
@@ -48,6 +51,8 @@ class Backbone(nn.Module, abc.ABC):
 
     taps: nn.ModuleDict
     classifier: nn.Linear
+    names_elsewhere: Sequence[tuple[str, str]] | Mapping[str, str] = CLASSIFIER_NAMES
+    """How other libraries call the tensors of this network: patterns and what they become here, one after the other; or names -> names."""
     _convolutions: tuple[str, ...] | None = None
     _spatial_convolutions: tuple[str, ...] = ()
     _normalizations: tuple[str, ...] | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from models.backbones.base import (
+    CLASSIFIER_NAMES,
     Backbone,
     BackboneEntry,
     ImageShape,
@@ -46,6 +47,8 @@ class PreActResNet(Backbone):
 
     Taps: 0 image, 1 after the stem (before layer1), i before layer i, 5 after the last ReLU.
     """
+
+    names_elsewhere = (*CLASSIFIER_NAMES, (r"\.shortcut\.0\.", ".shortcut."))
 
     def __init__(self, num_blocks: tuple[int, int, int, int], num_classes: int, image_shape: ImageShape) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from models.backbones.base import (
+    CLASSIFIER_NAMES,
     Backbone,
     BackboneEntry,
     ImageShape,
@@ -75,6 +76,8 @@ class ResNet(Backbone):
     Taps: 0 image, 1 after the stem (before layer1), i before layer i, last before pooling. For ResNet-18 on 3x32x32:
     (3,32,32), (64,32,32), (64,32,32), (128,16,16), (256,8,8), (512,4,4).
     """
+
+    names_elsewhere = (*CLASSIFIER_NAMES, (r"\.downsample\.", ".shortcut."))
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from models.backbones.base import Backbone, BackboneEntry, ImageShape, identity_taps, initialize_convolutions
+from models.backbones.base import CLASSIFIER_NAMES, Backbone, BackboneEntry, ImageShape, identity_taps, initialize_convolutions
 from models.errors import UserError, nearest, unknown_name
 from models.layer_replacement import of_type, replace_modules, set_module
 from models.modes import probed
@@ -43,6 +43,7 @@ class TimmBackbone(Backbone):
 
     def __init__(self, model: nn.Module, image_shape: ImageShape, *, fused_attention: bool = False) -> None:
         super().__init__()
+        named = {id(tensor): name for name, tensor in _named_tensors(model)}
         classifier = _take_classifier(model)
         _make_differentiable(model, fused_attention)
         self.taps = identity_taps(2)
@@ -51,6 +52,7 @@ class TimmBackbone(Backbone):
         self.maps_are_channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
         if not self._ends_in_feature_map(image_shape):
             del self.taps["1"]
+        self.names_elsewhere = {named[id(tensor)]: name for name, tensor in _named_tensors(self) if id(tensor) in named}
         self.record_layers()
 
     def forward_features(self, x_BCHW: Tensor) -> Tensor:
@@ -106,6 +108,8 @@ class ConvStemVisionTransformer(Backbone):
     Deviation: all 12 blocks stay, where that paper drops one for the stem. The authors' code of DCS has neither
     BatchNorm nor ReLU between the convolutions: `stem_activation="none"`.
     """
+
+    names_elsewhere = (*CLASSIFIER_NAMES, (r"^(?=(blocks|norm|cls_token|pos_embed)\b)", "transformer."))
 
     def __init__(
         self,
@@ -173,6 +177,10 @@ def default_num_strides(image_shape: ImageShape) -> int:
     return min(len(STEM_CHANNELS), int(math.log2(smallest_side / SMALLEST_TOKEN_GRID)))
 
 
+def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
 def _take_classifier(model: Any) -> nn.Linear:
     """Remove the last linear layer from a timm model and return it."""
     classifier = model.get_classifier()
@@ -209,8 +217,8 @@ def _make_differentiable(model: nn.Module, fused_attention: bool) -> None:
 
 def _separate_activation(name: str, fused: Any) -> nn.Sequential:
     normalization = nn.BatchNorm2d(fused.num_features, fused.eps, fused.momentum, fused.affine, fused.track_running_stats)
-    state = fused.state_dict()  # that of a parametric activation included
-    normalization.load_state_dict({key: state[key] for key in normalization.state_dict()})
+    for key, value in ((key, getattr(fused, key)) for key in normalization.state_dict()):
+        setattr(normalization, key, value)  # the tensors themselves: what timm calls them is known by them
     return nn.Sequential(OrderedDict(normalization=normalization, drop=fused.drop, activation=fused.act))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from models.backbones.base import (
+    CLASSIFIER_NAMES,
     Backbone,
     BackboneEntry,
     ImageShape,
@@ -65,6 +66,8 @@ class WideResNet(Backbone):
     Taps: 0 image, 1 after the stem, 2 before block2, 3 before block3, 4 after the last ReLU. For WRN-34-10 on 3x32x32:
     (3,32,32), (16,32,32), (160,32,32), (320,16,16), (640,8,8).
     """
+
+    names_elsewhere = (*CLASSIFIER_NAMES, (r"\.convShortcut\.", ".shortcut."))
 
     def __init__(self, depth: int, widen_factor: int, num_classes: int, image_shape: ImageShape) -> None:
         super().__init__()

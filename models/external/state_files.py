@@ -38,7 +38,7 @@ def load_state(network: nn.Module, path: Path) -> None:
     """
     if isinstance(network, ForwardRandomness):
         network = network.network
-    state = _without_prefixes(read_state(path), network.state_dict())
+    state = without_prefixes(read_state(path), network.state_dict())
     _check_names(state, network, path)
     strange = not_finite(state)
     if strange is not None:
@@ -109,7 +109,8 @@ def _is_state(content: Any) -> bool:
     return isinstance(content, Mapping) and bool(content) and all(isinstance(value, Tensor) for value in content.values())
 
 
-def _without_prefixes(state: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
+def without_prefixes(state: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors without what wrappers left before every name; `wanted`: the names of the network."""
     state = dict(state)
     while True:
         prefix = next((each for each in PREFIXES if all(name.startswith(each) for name in state)), None)

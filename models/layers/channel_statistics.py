@@ -196,7 +196,8 @@ class Normalization2d(nn.Module):
         num_channels: C.
         kind: which normalization.
         eps: added to the variance.
-        momentum: weight of the newest batch in the running statistics.
+        momentum: weight of the newest batch in the running statistics; None: they are the mean over all batches since
+            `reset_running_stats`, each weighted by its share.
         affine: learn a scale and a shift per channel.
 
     Deviation: the official code's BGN keeps only `momentum` of the old statistics and corrects the variance twice; here
@@ -214,7 +215,7 @@ class Normalization2d(nn.Module):
         num_channels: int,
         kind: NormalizationType,
         eps: float = 1e-5,
-        momentum: float = 0.1,
+        momentum: float | None = 0.1,
         affine: bool = True,
     ) -> None:
         super().__init__()
@@ -235,6 +236,15 @@ class Normalization2d(nn.Module):
             self.register_buffer("running_mean", torch.zeros(self.num_groups))
             self.register_buffer("running_var", torch.ones(self.num_groups))
             self.register_buffer("num_batches_tracked", torch.tensor(0))
+        self._recorded_share: Tensor | float = 0.0
+
+    def reset_running_stats(self) -> None:
+        """Forget all batches."""
+        if self.kind.over_batch:
+            self.running_mean.zero_()
+            self.running_var.fill_(1)
+            self.num_batches_tracked.zero_()
+            self._recorded_share = 0.0
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Normalize with PyTorch's kernels where they exist for this kind."""
@@ -246,14 +256,15 @@ class Normalization2d(nn.Module):
         record = self.training and self.track_running_stats
         if record:
             self.num_batches_tracked.add_(1)
+        momentum = self.momentum if self.momentum is not None else 1 / max(1, int(self.num_batches_tracked)) if record else 0.0
         known = record or not self.training
         mean, variance = (self.running_mean, self.running_var) if known else (None, None)
         if self.num_groups == self.num_channels:
-            return functional.batch_norm(x_BCHW, mean, variance, self.weight, self.bias, self.training, self.momentum, self.eps)
+            return functional.batch_norm(x_BCHW, mean, variance, self.weight, self.bias, self.training, momentum, self.eps)
         # A group of channels is one channel of a taller image.
         batch, _, height, width = x_BCHW.shape
         tall = x_BCHW.reshape(batch, self.num_groups, -1, width)
-        out = functional.batch_norm(tall, mean, variance, None, None, self.training, self.momentum, self.eps)
+        out = functional.batch_norm(tall, mean, variance, None, None, self.training, momentum, self.eps)
         out_BCHW = out.view(batch, self.num_channels, height, width)
         if self.weight is None or self.bias is None:
             return out_BCHW
@@ -288,7 +299,12 @@ class Normalization2d(nn.Module):
         if isinstance(count, int) and count < 2:
             raise ValueError(f"Expected more than 1 value per channel when training, got {count} in {self.kind.name}")
         unbiased_G = variance_G.detach() * (count / (count - 1))
-        weight = mean_G.new_tensor(self.momentum) if share is None else self.momentum * share
+        newest = mean_G.new_ones(()) if share is None else share
+        if self.momentum is None:
+            self._recorded_share = self._recorded_share + newest
+            weight = newest / self._recorded_share.clamp_min(torch.finfo(newest.dtype).tiny)
+        else:
+            weight = self.momentum * newest
         self.running_mean.lerp_(mean_G.detach().to(self.running_mean.dtype), weight.to(self.running_mean.dtype))
         self.running_var.lerp_(unbiased_G.to(self.running_var.dtype), weight.to(self.running_var.dtype))
         self.num_batches_tracked.add_(1 if share is None else (share > 0).long())

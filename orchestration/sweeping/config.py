@@ -11,6 +11,8 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from models.configuration import Config
 from models.errors import UserError, unknown_name
+from models.file_content import absolute
+from models.initial_weights import SCHEMES, is_path
 from models.registry import parse_parameters
 from orchestration import recipes
 from orchestration.catalogue import catalogue
@@ -169,7 +171,15 @@ class SweepConfig(Config):
                 recipes.set_dotted(tree, dotted, value)
             except UserError as error:
                 raise UserError(f"sweep {self.name}: {error}") from None
+        self._refuse_relative_path(tree)
         return recipes.parse_experiment(tree, f"sweep {self.name}")
+
+    def _refuse_relative_path(self, tree: Mapping[str, Any]) -> None:
+        """A trial runs in a folder of its own, from which a relative path would lead elsewhere."""
+        training = tree.get("training")
+        name = training.get("initial_weights") if isinstance(training, Mapping) else None
+        if isinstance(name, str) and name and is_path(name) and not name.startswith(SCHEMES) and str(absolute(name)) != name:
+            raise UserError(f"sweep {self.name}: training.initial_weights {name}: a sweep names files from the root, as {absolute(name)}")
 
     def baseline_experiment(self, recipe: str) -> ExperimentConfig:
         """Return a baseline's experiment: its recipe with the sweep's settings, those of the defence left out."""

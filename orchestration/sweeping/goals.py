@@ -15,6 +15,8 @@ from orchestration.training.final_measures import MARKED_METRIC, PROTOCOLS, prot
 from trainers.validation import attack_name
 
 COST_METRICS = ("model/parameters", "model/latency_ms")
+AVERAGED = tuple(f"validation/{copy}/{kind}_accuracy" for copy in ("average", "latest") for kind in ("clean", "robust"))
+"""Accuracies of the averaged weights and of the latest ones; `validation/robust_accuracy` is that of the better copy."""
 RATES = ("time/examples_per_second",)
 """Metrics of which more is better, accuracies apart."""
 
@@ -86,6 +88,7 @@ def epoch_metrics(experiment: ExperimentConfig) -> list[str]:
         "validation/clean_accuracy",
         "validation/robust_accuracy",
         *(f"validation/robust_accuracy/{attack}" for attack in attacks),
+        *(AVERAGED if experiment.training.averaging.name != "none" else ()),
         "time/epoch_seconds",
         "time/examples_per_second",
     ]

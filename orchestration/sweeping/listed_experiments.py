@@ -22,6 +22,7 @@ from orchestration.training.final_measures import kept_protocol_metrics
 from orchestration.training.job import MeasureConfig, TrainingJob, new_start
 from orchestration.training.resources import concurrency, trial_resources
 from orchestration.training.shared_storage import probed
+from orchestration.training.training_run import check_initial_weights
 from orchestration.training.trial import run_trial, tune_resources
 
 
@@ -118,6 +119,8 @@ def _run_on_tune(
 ) -> None:
     start = new_start()
     jobs = {each.fingerprint: TrainingJob.at(workplace, each, start=start, measure=measure) for each in experiments}
+    for job in jobs.values():
+        check_initial_weights(job)
 
     def trial(settings: dict[str, Any]) -> None:
         run_trial(jobs[settings["fingerprint"]])

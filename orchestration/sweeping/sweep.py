@@ -34,6 +34,7 @@ from orchestration.sweeping.search import Search, run_search
 from orchestration.sweeping.study import ENDING_S, all_trials, full_trials, only_driver
 from orchestration.tracking.experiment_run import ParentRun
 from orchestration.tracking.tracker import Tracker
+from orchestration.trained_models.initial_weights import initial_weights
 from orchestration.trained_models.targets import Target
 from orchestration.training.preparation import build_for
 from orchestration.training.resources import trial_resources
@@ -51,7 +52,7 @@ def run_sweep(config: SweepConfig, workplace: Workplace, *, evaluate: bool = Tru
     Raises:
         UserError: a mistake, found before any worker starts.
     """
-    check_networks(config, workplace.data_root)
+    check_networks(config, workplace)
     baselines = [config.baseline_experiment(recipe) for recipe in config.baselines]
     with only_driver(workplace.home.sweep(sweep_key(config)), config.name, patience_s=None if wait else ENDING_S):
         tracker = Tracker(workplace.home, config.experiment({}).tracking.experiment)
@@ -223,8 +224,9 @@ def _keep_search(folder: Path, found: dict[str, Any]) -> None:
     write_text(folder / "search.json", json.dumps(found | {"plots": [Path(plot).name for plot in found["plots"]]}, indent=2))
 
 
-def check_networks(config: SweepConfig, data_root: Path | None) -> None:
-    """Read the data sets of a sweep and build the network of every end of its search space, each different one once.
+def check_networks(config: SweepConfig, workplace: Workplace) -> None:
+    """Read the data sets of a sweep and build the network of every end of its search space, each different one once, with the weights that
+    it begins with.
 
     Raises:
         UserError: a data set is missing, or the backbone does not have what a value asks for; says which dimension and which value.
@@ -236,12 +238,16 @@ def check_networks(config: SweepConfig, data_root: Path | None) -> None:
     for title, experiment in [*starts, *ends]:
         where = experiment.data.model_dump_json()
         if where not in data:
-            data[where] = load_data(experiment.data, data_root)
-        network = (where, experiment.backbone.model_dump_json(), experiment.defence.model_dump_json())
+            data[where] = load_data(experiment.data, workplace.data_root)
+        training = experiment.training
+        begins = (str(training.initial_weights), *training.reinitialize)
+        network = (where, experiment.backbone.model_dump_json(), experiment.defence.model_dump_json(), *begins)
         if network in built:
             continue
         built.add(network)
         try:
-            build_for(experiment, data[where])
+            built_network = build_for(experiment, data[where])
+            if training.initial_weights is not None:
+                initial_weights(training.initial_weights, workplace.home).begin(built_network, training.reinitialize)
         except UserError as error:
             raise UserError(f"sweep {config.name}: {title}: {error}") from None

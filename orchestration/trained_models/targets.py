@@ -28,6 +28,10 @@ from orchestration.trained_models.home_runs import run_of_recipe
 from trainers.data import DataConfig
 
 
+LONGEST_NAME = 255
+"""Bytes of the name of a file or folder."""
+
+
 @dataclass(frozen=True)
 class Target:
     """A trained model on this disk.
@@ -130,6 +134,8 @@ def resolve_target(target: str, home: Home) -> Target:
         UserError: there is none; says where it was looked for.
     """
     path = Path(target)
+    if any(len(part.encode()) > LONGEST_NAME for part in path.parts):
+        raise UserError(f"no model {target[:60]!r}...: no file has a name of more than {LONGEST_NAME} bytes")
     if (path / CONFIG_FILE).is_file():
         if is_recipe(target):
             console.warn(f"{target} is a folder here and a recipe; the folder's model is taken")

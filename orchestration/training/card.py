@@ -20,7 +20,7 @@ def model_card(
 
     Args:
         experiment: the run's configuration.
-        record: `metrics`, `selected_epoch`, `num_epochs` of training.
+        record: `metrics`, `selected_epoch`, `num_epochs` of training, and `initial_weights` where it did not begin fresh.
         class_names: of the data set.
         evaluation_markdown: table and verdicts of an evaluation; None: the model is not evaluated yet, and the card says so.
     """
@@ -37,6 +37,8 @@ def model_card(
     shown = ", ".join(map(markdown.name, class_names[:12])) + (", ..." if len(class_names) > 12 else "")
     deviations = "".join(f"\n- {line}" for line in (entry.deviations if entry else ()))
     selected_on = training.validation.select_on
+    initial = record.get("initial_weights")
+    begun = f"\n- initial weights: {markdown.escape(initial['sentence'])}" if initial else ""
     return f"""# {experiment.defence.name} on {experiment.backbone.name}, {experiment.data.name}
 
 {entry.summary if entry else experiment.defence.name}. {paper}.
@@ -45,7 +47,7 @@ def model_card(
 - data: {experiment.data.name}, {len(class_names)} classes ({shown})
 - threat model: {experiment.threat_model}, pixels in [0,1], normalization inside the model
 - training: {training.objective.name}, {record["num_epochs"]} epochs, batch {training.batch_size}, seed {experiment.seed};
-  the weights are those of epoch {record["selected_epoch"]}, selected on {selected_on} images
+  the weights are those of epoch {record["selected_epoch"]}, selected on {selected_on} images{begun}
 - fingerprint of the configuration: `{experiment.fingerprint}` (whole configuration in `config.json`)
 
 ## Accuracy during training

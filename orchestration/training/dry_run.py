@@ -19,6 +19,7 @@ from orchestration import console
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Workplace
 from orchestration.run_folder import RunFolder
+from orchestration.training.job import TrainingJob
 from orchestration.training.preparation import PreparedTraining
 from trainers.data import ArraySplit, StreamedSplit
 from trainers.fit import TrainingLoop
@@ -47,6 +48,7 @@ class DryRun:
         batch_size: images of a step, all workers together.
         validation_seconds: of one validation; number_of_validations: of the run.
         peak_memory_gib: of the GPU, or of this process.
+        initial_weights: what becomes of given ones.
     """
 
     recipe: str
@@ -73,6 +75,7 @@ class DryRun:
     validation_seconds: float
     number_of_validations: int
     peak_memory_gib: float
+    initial_weights: str = "fresh"
 
     @property
     def images_per_second(self) -> float:
@@ -105,6 +108,7 @@ class DryRun:
             ("training / validation / test images", f"{self.training_images} / {self.validation_images} / {self.test_images}"),
             ("image", "x".join(map(str, self.image_shape)) + f", {self.num_classes} classes"),
             ("parameters", f"{self.num_parameters:,}"),
+            ("initial weights", self.initial_weights),
             ("configurations of the randomness", str(self.num_configurations)),
             ("arithmetic", self.precision),
             ("device", f"{self.device}, {self._workers()}"),
@@ -129,6 +133,8 @@ def dry_run(experiment: ExperimentConfig, workplace: Workplace) -> DryRun:
     """
     home, training, workers = workplace.home, experiment.training, experiment.resources.workers
     prepared = PreparedTraining(experiment, workplace.data_root)
+    initial = TrainingJob.at(workplace, experiment).initial
+    begun = None if initial is None else initial.begin(prepared.model, training.reinitialize)
     loop, splits, model = prepared.loop(SilentReporter(), workers), prepared.splits, prepared.model
     step_seconds, loss = _time_steps(loop)
     validated = limited(loop.held_out, training.validation.num_examples)
@@ -155,9 +161,10 @@ def dry_run(experiment: ExperimentConfig, workplace: Workplace) -> DryRun:
         steps_per_epoch=loop.steps_per_epoch,
         epochs=training.epochs,
         batch_size=training.batch_size,
-        validation_seconds=_time_validation(loop, validated) * len(validated),
+        validation_seconds=_time_validation(loop, validated) * len(validated) * (1 if loop.average is None else 2),
         number_of_validations=-(-training.epochs // training.validation.every),
         peak_memory_gib=_peak_memory(prepared.device),
+        initial_weights="fresh" if begun is None else begun.sentence(),
     )
 
 

@@ -12,7 +12,7 @@ from orchestration.training import cluster
 from orchestration.training.job import TrainingJob, TrialReport
 from orchestration.training.resources import concurrency, trial_resources
 from orchestration.training.shared_storage import probed
-from orchestration.training.training_run import RunResult, as_result
+from orchestration.training.training_run import RunResult, as_result, check_initial_weights
 from orchestration.training.trial import train_group
 from trainers.reporting import EpochReport
 
@@ -41,6 +41,7 @@ def train_in_group(
         UserError: the workers do not fit the cluster, or something does not fit them. TrainingDiverged: the loss is not finite.
         ray.train.TrainingFailedError: the workers failed for good.
     """
+    check_initial_weights(job)
     available = cluster.connect(address)
     concurrency(trial_resources(job.experiment.resources), available)
     with probed(job.folder.path.parent.parent):

@@ -12,9 +12,11 @@ from typing import Any
 from pydantic import Field
 
 from models.configuration import Config
+from models.errors import UserError
 from orchestration.experiment import ExperimentConfig
-from orchestration.home import Workplace
+from orchestration.home import Home, Workplace
 from orchestration.run_folder import RunFolder
+from orchestration.trained_models.initial_weights import InitialWeights, initial_weights
 from trainers.data.config import MOST_IMAGES
 
 
@@ -45,6 +47,7 @@ class TrainingJob:
         train_storage: folder of Ray Train's own files.
         start: name of this start. Ray Train goes on from its own records when a name is taken; ours are in the run folder.
         measure: how the finished model is attacked under named protocols; None: it is not.
+        initial: the weights that it begins with; None: fresh ones, or it has begun and they are not there any more.
     """
 
     experiment: ExperimentConfig
@@ -53,6 +56,7 @@ class TrainingJob:
     train_storage: Path
     start: str
     measure: MeasureConfig | None = None
+    initial: InitialWeights | None = None
 
     @classmethod
     def at(
@@ -63,15 +67,25 @@ class TrainingJob:
         start: str | None = None,
         train_storage: Path | None = None,
         measure: MeasureConfig | None = None,
+        anew: bool = False,
     ) -> TrainingJob:
-        """Return the training of `experiment` in its run folder of a home; `train_storage`: None: the home's own."""
+        """Return the training of `experiment` in its run folder of a home; `train_storage`: None: the home's own.
+
+        Args:
+            anew: what an earlier start left in the run folder is going to be forgotten.
+
+        Raises:
+            UserError: `training.initial_weights` are not there, or not those that the run has begun with.
+        """
+        folder = RunFolder(workplace.home.run(experiment.fingerprint))
         return cls(
             experiment,
-            RunFolder(workplace.home.run(experiment.fingerprint)),
+            folder,
             workplace.data_root,
             train_storage or workplace.home.root / "train",
             start or new_start(),
             measure,
+            _initial(experiment, folder, workplace.home, anew),
         )
 
     def with_own_cores(self) -> TrainingJob:
@@ -88,6 +102,7 @@ class TrainingJob:
             "train_storage": str(self.train_storage),
             "start": self.start,
             "measure": self.measure.model_dump(mode="json") if self.measure else None,
+            "initial": self.initial.to_json() if self.initial else None,
         }
 
     @classmethod
@@ -100,7 +115,27 @@ class TrainingJob:
             Path(content["train_storage"]),
             content["start"],
             MeasureConfig(**content["measure"]) if content["measure"] else None,
+            InitialWeights.from_json(content["initial"]) if content["initial"] else None,
         )
+
+
+def _initial(experiment: ExperimentConfig, folder: RunFolder, home: Home, anew: bool) -> InitialWeights | None:
+    name = experiment.training.initial_weights
+    if name is None:
+        return None
+    begun = folder.initial_weights() if not anew and (folder.has_state or folder.is_finished) else None
+    try:
+        found = initial_weights(name, home)
+    except UserError:
+        if begun is None:
+            raise
+        return None  # the run has its own weights by now
+    if begun is not None and begun["sha256"] != found.sha256:
+        raise UserError(
+            f"training.initial_weights: {name} is not what the run {folder.path.name} has begun with: its SHA-256 was "
+            f"{begun['sha256'][:16]}... and is {found.sha256[:16]}...; `rayndom train --restart` begins anew with what is there now"
+        )
+    return found
 
 
 _METRIC_NAMES = "metric_names"

@@ -130,6 +130,9 @@ class _SingleRun:
         console.say(f"training {experiment.name}, fingerprint {experiment.fingerprint}; MLflow {self.tracker.link(self.run.open())}")
         if self.known:
             console.say(f"going on after epoch {self.known}")
+        begun = self.job.folder.initial_weights()
+        if begun is not None:
+            console.say(f"initial weights: {begun['sentence']}")
 
     def _epoch_finished(self, report: EpochReport) -> None:
         self.writer.later(self.run.log_epoch, report.epoch, dict(report.metrics))
@@ -154,7 +157,7 @@ def run_single(experiment: ExperimentConfig, workplace: Workplace, *, restart: b
         TrainingDiverged, OSError: while running; finished epochs are kept.
         StoreAway: trained, but the MLflow store stayed away; the same call logs the rest.
     """
-    job = TrainingJob.at(workplace, experiment)
+    job = TrainingJob.at(workplace, experiment, anew=restart)
     with job.folder.commanded(experiment.name, wait=wait):
         run = _SingleRun(job, workplace)
         if restart:

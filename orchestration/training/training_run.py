@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.initial_weights import WeightsReport
 from models.weights import load_pretrained, read_config, save_pretrained
 from orchestration.environment import collect_environment
 from orchestration.run_folder import RunFolder
 from orchestration.training.card import model_card
 from orchestration.training.final_measures import cost_metrics
 from orchestration.training.job import TrainingJob
-from orchestration.training.preparation import PreparedTraining
+from orchestration.training.preparation import PreparedTraining, build_for
 from trainers.checkpoint import read_state
+from trainers.data import load_data
 from trainers.distributed import world
 from trainers.fit import FitResult, TrainingDiverged
 from trainers.reporting import EpochReport
@@ -67,6 +69,18 @@ class _FolderReporter:
         self.on_step(step, num_steps)
 
 
+def check_initial_weights(job: TrainingJob) -> WeightsReport | None:
+    """Put the weights that a job begins with into its network and forget both: what does not fit is found before any worker starts.
+
+    Raises:
+        UserError: they do not fit, or the data that the network is built for are not there.
+    """
+    if job.initial is None or job.folder.has_state or job.folder.is_finished:
+        return None
+    network = build_for(job.experiment, load_data(job.experiment.data, job.data_root))
+    return job.initial.begin(network, job.experiment.training.reinitialize)
+
+
 def train_here(
     job: TrainingJob,
     *,
@@ -99,6 +113,10 @@ def train_here(
             finished["metrics"] |= cost_metrics(load_pretrained(folder.model, resample_on_forward=False), image_shape)
         return as_result(folder, finished, reused=True)
     prepared = PreparedTraining(experiment, job.data_root)
+    if job.initial is not None and not folder.has_state:
+        report = job.initial.begin(prepared.model, experiment.training.reinitialize)
+        if rank == 0:
+            folder.write_initial_weights(report.to_json())
 
     def goes() -> None:
         if rank == 0:
@@ -124,6 +142,9 @@ def train_here(
             folder.write_diverged(str(error))
         raise
     record = _record(outcome)
+    begun = folder.initial_weights()
+    if begun is not None:
+        record["initial_weights"] = begun
     if rank == 0:
         record["metrics"] |= cost_metrics(prepared.model, prepared.splits.image_shape)
         save_pretrained(
@@ -134,7 +155,7 @@ def train_here(
                 "experiment": experiment.model_dump(mode="json"),
                 "fingerprint": experiment.fingerprint,
                 "class_names": list(prepared.splits.class_names),
-                "training": {key: record[key] for key in ("metrics", "selected_epoch", "num_epochs")},
+                "training": {key: record[key] for key in ("metrics", "selected_epoch", "num_epochs", "initial_weights") if key in record},
                 "environment": environment,
             },
         )

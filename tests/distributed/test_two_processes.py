@@ -10,6 +10,7 @@ from models.randomness import random_sites, resample, seed_streams
 from models.registry import build_model
 from models.threat_model import ThreatModel
 from tests.distributed.pair_of_processes import results_of
+from trainers.averaging import AveragingConfig
 from trainers.config import TrainingConfig
 from trainers.data import Augmentation, DataConfig, load_data
 from trainers.distributed import average_batch_statistics, average_gradients, exclude_draws_from_ddp
@@ -124,11 +125,10 @@ def without_batch_norm():
     return build_model("single_normalization", backbone="resnet8", image_shape=(1, 8, 8), normalization="ln", seed=1)
 
 
-@job
-def train(rank):
+def trained(**settings):
     torch.set_num_threads(1)
     splits = load_data(DataConfig(name="digits", limit_train=64, limit_test=20, validation_size=32))
-    model = without_batch_norm()
+    model = settings.pop("model", None) or without_batch_norm()
     config = TrainingConfig(
         objective="adversarial",
         epochs=2,
@@ -138,6 +138,7 @@ def train(rank):
         optimizer=OptimizerConfig(learning_rate=0.05),
         schedule=ScheduleConfig(name="one_cycle"),
         validation=ValidationConfig(steps=2, select="last"),
+        **settings,
     )
     calls = []
     if dist.is_initialized():
@@ -146,6 +147,11 @@ def train(rank):
     result = fit(model, splits, ThreatModel(epsilon=0.1), config, seed=0, augmentation=Augmentation("crop", 4))
     size = sum(parameter.numel() for parameter in model.parameters())
     return model.state_dict(), result.metrics, sum(count >= size for count in calls)
+
+
+@job
+def train(rank):
+    return trained()
 
 
 def test_two_workers_train_what_one_trains_at_equal_global_batches(both):
@@ -157,3 +163,22 @@ def test_two_workers_train_what_one_trains_at_equal_global_batches(both):
             torch.testing.assert_close(tensor, alone_weights[name], atol=1e-5, rtol=1e-4)
         for name in ("train/loss", "validation/clean_accuracy"):
             assert metrics[name] == pytest.approx(alone_metrics[name], abs=1e-4)
+
+
+def network():
+    return build_model("at", backbone="resnet8", image_shape=(1, 8, 8), seed=1)
+
+
+@job
+def train_averaged(rank):
+    averaging = AveragingConfig(name="ema", decay=0.7)
+    return trained(averaging=averaging, model=network(), batch_norm="synchronized")[:2]
+
+
+def test_two_workers_average_what_one_averages(both):
+    alone_weights, alone_metrics = train_averaged(0)
+    assert alone_metrics["average/chosen"] == 1
+    (first, _), (second, _) = both("train_averaged")
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), "both workers hold the same average and the same statistics"
+        torch.testing.assert_close(tensor, alone_weights[name], atol=1e-4, rtol=1e-3)

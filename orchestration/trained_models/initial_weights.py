@@ -1,0 +1,110 @@
+"""What `training.initial_weights` may name, and the tensors behind a name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from models.classifier import ModelSpec
+from models.errors import UserError
+from models.external.files import existing_file, sha256_of
+from models.external.source import TIMM, is_external_reference
+from models.external.state_files import read_state
+from models.external.timm_networks import timm_state, timm_weights_file
+from models.file_content import absolute
+from models.initial_weights import SCHEMES, WeightsReport, begin_with, is_path
+from models.weights import CONFIG_FILE, WEIGHTS_FILE, check_weights, read_config
+from orchestration.home import Home
+from orchestration.trained_models.targets import resolve_target
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Weights on this disk that a training begins with.
+
+    Attributes:
+        name: what the user named. file: with the tensors. sha256: of that file.
+        timm: timm's name of the network that the file is of; empty: the file's names are meant as they are.
+    """
+
+    name: str
+    file: Path
+    sha256: str
+    timm: str = ""
+
+    def begin(self, network: nn.Module, reinitialize: Sequence[str] = ()) -> WeightsReport:
+        """Put them into a network of `build_model`; see `begin_with`.
+
+        Raises:
+            UserError: the file cannot be read or has changed, or its tensors do not fit.
+        """
+        if sha256_of(self.file) != self.sha256:
+            raise UserError(f"initial weights {self.name}: {self.file} has changed while the training was being started")
+        return begin_with(
+            network,
+            self._state(network),
+            source=self.name,
+            sha256=self.sha256,
+            reinitialize=reinitialize,
+            remark=self._remark(getattr(network, "spec", None)),
+        )
+
+    def _state(self, network: nn.Module) -> Mapping[str, Tensor]:
+        if not self.timm:
+            return read_state(self.file)
+        spec = getattr(network, "spec", None)
+        assert isinstance(spec, ModelSpec)
+        return timm_state(self.timm, self.file, spec.image_shape)
+
+    def _remark(self, spec: ModelSpec | None) -> str:
+        """Say where an exported model saw its images normalized otherwise."""
+        if spec is None or self.timm or not (self.file.name == WEIGHTS_FILE and (self.file.parent / CONFIG_FILE).is_file()):
+            return ""
+        model = read_config(self.file.parent)["model"]
+        if (tuple(model.get("mean", ())), tuple(model.get("std", ()))) == (spec.mean, spec.std):
+            return ""
+        return "they were trained on images that were normalized otherwise"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON types."""
+        return {"name": self.name, "file": str(self.file), "sha256": self.sha256, "timm": self.timm}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> InitialWeights:
+        """Return what `to_json` wrote."""
+        return cls(content["name"], Path(content["file"]), content["sha256"], content["timm"])
+
+
+def initial_weights(name: str, home: Home) -> InitialWeights:
+    """Return the weights that `training.initial_weights` names; those of an MLflow store are fetched.
+
+    Raises:
+        UserError: there are none, or they would have to be made by executing code; says what may be named.
+    """
+    if name.startswith(TIMM):
+        network = name.removeprefix(TIMM)
+        file = timm_weights_file(network)
+        return InitialWeights(name, file, sha256_of(file), network)
+    path = absolute(name)
+    is_folder = os.path.isdir(path)  # of a name that is too long as well
+    if is_path(name) and not name.startswith(SCHEMES) and not is_folder:
+        file = existing_file(path, "training.initial_weights")
+        return InitialWeights(name, file, sha256_of(file))
+    if not is_folder and is_external_reference(name):
+        raise UserError(
+            f"training.initial_weights {name!r:.300} is code: weights are an exported model, a run, a file of tensors or timm:NAME"
+        )
+    try:
+        target = resolve_target(name, home)
+    except UserError as error:
+        raise UserError(f"training.initial_weights: {error}") from None
+    if target.external is not None:
+        raise UserError(f"training.initial_weights: {name} is a model that Rayndom did not build: name its file of weights instead")
+    check_weights(target.folder)
+    file = target.folder / WEIGHTS_FILE
+    return InitialWeights(name, file, sha256_of(file))
