@@ -175,6 +175,11 @@ class ExperimentConfig(Config):
             raise ValueError(
                 f"training.batch_size {self.training.batch_size} cannot be divided among resources.workers {self.resources.workers}"
             )
+        if self.training.batch_size % (self.resources.workers * self.training.accumulation):
+            raise ValueError(
+                f"training.batch_size {self.training.batch_size} cannot be divided into training.accumulation {self.training.accumulation} "
+                f"parts for each of resources.workers {self.resources.workers}"
+            )
         return self
 
     def _fits_the_data(self) -> None:

@@ -44,6 +44,13 @@ class TrainingConfig(Config):
     )
     epochs: int = Field(200, ge=1, le=100_000, description="Passes over the training images.")
     batch_size: int = Field(128, ge=1, description="Images per step over all workers together.")
+    accumulation: int = Field(
+        1,
+        ge=1,
+        le=100_000,
+        description="Parts in which a worker computes its images of a step, one after the other, for less memory: gradients are those of "
+        "the whole `batch_size`, batch statistics those of each part.",
+    )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="The optimizer.")
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="The learning-rate schedule.")
     averaging: AveragingConfig = Field(default_factory=AveragingConfig, description="An average of the weights.")
@@ -89,6 +96,23 @@ class TrainingConfig(Config):
         if self.reinitialize and self.initial_weights is None:
             raise ValueError("reinitialize says what begins fresh beside initial_weights, and there are none")
         return self
+
+    @model_validator(mode="after")
+    def _parts_and_warmup_fit(self) -> TrainingConfig:
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size {self.batch_size} cannot be divided into accumulation {self.accumulation} parts")
+        if self.accumulation > 1 and self.objective.needs_whole_batch:
+            raise ValueError(
+                f"accumulation {self.accumulation}: a step of objective {self.objective.name} as configured looks at the whole batch"
+            )
+        if self.schedule.warmup_epochs >= self.epochs:
+            raise ValueError(f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} leaves nothing of {self.epochs} epochs")
+        return self
+
+    @property
+    def single_step(self) -> bool:
+        """Whether images are perturbed by one step: then catastrophic overfitting is looked for."""
+        return self.objective.takes_single_step or self.attack.steps == 1
 
     @property
     def revision(self) -> int:

@@ -118,6 +118,17 @@ class _SumOverWorkers(torch.autograd.Function):
         return _SumOverWorkers.apply(gradient)
 
 
+def gather_rows(rows: Tensor) -> Tensor:
+    """Return the rows of all workers, of equal numbers, in the order of their ranks; gradients reach this worker's own."""
+    rank, size = world()
+    if size == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(size)]
+    dist.all_gather(parts, rows.detach().contiguous())
+    parts[rank] = rows
+    return torch.cat(parts)
+
+
 def broadcast_weights(model: nn.Module) -> None:
     """Give every worker rank 0's parameters and persistent buffers; draws stay as they are."""
     _, size = world()

@@ -17,6 +17,7 @@ from models.constraints import apply_constraints
 from models.errors import UserError
 from models.randomness import derive_seed
 from models.threat_model import ThreatModel
+from trainers.accumulation import accumulate
 from trainers.averaging import WeightAverage, recompute_batch_statistics
 from trainers.checkpoint import START_AGAIN, read_state, write_state
 from trainers.config import TrainingConfig
@@ -34,8 +35,15 @@ from trainers.hardware import PeakMemory, choose_precision, to_channels_last_
 from trainers.objective import build_objective
 from trainers.optimizer import build_optimizer
 from trainers.reporting import EpochReport, Reporter, SilentReporter, StopTraining
-from trainers.schedule import learning_rate_factor
-from trainers.signs import CLIPPED_STEPS, gradient_ratios, most_common_answer
+from trainers.schedule import learning_rate_factor, plateau_reductions
+from trainers.signs import (
+    CATASTROPHIC_OVERFITTING,
+    CLIPPED_STEPS,
+    catastrophic_overfitting,
+    gradient_ratios,
+    most_common_answer,
+    single_step_accuracy,
+)
 from trainers.step import StepContext
 from trainers.streams import Streams
 from trainers.validation import BATCH_SIZE, validate
@@ -114,14 +122,16 @@ def fit(
     return loop.run(resume_from)
 
 
-def check_batch_size(batch_size: int, num_images: int, num_workers: int) -> None:
-    """Check that the workers share a batch evenly and that the data has one.
+def check_batch_size(batch_size: int, num_images: int, num_workers: int, parts: int = 1) -> None:
+    """Check that the workers share a batch evenly, in so many parts each, and that the data has one.
 
     Raises:
         UserError: it is not so.
     """
     if batch_size % num_workers:
         raise UserError(f"batch_size {batch_size} cannot be divided among {num_workers} workers")
+    if batch_size % (num_workers * parts):
+        raise UserError(f"batch_size {batch_size} cannot be divided into {parts} parts for each of {num_workers} workers")
     if num_images < batch_size:
         raise UserError(f"batch_size {batch_size} is larger than the training set ({num_images} images)")
 
@@ -149,7 +159,7 @@ class TrainingLoop:
     ) -> None:
         self.rank, processes = world()
         self.world_size = num_workers or processes
-        check_batch_size(config.batch_size, len(splits.train), self.world_size)
+        check_batch_size(config.batch_size, len(splits.train), self.world_size, config.accumulation)
         self.model = to_channels_last_(model.to(device))
         if config.batch_norm == "synchronized" and processes > 1:
             synchronize_batch_norm(self.model)
@@ -173,6 +183,7 @@ class TrainingLoop:
         self.average = None if config.averaging.name == "none" else WeightAverage(self.model, config.averaging, config.epochs)
         self.clipped_steps = torch.zeros((), device=device)
         self.finished_epochs = 0
+        self.reductions = 0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] | None = None
         self.validations_since_best = 0
@@ -213,7 +224,7 @@ class TrainingLoop:
         totals: dict[str, Tensor] = {}
         self.clipped_steps.zero_()
         for index, (x_BCHW, y_B) in enumerate(self.batches(epoch)):
-            scalars = self.train_step(index, x_BCHW, y_B)
+            scalars = self.train_batch(index, x_BCHW, y_B)
             for name, value in scalars.items():
                 totals[name] = totals[name] + value if name in totals else value.clone()
             self.reporter.step_finished(index + 1, self.steps_per_epoch)
@@ -227,7 +238,7 @@ class TrainingLoop:
             )
         signs = self.signs(x_BCHW, y_B)
         if self.config.optimizer.gradient_clip_norm is not None:
-            signs[CLIPPED_STEPS] = self.clipped_steps.item() / self.steps_per_epoch
+            signs[CLIPPED_STEPS] = self.clipped_steps.item() / (self.steps_per_epoch * self.objective.replays)
         seconds = time.perf_counter() - started
         return {
             **means,
@@ -240,6 +251,7 @@ class TrainingLoop:
 
     def batches(self, epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
         """Begin an epoch (from 0) and return this worker's rows of its batches."""
+        self.reductions = plateau_reductions(self.config.schedule, self.history)
         self.context.epoch = epoch
         self.context.streams.begin_epoch(self.model, epoch)
         self.model.train()
@@ -253,17 +265,27 @@ class TrainingLoop:
             world_size=self.world_size,
         )
 
+    def train_batch(self, index: int, x_BCHW: Tensor, y_B: Tensor) -> dict[str, Tensor]:
+        """Take the steps on batch `index` of the epoch that was begun last, most often one; return the mean of their scalars."""
+        replays = self.objective.replays
+        totals: dict[str, Tensor] = {}
+        for self.context.replay in range(replays):
+            for name, value in self.train_step(index, x_BCHW, y_B).items():
+                totals[name] = totals[name] + value / replays if name in totals else value / replays
+        return totals
+
     def train_step(self, index: int, x_BCHW: Tensor, y_B: Tensor) -> dict[str, Tensor]:
         """Take step `index` of the epoch that was begun last; return the objective's scalars, `loss` among them."""
         context, optimizer, limit = self.context, self.optimizer, self.config.optimizer.gradient_clip_norm
         context.step = context.epoch * self.steps_per_epoch + index
         progress = context.epoch + index / self.steps_per_epoch
         # One-cycle schedules start at 0; the middle of the step is the rate that the step stands for.
-        factor = learning_rate_factor(self.config.schedule, progress + 0.5 / self.steps_per_epoch, self.config.epochs)
+        middle = progress + 0.5 / self.steps_per_epoch
+        factor = learning_rate_factor(self.config.schedule, middle, self.config.epochs, self.reductions)
         for group in optimizer.param_groups:
             group["lr"] = self.config.optimizer.learning_rate * factor
         optimizer.zero_grad(set_to_none=self.config.optimizer.gradients_when_unused == "none")
-        scalars = self.objective.training_step(self.model, x_BCHW, y_B, context)
+        scalars = accumulate(self.objective, self.model, x_BCHW, y_B, context, self.config.accumulation)
         average_gradients(self.model.parameters())
         if limit is not None:
             self.clipped_steps += nn.utils.clip_grad_norm_(self.model.parameters(), limit) > limit
@@ -291,6 +313,10 @@ class TrainingLoop:
         if self.average is not None:
             measured, weights = self.better_copy(measured)
         metrics |= measured
+        if self.config.single_step:
+            draws, threat_model = validation.num_draws, self.context.threat_model
+            metrics |= single_step_accuracy(self.model, self.held_out, threat_model, draws, self.seed)
+            metrics[CATASTROPHIC_OVERFITTING] = float(catastrophic_overfitting(self.history))
         score = _score(measured)
         is_best = self.best is None or validation.select == "last" or score > tuple(self.best["score"])
         if is_best:

@@ -32,12 +32,27 @@ class ObjectiveConfig(Config):
         """Return why the loss has no meaning for a defence with these parameters and so many classes, None where it has one."""
         return None
 
+    @property
+    def needs_whole_batch(self) -> bool:
+        """Whether a step looks at all images of a worker together, so that gradients cannot be accumulated over parts of them."""
+        return False
+
+    @property
+    def takes_single_step(self) -> bool:
+        """Whether images are perturbed by a single step of the objective's own instead of the configured attack."""
+        return False
+
 
 class Objective(ABC):
     """One training method. Where its gradients come from one backward pass of one loss, it is a `LossObjective`."""
 
     def __init__(self, config: ObjectiveConfig) -> None:
         self.config = config
+
+    @property
+    def replays(self) -> int:
+        """Optimizer steps on each batch, one after the other."""
+        return 1
 
     def prepare(self, model: nn.Module) -> None:
         """Check that `model` fits and set up what lasts the whole run. Called once, before the optimizer is built."""

@@ -5,16 +5,19 @@ Shapes: B batch, C channels, H and W pixels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from models.ensemble import Ensemble
 from models.modes import mode
-from models.randomness import derive_seed, load_randomness_state, randomness_state, seeded
+from models.randomness import derive_seed, is_randomized, load_randomness_state, randomness_state, resample, seeded
+from models.threat_model import ThreatModel
+from trainers.attacks import pgd
 from trainers.data import ArraySplit, StreamedSplit, evaluation_batches
 from trainers.objective import Objective
+from trainers.schedule import watched_accuracy
 from trainers.step import StepContext
 from trainers.validation import limited
 
@@ -26,6 +29,12 @@ GRADIENT_RATIO = "signs/gradient_ratio/"
 
 CLIPPED_STEPS = "signs/clipped_steps"
 """Share of the epoch's steps in which clipping shortened the gradient."""
+
+SINGLE_STEP_ACCURACY = "signs/single_step_accuracy"
+"""Accuracy on validation images moved by one step of epsilon without a random start; for trainings that take one step."""
+
+CATASTROPHIC_OVERFITTING = "signs/catastrophic_overfitting"
+"""1 where accuracy under several steps fell below half of its best while that under one step did not: the network fights one step."""
 
 LARGEST_RATIO = 20.0
 LARGEST_CLIPPED_SHARE = 0.9
@@ -91,6 +100,38 @@ def _gradient_lengths(terms: Mapping[str, Tensor], parameters: list[nn.Parameter
     return lengths
 
 
+def single_step_accuracy(
+    model: nn.Module, split: ArraySplit | StreamedSplit, threat_model: ThreatModel, num_draws: int, seed: int
+) -> dict[str, float]:
+    """Return `SINGLE_STEP_ACCURACY` on the first images of each class. Modes, draws and streams are as before afterwards."""
+    split, draws = limited(split, ANSWERED_IMAGES), num_draws if is_randomized(model) else 1
+    right = 0.0
+    with mode(model, "eval"), seeded(model, derive_seed(seed, "single step")):
+        for x_BCHW, y_B in evaluation_batches(split, ANSWERED_IMAGES, 0, 1):
+            epsilon, norm = threat_model.epsilon, threat_model.norm
+            moved_BCHW = pgd(
+                model, x_BCHW, y_B, epsilon=epsilon, step_size=epsilon, steps=1, norm=norm, random_start=False, num_draws=draws
+            )
+            with torch.no_grad():
+                for _ in range(draws):
+                    resample(model)
+                    right += (model(moved_BCHW).argmax(1) == y_B).sum().item() / draws
+    return {SINGLE_STEP_ACCURACY: right / len(split)}
+
+
+def catastrophic_overfitting(history: Sequence[Mapping[str, float]]) -> bool:
+    """Return whether the last epoch shows it, see `CATASTROPHIC_OVERFITTING`; epochs without a validation are passed over.
+
+    Reference: Wong et al., Fast is Better than Free, ICLR 2020, section 5.4.
+    """
+    pairs = [(watched_accuracy(epoch), epoch[SINGLE_STEP_ACCURACY]) for epoch in history if SINGLE_STEP_ACCURACY in epoch]
+    known = [(several, single) for several, single in pairs if several is not None]
+    if len(known) < 2:
+        return False
+    (best, single_then), (several, single) = max(known), known[-1]
+    return several < best / 2 and single >= single_then
+
+
 def complaints(metrics: Mapping[str, float]) -> dict[str, str]:
     """Return what the signs among an epoch's metrics say: name of the sign -> one sentence; nothing for a training that learns."""
     found = {}
@@ -105,6 +146,12 @@ def complaints(metrics: Mapping[str, float]) -> dict[str, str]:
                 f"the gradient of `{name.removeprefix(GRADIENT_RATIO)}` is {value:.0f} times that of cross-entropy (more than "
                 f"{LARGEST_RATIO:.0f}): its weight under training.objective leaves little to learn from labels"
             )
+    if metrics.get(CATASTROPHIC_OVERFITTING):
+        found[CATASTROPHIC_OVERFITTING] = (
+            f"catastrophic overfitting: {100 * metrics[SINGLE_STEP_ACCURACY]:.0f} % of the images withstand one step, "
+            f"{100 * (watched_accuracy(metrics) or 0):.0f} % several, less than half of before; more noise (training.attack.noise_radius), "
+            "fewer epochs or an attack of several steps may help, and the best epoch is kept"
+        )
     if metrics.get(CLIPPED_STEPS, 0.0) > LARGEST_CLIPPED_SHARE:
         found[CLIPPED_STEPS] = (
             f"{100 * metrics[CLIPPED_STEPS]:.0f} % of the steps were clipped: training.optimizer.gradient_clip_norm, not the loss, sets "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.configuration import Config
@@ -13,6 +14,8 @@ from models.modes import AttackMode, mode
 from models.randomness import frozen, resample, resample_after_attack
 from models.threat_model import PixelFraction, ThreatModel
 from trainers.attacks import AttackLoss, cross_entropy, pgd
+from trainers.attacks.balls import Shard
+from trainers.attacks.single_step import SingleStep, early_stopped_pgd, n_fgsm, single_step
 from trainers.distributed import world
 from trainers.hardware import Precision
 from trainers.streams import Streams
@@ -21,8 +24,21 @@ Redraw = Literal["attack_then_step", "each_attack_step", "each_batch", "each_epo
 
 
 class InnerAttackConfig(Config):
-    """The attack inside training (projected gradient descent)."""
+    """The attack inside training. With `n_fgsm` and by objectives that bring a step of their own, `steps` is 1; `step_size` then is that of
+    validation's attack."""
 
+    name: Literal["pgd", "n_fgsm"] = Field(
+        "pgd",
+        description="`pgd`: projected gradient descent; `n_fgsm`: one step of epsilon from noise beyond the ball (de Jorge et al. 2022).",
+    )
+    noise_radius: float = Field(2.0, ge=0, le=100, description="n_fgsm: radius of the noise in epsilons (paper: 2).")
+    stop_after: int | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        description="pgd: an image stays where it is once it was misclassified at more than so many steps (tau of friendly adversarial "
+        "training, Zhang et al. 2020); none: it takes all steps.",
+    )
     steps: int = Field(10, ge=0, le=1000, description="Number of gradient steps K; 0 trains on clean images.")
     step_size: PixelFraction = Field(2 / 255, gt=0, description="Step size in pixels of [0,1], e.g. 2/255.")
     random_start: bool = Field(True, description="Start uniformly in the ball instead of at the image.")
@@ -32,6 +48,21 @@ class InnerAttackConfig(Config):
         "statistics at each attack step), `eval`, `train_without_update`.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_one_step(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value.get("name") == "n_fgsm" and "steps" not in value:
+            return {**value, "steps": 1}
+        return value
+
+    @model_validator(mode="after")
+    def _is_one_attack(self) -> InnerAttackConfig:
+        if self.name == "n_fgsm" and self.steps > 1:
+            raise ValueError(f"n_fgsm takes one step, not steps {self.steps}")
+        if self.name == "n_fgsm" and self.stop_after is not None:
+            raise ValueError("stop_after is for pgd: n_fgsm takes one step")
+        return self
+
 
 @dataclass
 class StepContext:
@@ -40,6 +71,8 @@ class StepContext:
     Attributes:
         epoch: 0-based epoch. step: 0-based step since the beginning of the run. num_epochs, steps_per_epoch: of the run.
         redraw: when a randomized model redraws.
+        part: which part of how many of this worker's rows is being computed, where gradients are accumulated.
+        replay: how often this batch was trained on before, for objectives that do so several times.
     """
 
     threat_model: ThreatModel
@@ -51,6 +84,14 @@ class StepContext:
     steps_per_epoch: int
     epoch: int = 0
     step: int = 0
+    part: tuple[int, int] = (0, 1)
+    replay: int = 0
+
+    @property
+    def shard(self) -> Shard:
+        """Which part of how many equal ones of the step's batch is being computed: by this worker, and of its rows now."""
+        (rank, size), (part, parts) = world(), self.part
+        return rank * parts + part, size * parts
 
     def adversarial_examples(
         self,
@@ -60,6 +101,7 @@ class StepContext:
         *,
         loss: AttackLoss = cross_entropy,
         gaussian_start: float | None = None,
+        kind: SingleStep | None = None,
     ) -> Tensor:
         """Take the attack's draw, attack, take the training step's draw; return the detached adversarial examples.
 
@@ -68,36 +110,58 @@ class StepContext:
             loss: what the attack maximizes, `(logits_BK, y_B) -> loss_B`.
             gaussian_start: start at x plus Gaussian noise of this standard deviation (TRADES: 0.001) instead of the configured start.
 
+            kind: the single step that the objective takes instead of the configured attack.
+
         The mode of the model is the configured attack mode inside, and as before afterwards.
         """
-        if self.redraw not in ("each_epoch",) or self.step % self.steps_per_epoch == 0:
-            resample(model)
-        if self.attack.steps == 0 or self.threat_model.epsilon == 0:
+        self.redraw_for_attack(model)
+        if kind is None and self.attack.name == "n_fgsm" and self.attack.steps:
+            kind = n_fgsm(self.threat_model.epsilon, self.attack.noise_radius)
+        if (kind is None and self.attack.steps == 0) or self.threat_model.epsilon == 0:
             adversarial_BCHW = x_BCHW
         else:
             with mode(model, self.attack.mode):
-                adversarial_BCHW = self._attack(model, x_BCHW, y_B, loss, gaussian_start)
+                adversarial_BCHW = self._attack(model, x_BCHW, y_B, loss, gaussian_start, kind)
         if self.redraw in ("attack_then_step", "each_attack_step"):
             resample_after_attack(model)
         return adversarial_BCHW
 
-    def _attack(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, loss: AttackLoss, gaussian_start: float | None) -> Tensor:
+    def redraw_for_attack(self, model: nn.Module) -> None:
+        """Take the draw that a step begins with, where the policy has one here."""
+        if self.redraw not in ("each_epoch",) or (self.step % self.steps_per_epoch == 0 and self.replay == 0):
+            resample(model)
+
+    def _attack(
+        self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, loss: AttackLoss, gaussian_start: float | None, kind: SingleStep | None
+    ) -> Tensor:
+        common: dict[str, Any] = {
+            "epsilon": self.threat_model.epsilon,
+            "norm": self.threat_model.norm,
+            "generator": self.streams.attack,
+            "loss": loss,
+            "shard": self.shard,
+            "precision": self.precision,
+        }
+        if kind is not None:
+            with frozen(model):
+                return single_step(model, x_BCHW, y_B, kind, **common)
+        steps, size, random = self.attack.steps, self.attack.step_size, self.attack.random_start
+        if self.attack.stop_after is not None:
+            with frozen(model):
+                stop = self.attack.stop_after
+                return early_stopped_pgd(model, x_BCHW, y_B, step_size=size, steps=steps, stop_after=stop, random_start=random, **common)
+
         def attack(redraw: bool) -> Tensor:
             return pgd(
                 model,
                 x_BCHW,
                 y_B,
-                epsilon=self.threat_model.epsilon,
-                step_size=self.attack.step_size,
-                steps=self.attack.steps,
-                norm=self.threat_model.norm,
-                random_start=self.attack.random_start,
+                step_size=size,
+                steps=steps,
+                random_start=random,
                 gaussian_start=gaussian_start,
-                generator=self.streams.attack,
-                loss=loss,
                 resample_each_step=redraw,
-                shard=world(),
-                precision=self.precision,
+                **common,
             )
 
         if self.redraw == "each_attack_step":

@@ -6,7 +6,7 @@ A run that is resumed after any epoch, on any number of workers, therefore needs
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.randomness import derive_seed, seed_streams
 
@@ -40,3 +40,12 @@ class Streams:
         for name in ("data_order", "augmentation", "attack", "noise"):
             getattr(self, name).manual_seed(derive_seed(self.seed, name, epoch))
         seed_streams(model, derive_seed(self.seed, "draws", epoch), self.rank)
+
+    def state(self) -> tuple[Tensor, Tensor]:
+        """Return where `attack` and `noise` stand."""
+        return self.attack.get_state(), self.noise.get_state()
+
+    def load_state(self, state: tuple[Tensor, Tensor]) -> None:
+        """Let `attack` and `noise` begin again where `state` was taken."""
+        self.attack.set_state(state[0])
+        self.noise.set_state(state[1])

@@ -48,6 +48,11 @@ class PerturbableConfig(ObjectiveConfig):
         None, description="Adversarial weight perturbation around the training step; none: without."
     )
 
+    @property
+    def needs_whole_batch(self) -> bool:
+        """The weights are moved along the gradient of the whole batch."""
+        return self.weight_perturbation is not None
+
 
 class PerturbableObjective(Objective):
     """An objective of the form "attack, then loss", which AWP can wrap.

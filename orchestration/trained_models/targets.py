@@ -27,7 +27,6 @@ from orchestration.trained_models.external import KnownExternal, evaluated_as, r
 from orchestration.trained_models.home_runs import run_of_recipe
 from trainers.data import DataConfig
 
-
 LONGEST_NAME = 255
 """Bytes of the name of a file or folder."""
 

@@ -178,7 +178,7 @@ def _time_steps(loop: TrainingLoop) -> tuple[float, float]:
     began = time.perf_counter()
     for number, (x_BCHW, y_B) in enumerate(itertools.islice(_batches(loop), 1 + TIMED_STEPS)):
         started = time.perf_counter()
-        loss = loop.train_step(0, x_BCHW, y_B)["loss"].item()
+        loss = loop.train_batch(0, x_BCHW, y_B)["loss"].item()
         seconds.append(time.perf_counter() - started)
         if number == 0:
             first_loss = loss

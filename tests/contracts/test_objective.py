@@ -25,6 +25,7 @@ from models.errors import UserError
 from models.layer_replacement import of_type, replace_modules
 from models.randomness import seed_streams
 from models.threat_model import ThreatModel
+from trainers.accumulation import accumulate
 from trainers.distributed import average_gradients, synchronize_batch_norm, world
 from trainers.hardware import FULL
 from trainers.objective import Objective, objective_entry, objectives
@@ -174,6 +175,36 @@ def test_two_workers_compute_what_one_computes(name, synchronized, both):
         for key, gradient in gradients.items():
             torch.testing.assert_close(gradients_of_two[key], gradient, rtol=1e-7, atol=1e-10, msg=lambda text, key=key: f"{key}: {text}")
     assert any(gradient.abs().max() > 1e-4 for gradient in gradients.values()), "a step that trains nothing proves nothing"
+
+
+def is_divisible(name: str) -> bool:
+    """Return whether the objective of a case can be computed in parts, as it says itself."""
+    base = name.partition("-")[0]
+    return not objective_entry(base).config(**{"name": base} | VARIANTS.get(name, {})).needs_whole_batch
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("name", [case for case in CASES if is_divisible(case)])
+def test_gradients_of_parts_add_up_to_those_of_the_batch(name, parts):
+    scalars, gradients = step(name, False)
+    objective, model = build(name)
+    context = new_context(model)
+    of_parts = accumulate(objective, model, *own_rows(), context, parts)
+    assert {key: value.item() for key, value in of_parts.items()} == pytest.approx(scalars, rel=1e-9, abs=1e-12)
+    for key, parameter in model.named_parameters():
+        if key in gradients:
+            torch.testing.assert_close(parameter.grad, gradients[key], rtol=1e-7, atol=1e-10)
+        else:
+            assert parameter.grad is None
+    whole_objective, whole_model = build(name)
+    whole = new_context(whole_model)
+    whole_objective.training_step(whole_model, *own_rows(), whole)
+    for stream, other in zip(context.streams.state(), whole.streams.state(), strict=True):
+        assert torch.equal(stream, other), "the next step begins where it would have begun"
+
+
+def test_what_looks_at_the_whole_batch_says_so():
+    assert {case for case in CASES if not is_divisible(case)} >= {"trs", "dverge", "trades-awp", "adversarial-awp"}
 
 
 @pytest.mark.distributed

@@ -53,7 +53,7 @@ def counted_passes(name: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> tu
         members[0](x_BCHW)
     with Operations() as step:
         objective.training_step(model, x_BCHW, y_B, context)
-    return objective.passes(steps, len(members), context.epoch), step.total / forward.total
+    return objective.passes(steps, len(members), context.epoch) / objective.replays, step.total / forward.total
 
 
 @pytest.mark.parametrize("steps", [0, 3])

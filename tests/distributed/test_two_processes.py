@@ -170,6 +170,18 @@ def network():
 
 
 @job
+def train_on_single_steps(rank):
+    return trained(attack=InnerAttackConfig(name="n_fgsm", step_size=0.05), accumulation=2)[0]
+
+
+def test_two_workers_take_the_single_steps_and_parts_of_one(both):
+    alone = train_on_single_steps(0)
+    for weights in both("train_on_single_steps"):
+        for name, tensor in weights.items():
+            torch.testing.assert_close(tensor, alone[name], atol=1e-5, rtol=1e-4)
+
+
+@job
 def train_averaged(rank):
     averaging = AveragingConfig(name="ema", decay=0.7)
     return trained(averaging=averaging, model=network(), batch_norm="synchronized")[:2]

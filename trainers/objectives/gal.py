@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from models.ensemble import ensemble_in
 from models.randomness import resample
 from trainers.attacks.balls import WHOLE, Shard, sharded_noise
-from trainers.distributed import world
 from trainers.ensembles.input_gradients import InputSet, pair_cosines
 from trainers.ensembles.objective import RegularizedEnsembleObjective, RegularizedObjectiveConfig, RegularizedProblem
 from trainers.objective import ObjectiveEntry
@@ -63,7 +62,7 @@ class Gal(RegularizedEnsembleObjective):
         resample(model)
         num_members = ensemble_in(model).num_members
         weight = 1 / num_members if self.config.cross_entropy == "mean" else 1.0
-        noisy_BCHW = self.noisy(x_BCHW, context.streams.noise, world())
+        noisy_BCHW = self.noisy(x_BCHW, context.streams.noise, context.shard)
         return RegularizedProblem({"clean": InputSet(noisy_BCHW, weight, regularized=True)}, y_B, self._regularization)
 
     def noisy(self, x_BCHW: Tensor, generator: torch.Generator, shard: Shard = WHOLE) -> Tensor:

@@ -67,6 +67,11 @@ class TrsObjectiveConfig(RegularizedObjectiveConfig):
     search_steps: int = Field(6, ge=0, le=1000, description="Steps of the search, each of a third of the radius.")
 
     @property
+    def needs_whole_batch(self) -> bool:
+        """The second half of the batch is searched for large gradients."""
+        return self.smooth_on == "half_searched"
+
+    @property
     def revision(self) -> int:
         """Weight of the similarity and radii were guesses, and `batch_mean` divided by the worker's batch."""
         return 1
