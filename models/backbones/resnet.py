@@ -149,6 +149,11 @@ def build_resnet18(num_classes: int, image_shape: ImageShape, *, stem: Stem = "a
     return ResNet(BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512), num_classes, image_shape, stem)
 
 
+def build_resnet34(num_classes: int, image_shape: ImageShape, *, stem: Stem = "auto") -> ResNet:
+    """Build ResNet-34: widths 64 to 512, 3, 4, 6 and 3 basic blocks."""
+    return ResNet(BasicBlock, (3, 4, 6, 3), (64, 128, 256, 512), num_classes, image_shape, stem)
+
+
 def build_resnet50(num_classes: int, image_shape: ImageShape, *, stem: Stem = "auto") -> ResNet:
     """Build ResNet-50: widths 64 to 512 times four, 3, 4, 6 and 3 bottlenecks."""
     return ResNet(Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), num_classes, image_shape, stem)
@@ -158,5 +163,6 @@ BACKBONES = {
     "resnet8": BackboneEntry(build_resnet8, "ResNet-8, widths 16-32-64, one block per stage: small enough for a CPU"),
     "resnet18": BackboneEntry(build_resnet18, "ResNet-18; 3x3 stem up to 64 pixels, ImageNet stem above"),
     "resnet20": BackboneEntry(build_resnet20, "ResNet-20 for CIFAR, widths 16-32-64, three blocks per stage"),
+    "resnet34": BackboneEntry(build_resnet34, "ResNet-34; 3x3 stem up to 64 pixels, ImageNet stem above"),
     "resnet50": BackboneEntry(build_resnet50, "ResNet-50 of bottlenecks; 3x3 stem up to 64 pixels, ImageNet stem above"),
 }

@@ -9,6 +9,8 @@ from trainers.data.sets import DATASETS
 
 MOST_IMAGES = 100_000_000
 """More than any set of labelled images has."""
+LARGEST_PIXEL_STATISTIC = 1.0
+SMALLEST_PIXEL_STD = 1e-3
 
 
 class DataConfig(Config):
@@ -43,6 +45,12 @@ class DataConfig(Config):
         "none",
         description="Training augmentation: none; crop (zero padding, random crop); crop_flip (and random mirror "
         "image; wrong for digits); random_resized_crop (and random mirror image).",
+    )
+    pixel_mean: tuple[float, ...] | None = Field(
+        None, description="Channel means that the network subtracts from pixels of [0,1]. Null: the set's own; [0, 0, 0]: nothing."
+    )
+    pixel_std: tuple[float, ...] | None = Field(
+        None, description="Channel standard deviations that the network divides pixels by. Null: the set's own; [1, 1, 1]: nothing."
     )
     crop_padding: int = Field(
         4,
@@ -79,12 +87,23 @@ class DataConfig(Config):
             raise UserError(f"data.folder is only for 'image_folder'; {self.name!r} is looked for under the data root")
         if self.name != "image_folder" and self.streamed:
             raise UserError(f"data.streamed is only for 'image_folder'; {self.name!r} decides for itself")
+        self._normalizes_channels()
         if self.streams and self.augmentation not in STREAMED_AUGMENTATIONS:
             raise UserError(
                 f"data.augmentation {self.augmentation!r} is not available for streamed images; "
                 f"allowed: {', '.join(STREAMED_AUGMENTATIONS)}"
             )
         return self
+
+    def _normalizes_channels(self) -> None:
+        shape = DATASETS[self.name].image_shape
+        for name, values in (("pixel_mean", self.pixel_mean), ("pixel_std", self.pixel_std)):
+            if values is not None and shape is not None and len(values) != shape[0]:
+                raise UserError(f"data.{name} has {len(values)} numbers; images of {self.name} have {shape[0]} channels")
+            if values is not None and not all(abs(value) <= LARGEST_PIXEL_STATISTIC for value in values):
+                raise UserError(f"data.{name} {values}: pixels are in [0,1]; did you mean {values[0]:g}/255?")
+        if self.pixel_std is not None and min(self.pixel_std, default=0) < SMALLEST_PIXEL_STD:
+            raise UserError(f"data.pixel_std {self.pixel_std}: each is at least {SMALLEST_PIXEL_STD:g}")
 
     @property
     def streams(self) -> bool:

@@ -49,6 +49,11 @@ class SurrogateConfig(TradesFamilyConfig, WeightNoiseConfig):
     smoothing: float | None = Field(None, ge=0, le=1, description="c, the mass off the true class; none: 1 - 2/K.")
     attack_noise: bool = Field(True, description="Attack w + u (public TRADES scripts) or w (public AWP scripts).")
 
+    @property
+    def needs_whole_batch(self) -> bool:
+        """Soft labels are made of the gradients of whole classes of the batch."""
+        return True
+
 
 class Surrogate(TradesFamily):
     """TRADES with gradient-gap soft labels."""
