@@ -188,6 +188,8 @@ class ExperimentConfig(Config):
             raise ValueError(
                 "data.validation_size 0 leaves no images for training.validation.select_on: validation; hold some out, or select on test"
             )
+        if self.data.mixing != "none" and not self.training.objective.takes_soft_labels:
+            raise ValueError(f"data.mixing {self.data.mixing}: objective {self.training.objective.name} takes no labels of two classes")
         info = DATASETS[self.data.name]
         if info.num_train is not None:
             images = info.num_train - derived_validation_size(info.num_train, self.data.validation_size)

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from models.configuration import Config
 from models.constraints import apply_constraints
@@ -24,6 +25,7 @@ from models.ensemble import Ensemble
 from models.modes import mode
 from models.randomness import resample, seeded
 from trainers.distributed import to_cpu
+from trainers.labels import softened
 
 FIRST_EPOCH = {"none": 0.0, "ema": 0.0, "swa": 0.75}
 
@@ -54,6 +56,20 @@ class AveragingConfig(Config):
         description="Training images from which the batch statistics of the average are taken anew before each validation; at least one "
         "batch.",
     )
+
+    label_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Self-distillation: share of the average's own probabilities in the labels, once it has begun (Chen et al. 2021).",
+    )
+    label_temperature: float = Field(2.0, gt=0, le=1000, description="Temperature of those probabilities (Chen et al. 2021: 2).")
+
+    @model_validator(mode="after")
+    def _labels_come_from_an_average(self) -> AveragingConfig:
+        if self.label_weight and self.name == "none":
+            raise ValueError("label_weight takes labels from an average, and averaging.name is none")
+        return self
 
     @property
     def first_epoch(self) -> float:
@@ -97,6 +113,18 @@ class WeightAverage:
         weights = [parameter.detach() for parameter in self.parameters.values()]
         torch._foreach_lerp_(self.values, weights, share if self.updates else 1.0)
         self.updates += 1
+
+    @torch.no_grad()
+    def labels(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor) -> Tensor:
+        """Return labels that the average has softened, (B, K), or as they are where it is not to or has not begun.
+
+        It sees the images with their own batch statistics, under the model's draw.
+        """
+        if not self.config.label_weight or not self.updates:
+            return y_B
+        with mode(model, "train_without_update"):
+            logits_BK = functional_call(model, dict(zip(self.parameters, self.values, strict=True)), (x_BCHW,))
+        return softened(y_B, logits_BK, self.config.label_weight, self.config.label_temperature)
 
     @contextlib.contextmanager
     def in_the_model(self, model: nn.Module) -> Iterator[None]:

@@ -105,6 +105,8 @@ class TrainingConfig(Config):
             raise ValueError(
                 f"accumulation {self.accumulation}: a step of objective {self.objective.name} as configured looks at the whole batch"
             )
+        if self.averaging.label_weight and not self.objective.takes_soft_labels:
+            raise ValueError(f"averaging.label_weight: objective {self.objective.name} takes no labels that are probabilities")
         if self.schedule.warmup_epochs >= self.epochs:
             raise ValueError(f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} leaves nothing of {self.epochs} epochs")
         return self

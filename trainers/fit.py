@@ -170,7 +170,9 @@ class TrainingLoop:
         apply_constraints(self.model)
         broadcast_weights(self.model)
         self.optimizer = build_optimizer(self.model, config.optimizer)
-        self.steps_per_epoch = len(splits.train) // config.batch_size
+        if augmentation.mixing != "none" and not config.objective.takes_soft_labels:
+            raise UserError(f"objective {config.objective.name} takes no labels of two classes, which mixing {augmentation.mixing} makes")
+        self.steps_per_epoch = splits.train.epoch_length // config.batch_size
         self.context = StepContext(
             threat_model=threat_model,
             attack=config.attack,
@@ -285,6 +287,8 @@ class TrainingLoop:
         for group in optimizer.param_groups:
             group["lr"] = self.config.optimizer.learning_rate * factor
         optimizer.zero_grad(set_to_none=self.config.optimizer.gradients_when_unused == "none")
+        if self.average is not None:
+            y_B = self.average.labels(self.model, x_BCHW, y_B)
         scalars = accumulate(self.objective, self.model, x_BCHW, y_B, context, self.config.accumulation)
         average_gradients(self.model.parameters())
         if limit is not None:

@@ -38,6 +38,11 @@ class ObjectiveConfig(Config):
         return False
 
     @property
+    def takes_soft_labels(self) -> bool:
+        """Whether labels may be probabilities (B, K) instead of numbers (B,)."""
+        return self.name == "natural"
+
+    @property
     def takes_single_step(self) -> bool:
         """Whether images are perturbed by a single step of the objective's own instead of the configured attack."""
         return False

@@ -19,6 +19,7 @@ from torch.nn import functional
 from models.randomness import random_sites
 from trainers.attacks import AttackLoss
 from trainers.hardware import at_least_fp32
+from trainers.labels import most_probable
 from trainers.step import StepContext
 from trainers.weight_noise import WeightNoiseConfig, perturbed
 from trainers.weight_perturbation import PerturbableConfig, PerturbableObjective
@@ -133,4 +134,4 @@ def logits_of_both(model: nn.Module, x_BCHW: Tensor, adversarial_BCHW: Tensor, c
 def accuracies(clean_BK: Tensor, adversarial_BK: Tensor, y_B: Tensor) -> Mapping[str, Tensor]:
     """Return clean_accuracy and robust_accuracy of a batch, in [0,1]."""
     pairs = {"clean_accuracy": clean_BK, "robust_accuracy": adversarial_BK}
-    return {name: (logits.detach().argmax(1) == y_B).float().mean() for name, logits in pairs.items()}
+    return {name: (logits.detach().argmax(1) == most_probable(y_B)).float().mean() for name, logits in pairs.items()}

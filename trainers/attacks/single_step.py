@@ -16,6 +16,7 @@ from trainers.attacks.balls import WHOLE, LinfBall, Shard, ball_around, sharded_
 from trainers.attacks.losses import AttackLoss, cross_entropy
 from trainers.attacks.projected_gradient import Model
 from trainers.hardware import FULL, Precision, at_least_fp32, channels_last
+from trainers.labels import most_probable
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def early_stopped_pgd(
         left_B = torch.full((len(x_BCHW),), stop_after, device=x_BCHW.device)
         for _ in range(steps):
             gradient_BCHW, logits_BK = _gradient(model, x_adv, y_B, loss)
-            wrong_B = logits_BK.argmax(1) != y_B
+            wrong_B = logits_BK.argmax(1) != most_probable(y_B)
             stays_B = wrong_B & (left_B == 0)
             if bool(stays_B.all()):
                 break

@@ -8,12 +8,14 @@ rows.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from trainers.data.mixing import MixingName, PolicyName, apply_policy, draw_mixing
 
 AugmentationName = Literal["none", "crop", "crop_flip", "random_resized_crop"]
 
@@ -47,17 +49,23 @@ def unit_interval(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AugmentationDraw:
-    """The random choices for B images: boxes_B4 (top, left, height, width; int64, pixels) and flips_B (bool)."""
+    """The random choices for B images: boxes_B4 (top, left, height, width; int64, pixels) and flips_B (bool); where there are such, seeds_B
+    of a policy (int64) and the (B, 3) of `draw_mixing`."""
 
     boxes: Tensor
     flips: Tensor
+    seeds: Tensor | None = None
+    mixing: Tensor | None = None
 
-    def __getitem__(self, rows: slice) -> AugmentationDraw:
-        return AugmentationDraw(self.boxes[rows], self.flips[rows])
+    def __getitem__(self, rows: slice | Tensor) -> AugmentationDraw:
+        return AugmentationDraw(*(None if value is None else value[rows] for value in self._values()))  # type: ignore[arg-type] # as they are
 
     def to(self, device: torch.device | str) -> AugmentationDraw:
         """Return the draw on another device."""
-        return AugmentationDraw(self.boxes.to(device), self.flips.to(device))
+        return AugmentationDraw(*(None if value is None else value.to(device) for value in self._values()))  # type: ignore[arg-type] # as above
+
+    def _values(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        return self.boxes, self.flips, self.seeds, self.mixing
 
 
 @dataclass(frozen=True)
@@ -71,12 +79,29 @@ class Augmentation:
     name: AugmentationName = "none"
     crop_padding: int = 4
     """Zero padding on each side for `crop` and `crop_flip`, in pixels of a 32x32 image (see `scaled_padding`)."""
+    policy: PolicyName = "none"
+    """What a library does to each image after crop and mirror image."""
+    policy_magnitude: int = 9
+    """How strongly `rand_augment` does, 0 to 30."""
+    mixing: MixingName = "none"
+    """Whether images are mixed in pairs; labels are then probabilities (B, K)."""
+    mixing_alpha: float = 1.0
+    """Shares are drawn from Beta(alpha, alpha)."""
 
     def draw(self, batch_size: int, height: int, width: int, generator: torch.Generator) -> AugmentationDraw:
         """Draw for `batch_size` images of one size, on the generator's device; `none` draws nothing.
 
         For `crop` and `crop_flip` boxes lie in the padded image, for `random_resized_crop` in the image itself.
         """
+        draw = self._draw_crops(batch_size, height, width, generator)
+        seeds_B = mixing_B3 = None
+        if self.policy != "none":
+            seeds_B = torch.randint(2**62, (batch_size,), generator=generator, device=generator.device)
+        if self.mixing != "none":
+            mixing_B3 = draw_mixing(batch_size, self.mixing_alpha, generator)
+        return replace(draw, seeds=seeds_B, mixing=mixing_B3)
+
+    def _draw_crops(self, batch_size: int, height: int, width: int, generator: torch.Generator) -> AugmentationDraw:
         device = generator.device
         flips_B = torch.zeros(batch_size, dtype=torch.bool, device=device)
         if self.name == "none":
@@ -91,13 +116,19 @@ class Augmentation:
         return AugmentationDraw(boxes_B4, flips_B)
 
     def apply(self, images_BCHW: Tensor, draw: AugmentationDraw) -> Tensor:
-        """Return the augmented uint8 images of the same shape as float32 in [0, 1]."""
+        """Return the augmented uint8 images of the same shape as float32 in [0, 1], not mixed yet."""
+        if draw.seeds is not None:
+            return unit_interval(apply_policy(self.policy, self.policy_magnitude, self._cropped(images_BCHW, draw), draw.seeds))
         if self.name == "none":
             return unit_interval(images_BCHW)
         if self.name == "random_resized_crop":
             return resize_crops(unit_interval(images_BCHW), draw)
-        padding_h, padding_w = self._padding(*images_BCHW.shape[-2:])
-        return unit_interval(crop_padded(images_BCHW, draw, padding_h, padding_w))
+        return unit_interval(self._cropped(images_BCHW, draw))
+
+    def _cropped(self, images_BCHW: Tensor, draw: AugmentationDraw) -> Tensor:
+        if self.name == "none":
+            return images_BCHW
+        return crop_padded(images_BCHW, draw, *self._padding(*images_BCHW.shape[-2:]))
 
     def _padding(self, height: int, width: int) -> tuple[int, int]:
         return scaled_padding(self.crop_padding, height), scaled_padding(self.crop_padding, width)

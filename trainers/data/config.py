@@ -5,6 +5,7 @@ from pydantic import Field, field_validator, model_validator
 from models.configuration import Config
 from models.errors import UserError, unknown_name
 from trainers.data.augmentation import STREAMED_AUGMENTATIONS, Augmentation, AugmentationName
+from trainers.data.mixing import MixingName, PolicyName
 from trainers.data.sets import DATASETS
 
 MOST_IMAGES = 100_000_000
@@ -59,6 +60,22 @@ class DataConfig(Config):
         description="Zero padding on each side for crop and crop_flip, in pixels of a 32x32 image; scaled with the "
         "image's side (4 means 1 at side 8, 2 at 16, 4 at 28 and 32, 8 at 64).",
     )
+    policy: PolicyName = Field(
+        "none",
+        description="What torchvision does to each image after crop and mirror image, one by one: `rand_augment`, `auto_augment`, "
+        "`trivial_augment`.",
+    )
+    policy_magnitude: int = Field(9, ge=0, le=30, description="rand_augment: how strongly (Cubuk et al. 2020: 9).")
+    mixing: MixingName = Field(
+        "none", description="Mix each image with the next one of its batch: `mixup` (Zhang et al. 2018), `cutmix` (Yun et al. 2019)."
+    )
+    mixing_alpha: float = Field(1.0, gt=0, le=1000, description="Shares of the two are drawn from Beta(alpha, alpha).")
+    extra_images: str | None = Field(
+        None,
+        min_length=1,
+        description="A .npz file of further training images: `images` (M, H, W, C), uint8, and `labels`; below the data root, or absolute.",
+    )
+    extra_share: float = Field(0.7, gt=0, le=0.99, description="Share of the further images in every batch (Gowal et al. 2021: 0.7).")
     limit_train: int | None = Field(
         None,
         ge=1,
@@ -88,6 +105,11 @@ class DataConfig(Config):
         if self.name != "image_folder" and self.streamed:
             raise UserError(f"data.streamed is only for 'image_folder'; {self.name!r} decides for itself")
         self._normalizes_channels()
+        for name, is_set in (("policy", self.policy != "none"), ("mixing", self.mixing != "none"), ("extra_images", self.extra_images)):
+            if self.streams and is_set:
+                raise UserError(f"data.{name} is not available for streamed images")
+        if self.policy != "none" and self.augmentation == "random_resized_crop":
+            raise UserError("data.policy changes whole numbers of pixels; data.augmentation random_resized_crop leaves none: use crop_flip")
         if self.streams and self.augmentation not in STREAMED_AUGMENTATIONS:
             raise UserError(
                 f"data.augmentation {self.augmentation!r} is not available for streamed images; "
@@ -112,4 +134,4 @@ class DataConfig(Config):
 
     def training_augmentation(self) -> Augmentation:
         """Return the augmentation of training images."""
-        return Augmentation(self.augmentation, self.crop_padding)
+        return Augmentation(self.augmentation, self.crop_padding, self.policy, self.policy_magnitude, self.mixing, self.mixing_alpha)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trainers.data.augmentation import Augmentation, AugmentationDraw, unit_interval
+from trainers.data.mixing import mix
 from trainers.data.sharding import BatchPlan, shard_range
 from trainers.data.split import ArraySplit, Batch
 
@@ -39,7 +40,7 @@ class DeviceBatches:
         self.augmentation = augmentation
         self.order_generator = order_generator
         self.augmentation_generator = augmentation_generator
-        self.plan = BatchPlan(len(split), batch_size, rank, world_size, drop_last)
+        self.plan = BatchPlan(split.epoch_length, batch_size, rank, world_size, drop_last)
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -47,17 +48,34 @@ class DeviceBatches:
     def __iter__(self) -> Iterator[Batch]:
         split, device = self.split, self.split.device
         height, width = split.image_shape[1:]
-        order_N = torch.randperm(len(split), generator=self.order_generator, device=self.order_generator.device)
-        draw = self.augmentation.draw(len(split), height, width, self.augmentation_generator)
+        order_N = split.epoch_order(self.order_generator)
+        draw = self.augmentation.draw(len(order_N), height, width, self.augmentation_generator)
         # A separate generator function, so that the draws above happen at once and not at the first batch.
         return self._batches(order_N.to(device), draw.to(device))
 
     def _batches(self, order_N: Tensor, draw: AugmentationDraw) -> Iterator[Batch]:
         for batch in range(len(self.plan)):
             positions = self.plan.positions(batch)
+            if draw.mixing is not None:
+                yield self._mixed(batch, positions, order_N, draw)
+                continue
             rows_B = order_N[positions]
             x_BCHW = self.augmentation.apply(self.split.images_NCHW[rows_B], draw[positions])
             yield x_BCHW, self.split.labels[rows_B]
+
+    def _mixed(self, batch: int, positions: slice, order_N: Tensor, draw: AugmentationDraw) -> Batch:
+        """Return this rank's part of a batch in which each image is mixed with the next one of all ranks', the last with the first."""
+        start = batch * self.plan.global_batch_size
+        end = min(start + self.plan.global_batch_size, len(order_N))
+        following = positions.stop if positions.stop < end else start
+        device = order_N.device
+        needed = torch.cat([torch.arange(positions.start, positions.stop, device=device), torch.tensor([following], device=device)])
+        rows = order_N[needed]
+        x_BCHW, labels_B = self.augmentation.apply(self.split.images_NCHW[rows], draw[needed]), self.split.labels[rows]
+        assert draw.mixing is not None
+        return mix(
+            self.augmentation.mixing, x_BCHW[:-1], x_BCHW[1:], labels_B[:-1], labels_B[1:], draw.mixing[positions], self.split.num_classes
+        )
 
 
 class DeviceEvaluationBatches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from models.errors import UserError
 from trainers.data.array_files import ARRAY_READERS, RawImages
 from trainers.data.config import DataConfig
 from trainers.data.decoding import CACHE_FOLDER, Progress, decode_cached, decode_files
+from trainers.data.extra_images import with_extra_images
 from trainers.data.image_tree import TREE_LISTERS, ImageFiles, ImageTree
 from trainers.data.location import data_root
 from trainers.data.sets import DATASETS
@@ -48,7 +50,12 @@ def load_data(
         if config.streams:
             return _streamed_splits(tree, config, torch.device(device), num_workers)
         raw = _decode_tree(tree, config, root, progress)
-    return _array_splits(raw, config, torch.device(device))
+    splits = _array_splits(raw, config, torch.device(device))
+    if config.extra_images is None:
+        return splits
+    assert isinstance(splits.train, ArraySplit)
+    train = with_extra_images(splits.train, root / config.extra_images, config.extra_share, config.image_size)
+    return replace(splits, train=train)
 
 
 def _array_splits(raw: RawImages, config: DataConfig, device: torch.device) -> Splits:

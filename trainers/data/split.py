@@ -38,6 +38,15 @@ class ArraySplit:
         return len(self.labels)
 
     @property
+    def epoch_length(self) -> int:
+        """Images of an epoch of training."""
+        return len(self)
+
+    def epoch_order(self, generator: torch.Generator) -> Tensor:
+        """Return the rows of an epoch of training, in a new order."""
+        return torch.randperm(len(self), generator=generator, device=generator.device)
+
+    @property
     def num_classes(self) -> int:
         """K, also where a split holds no image of some class."""
         return len(self.class_names)
@@ -88,6 +97,11 @@ class StreamedSplit:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def epoch_length(self) -> int:
+        """Images of an epoch of training."""
+        return len(self)
 
     @property
     def labels(self) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainers.hardware import at_least_fp32
+from trainers.labels import most_probable
 from trainers.objective import ObjectiveEntry
 from trainers.step import StepContext
 from trainers.weight_perturbation import PerturbableConfig, PerturbableObjective
@@ -22,6 +23,11 @@ class AdversarialConfig(PerturbableConfig):
     """Parameters of adversarial training."""
 
     name: Literal["adversarial"] = Field("adversarial", description="Adversarial training.")
+
+    @property
+    def takes_soft_labels(self) -> bool:
+        """Yes: they meet cross-entropy alone."""
+        return True
 
 
 class Adversarial(PerturbableObjective):
@@ -45,7 +51,7 @@ class Adversarial(PerturbableObjective):
     ) -> Mapping[str, Tensor]:
         with context.precision.autocast():
             logits_BK = at_least_fp32(model(adversarial_BCHW))
-        correct_B = logits_BK.detach().argmax(1) == y_B
+        correct_B = logits_BK.detach().argmax(1) == most_probable(y_B)
         return {"loss": functional.cross_entropy(logits_BK, y_B), "robust_accuracy": correct_B.float().mean()}
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 from models.modes import mode
 from trainers.attacks import ball_around
 from trainers.hardware import at_least_fp32
+from trainers.labels import most_probable
 from trainers.objective import Objective, ObjectiveConfig, ObjectiveEntry
 from trainers.step import StepContext
 
@@ -29,6 +30,11 @@ class FreeConfig(ObjectiveConfig):
     @property
     def needs_whole_batch(self) -> bool:
         """One perturbation is kept for each row of the batch."""
+        return True
+
+    @property
+    def takes_soft_labels(self) -> bool:
+        """Yes: they meet cross-entropy alone."""
         return True
 
     @property
@@ -71,7 +77,7 @@ class Free(Objective):
         loss.backward()
         assert leaf.grad is not None
         self.delta_BCHW = ball.ascend_(leaf.detach().clone(), leaf.grad, epsilon) - x_BCHW
-        correct_B = logits_BK.detach().argmax(1) == y_B
+        correct_B = logits_BK.detach().argmax(1) == most_probable(y_B)
         return {"loss": loss.detach(), "robust_accuracy": correct_B.float().mean()}
 
 

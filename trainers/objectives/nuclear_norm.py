@@ -43,6 +43,11 @@ class NuclearNormConfig(ObjectiveConfig):
         return True
 
     @property
+    def takes_soft_labels(self) -> bool:
+        """Yes: they meet cross-entropy alone."""
+        return True
+
+    @property
     def takes_single_step(self) -> bool:
         """Yes, its own."""
         return True

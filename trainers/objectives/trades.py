@@ -23,6 +23,11 @@ class TradesConfig(TradesFamilyConfig):
 
     name: Literal["trades"] = Field("trades", description="TRADES.")
 
+    @property
+    def takes_soft_labels(self) -> bool:
+        """Yes: they meet cross-entropy alone."""
+        return True
+
 
 class Trades(TradesFamily):
     """CE(f(x), y) + beta KL(p(x) || p(x')), gradients through both sides of the KL."""
