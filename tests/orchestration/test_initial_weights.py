@@ -183,3 +183,13 @@ def test_a_training_that_is_gone_on_with_keeps_what_it_began_with(begun, given, 
     whole = trained(begun, configured)
     second = load_file(whole.folder.model / "model.safetensors")
     assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+def test_the_card_says_that_the_average_is_what_it_holds(begun):
+    result = trained(
+        begun, load_recipe("at_digits", [*TINY, "--training.averaging.name", "ema", "--training.validation.select", "last"]).experiment
+    )
+    card = (result.folder.model / "README.md").read_text()
+    assert "the weights are the average (ema) of epoch 1" in card
+    assert "| average/robust_accuracy |" in card
+    assert "| latest/robust_accuracy |" in card
