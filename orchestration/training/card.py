@@ -38,7 +38,7 @@ def model_card(
     shown = ", ".join(map(markdown.name, class_names[:12])) + (", ..." if len(class_names) > 12 else "")
     deviations = "".join(f"\n- {line}" for line in (entry.deviations if entry else ()))
     selected_on = training.validation.select_on
-    averaged, averaging = metrics.get(AVERAGE_CHOSEN, 0), f"({training.averaging.name})"
+    copy = f"the average ({training.averaging.name})" if metrics.get(AVERAGE_CHOSEN) else "those"
     initial = record.get("initial_weights")
     begun = f"\n- initial weights: {markdown.escape(initial['sentence'])}" if initial else ""
     return f"""# {experiment.defence.name} on {experiment.backbone.name}, {experiment.data.name}
@@ -49,7 +49,7 @@ def model_card(
 - data: {experiment.data.name}, {len(class_names)} classes ({shown})
 - threat model: {experiment.threat_model}, pixels in [0,1], normalization inside the model
 - training: {training.objective.name}, {record["num_epochs"]} epochs, batch {training.batch_size}, seed {experiment.seed};
-  the weights are {"the average " + averaging if averaged else "those"} of epoch {record["selected_epoch"]}, selected on {selected_on} images{begun}
+  the weights are {copy} of epoch {record["selected_epoch"]}, selected on {selected_on} images{begun}
 - fingerprint of the configuration: `{experiment.fingerprint}` (whole configuration in `config.json`)
 
 ## Accuracy during training
