@@ -57,6 +57,7 @@ SENTENCES = {
     "rna.fig5a": (r"\*\*Stronger PGD", r"^Figure 5:"),
     "rna.fig5b": (r"\*\*Stronger PGD", r"^Figure 5:"),
     "rna.fig5c": (r"\*\*Adversarial Transferability in Random Space", r"### 5\.3"),
+    "rat.swa": (r"\*\*Comparison with SWA", r"^More empirical"),
     "red.parameters": (r"^ABSTRACT", r"1 INTRODUCTION"),
 }
 # Rows that the extraction of the text tore apart (their numbers are in order, others stand between them), and the line it garbled.
