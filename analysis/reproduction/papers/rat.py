@@ -34,8 +34,8 @@ AMBIGUITIES = {
     "B13": "The best checkpoint by PGD-20 on the test set; recipes select on held-out training images.",
     "B14": "Eq. 7 is not a theorem for KL of softmax; only the terms are computed.",
     "B15": "In Table 2 the text stands the AWP rows of CIFAR-10 beside the label CIFAR-100.",
-    "B16": "The numbers of SWA are the best of its source, Chen et al. (2021), which trains on labels softened by teachers as well; the row "
-    "averages the weights of the last quarter of the epochs and nothing else.",
+    "B16": "The numbers of SWA are the best of its source, Chen et al. (2021), which trains on labels softened by teachers as well; the "
+    "row averages the weights of the last quarter of the epochs and nothing else.",
     "seeds": "The paper averages three runs, whose deviation is below 0.40; a row is one run, `--seed` gives others.",
     "budget": "Rows quoted from literature have other attacks (* PGD-40, ** PGD-10), larger networks or other settings.",
     "machine": "Seconds and megabytes depend on the machine; the paper's are of one A100, and of what its code trains.",
