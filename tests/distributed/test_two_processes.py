@@ -129,17 +129,17 @@ def trained(**settings):
     torch.set_num_threads(1)
     splits = load_data(DataConfig(name="digits", limit_train=64, limit_test=20, validation_size=32))
     model = settings.pop("model", None) or without_batch_norm()
-    config = TrainingConfig(
-        objective="adversarial",
-        epochs=2,
-        batch_size=32,
-        precision="fp32",
-        attack=InnerAttackConfig(steps=2, step_size=0.05),
-        optimizer=OptimizerConfig(learning_rate=0.05),
-        schedule=ScheduleConfig(name="one_cycle"),
-        validation=ValidationConfig(steps=2, select="last"),
-        **settings,
-    )
+    defaults = {
+        "objective": "adversarial",
+        "epochs": 2,
+        "batch_size": 32,
+        "precision": "fp32",
+        "attack": InnerAttackConfig(steps=2, step_size=0.05),
+        "optimizer": OptimizerConfig(learning_rate=0.05),
+        "schedule": ScheduleConfig(name="one_cycle"),
+        "validation": ValidationConfig(steps=2, select="last"),
+    }
+    config = TrainingConfig(**defaults | settings)
     calls = []
     if dist.is_initialized():
         real = dist.all_reduce
