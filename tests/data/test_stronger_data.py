@@ -267,7 +267,7 @@ def test_labels_from_an_average_need_one():
 
 
 def test_images_are_normalized_as_the_experiment_says():
-    from orchestration.training.training_run import build_for
+    from orchestration.training.preparation import build_for
 
     experiment = load_recipe("at_digits", ["--data.pixel_mean=[0]", "--data.pixel_std=[1]", "--data.limit_train=64"]).experiment
     network = build_for(experiment, load_data(experiment.data))
