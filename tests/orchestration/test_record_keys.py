@@ -56,6 +56,7 @@ SWEEPS = {
     "ctrw_theory_digits": "ctrw_theory_digits-9178cfa5",
     "dcs_taps_digits": "dcs_taps_digits-7a948566",
     "dcs_theory_digits": "dcs_theory_digits-3ec41eeb",
+    "ingredients_digits": "ingredients_digits-430766b5",
     "joint": "joint-7dd880a0",
     "rat_awp": "rat_awp-5029ea21",
     "rat_digits": "rat_digits-90084b6f",
