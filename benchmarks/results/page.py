@@ -53,9 +53,8 @@ def part(item: str, records: Sequence[Record]) -> str:
         parts += [
             "Accuracy in percent with 95 % intervals:",
             _accuracies(item, first),
-            "Gain over adversarial training in points, paired image by image; *p* (of the worst attack) is Holm's over the rows:",
-            _gains(item, first),
-            "Cost; *epoch*: median seconds of training, *x AT*: ratio to adversarial training:",
+            *_gains(item, first),
+            "Cost; *epoch*: median seconds of training, *x AT*: ratio to adversarial training, on cores that were shared with other work:",
             _costs(item, first),
             "Training: loss and robust accuracy on validation images, epoch by epoch:",
             _curves(item, first),
@@ -105,7 +104,8 @@ def _checks(record: Record) -> str:
     return "; ".join(said)
 
 
-def _gains(item: str, records: Sequence[Record]) -> str:
+def _gains(item: str, records: Sequence[Record]) -> list[str]:
+    """Return the gains with what stands above them; nothing where no row has one yet."""
     found = {column: gains(records, column) for column in GAINS}
     lines = []
     for record in records:
@@ -113,7 +113,9 @@ def _gains(item: str, records: Sequence[Record]) -> str:
         if worst is not None:
             cells = [points(found[column].get(record.row)) for column in GAINS]
             lines.append([_label(item, record), *cells, f"{worst.adjusted:.2g}", worst.answer])
-    return _table(["", *(ACCURACIES[column] for column in GAINS), "p", "answer"], lines)
+    heads = ["", *(ACCURACIES[column] for column in GAINS), "p", "answer"]
+    above = "Gain over adversarial training in points, paired image by image; *p* (of the worst attack) is Holm's over the rows:"
+    return [above, _table(heads, lines)] if lines else []
 
 
 def _costs(item: str, records: Sequence[Record]) -> str:
