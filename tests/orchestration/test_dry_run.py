@@ -70,7 +70,7 @@ def test_its_json_has_names_and_numbers(home, capsys):
 
 
 def test_a_batch_that_the_data_does_not_have_is_refused(home, capsys):
-    assert main(["train", "ctrw_digits", "--dry-run", "--data.limit_train", "32", "--home", str(home.root)]) == 2
+    assert main(["train", "ctrw_digits", "--dry-run", "--data.limit_train", "20", "--home", str(home.root)]) == 2
     assert "larger than the training set" in capsys.readouterr().err
 
 
