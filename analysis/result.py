@@ -110,6 +110,15 @@ class EvaluationResult:
         """The failed checks."""
         return tuple(verdict for verdict in self.verdicts if verdict.status is Status.FAIL)
 
+    def lowest(self, protocol: ProtocolName) -> Row | None:
+        """Return the row of the single attack that leaves least under a protocol; None: no bounded attack ran under it.
+
+        An attack that a suite runs on a part of the images has another sample: its accuracy is no bound on that of all.
+        """
+        rows = [row for row in self.rows if row.attack != "clean" and row.in_threat_model and protocol in row.protocols]
+        most = max((row.estimate.num_samples for row in rows), default=0)
+        return min((row for row in rows if row.estimate.num_samples == most), key=lambda row: row.estimate.value, default=None)
+
     @property
     def below_headline(self) -> tuple[Row, ...]:
         """The single attacks whose number under T1 is below the headline, lowest first: see `reporting.conclusion.headline_note`."""

@@ -1,4 +1,5 @@
-"""How files are written, and how registries find theirs: a file is whole or as it was; a new file of a package is found by scanning."""
+"""How files are written, and how registries find theirs: a file is whole or as it was; a new file of a package or a plug-in is found by
+scanning."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO, TypeVar
+
+from models.plugins import modules_that_mention, plugins
 
 Entry = TypeVar("Entry")
 
@@ -133,10 +136,11 @@ _broken: dict[str, dict[str, str]] = {}
 
 
 def scan(package: str, name: str, kind: type[Entry]) -> dict[str, Entry]:
-    """Import every module of `package` and collect what their tuples called `name` hold, each entry under its own `name`.
+    """Import every module of `package`, and those of plug-ins that have one, and collect what their tuples called `name` hold, each entry
+    under its own `name`.
 
     A file that cannot be imported or holds something else is skipped with a logged warning, and `broken_files` says why: whoever asks for
-    a name that is not there is told. A name that two files claim is neither's.
+    a name that is not there is told. A name that two files claim is neither's; a plug-in cannot take one of ours.
 
     Args:
         package: dotted name; it is imported when this is called, not before.
@@ -144,13 +148,16 @@ def scan(package: str, name: str, kind: type[Entry]) -> dict[str, Entry]:
         kind: what the entries are.
 
     Returns:
-        Entries in the order of their files' names.
+        Entries in the order of their files' names, those of plug-ins last.
     """
     entries: dict[str, Entry] = {}
     file_of: dict[str, str] = {}
     twice: set[str] = set()
-    for module in modules_of(package):
-        file = module.__name__.rpartition(".")[2]
+    for module, foreign in [
+        *((each, False) for each in modules_of(package)),
+        *((each, True) for each in modules_of_plugins(package, name)),
+    ]:
+        file = module.__name__ if foreign else module.__name__.rpartition(".")[2]
         try:
             found = {entry.name: entry for entry in getattr(module, name, ()) if _is_a(entry, kind)}  # type: ignore[attr-defined]
         except (TypeError, AttributeError) as error:
@@ -158,11 +165,21 @@ def scan(package: str, name: str, kind: type[Entry]) -> dict[str, Entry]:
             continue
         for each, entry in found.items():
             if each in entries:
-                twice.add(each)
-                skip(package, file, f"{file_of[each]}.py claims the name {each!r} too; neither has it")
+                ours = foreign and "." not in file_of[each]
+                twice |= set() if ours else {each}
+                skip(package, file, f"{file_of[each]}.py claims the name {each!r} too; {'it keeps it' if ours else 'neither has it'}")
             else:
                 entries[each], file_of[each] = entry, file
     return {each: entry for each, entry in entries.items() if each not in twice}
+
+
+def modules_of_plugins(package: str, name: str) -> Iterator[ModuleType]:
+    """Import the modules of plug-ins that mention `name`; one that cannot be imported is skipped as `scan` says of `package`."""
+    for file, module in modules_that_mention(name):
+        if isinstance(module, Exception):
+            skip(package, file, f"it cannot be imported: {type(module).__name__}: {module}")
+        else:
+            yield module
 
 
 def _is_a(entry: object, kind: type) -> bool:
@@ -183,15 +200,28 @@ def modules_of(package: str) -> Iterator[ModuleType]:
 
 
 def skip(package: str, file: str, reason: str) -> None:
-    """Note that what a file of a scanned package holds is left out, and say so once."""
+    """Note that what a file of a scanned package holds is left out, and say so once.
+
+    Args:
+        package: that is scanned. file: name of its module; of a plug-in the whole dotted name.
+    """
     known = _broken.setdefault(package, {})
     if known.get(file) != reason:
         known[file] = reason
-        _logger.warning("%s/%s.py is skipped: %s", package.replace(".", "/"), file, reason)
+        _logger.warning("%s is skipped: %s", _shown(package, file), reason)
+
+
+def _shown(package: str, file: str) -> str:
+    return f"the plug-in's module {file}" if _is_foreign(package, file) else f"{package.replace('.', '/')}/{file}.py"
+
+
+def _is_foreign(package: str, file: str) -> bool:
+    return "." in file or any(plugin.module == file for plugin in plugins())
 
 
 def broken_files(package: str) -> list[str]:
-    """Return a sentence for each file of a scanned package that was skipped and is still there."""
+    """Return a sentence for each file of a scanned package, and of plug-ins, that was skipped and is still there."""
     there = {info.name for info in pkgutil.iter_modules(importlib.import_module(package).__path__)}
+    there |= {module for plugin in plugins() for module in plugin.sources}
     skipped = {file: reason for file, reason in _broken.get(package, {}).items() if file in there}
-    return [f"{package.replace('.', '/')}/{file}.py was skipped: {reason}" for file, reason in skipped.items()]
+    return [f"{_shown(package, file)} was skipped: {reason}" for file, reason in skipped.items()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ from models.configuration import Config
 from models.constraints import apply_constraints
 from models.errors import UserError, nearest, unknown_name
 from models.files import broken_files, scan
+from models.plugins import once_for_plugins
 from models.randomness import derive_seed, seed_streams
 
 
@@ -88,7 +88,7 @@ class DefenceModel:
         return request.network(lambda backbone: change(backbone, config, request.image_shape))
 
 
-@functools.cache
+@once_for_plugins
 def defence_models() -> dict[str, DefenceModel]:
     """Return all defences by name."""
     return scan("models.defences", "DEFENCE_MODELS", DefenceModel)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from models.configuration import Config
 from models.errors import unknown_name
 from models.files import broken_files, scan
+from models.plugins import once_for_plugins
 from orchestration.search_space import Dimension
 
 
@@ -68,7 +68,7 @@ class Defence:
     prior: Prior | None = None
 
 
-@functools.cache
+@once_for_plugins
 def catalogue() -> dict[str, Defence]:
     """Return all records by name."""
     return scan("orchestration.defences", "DEFENCES", Defence)

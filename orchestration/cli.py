@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from models.errors import EnvironmentFailure, EnvironmentProblem, UserError, blames_environment, nearest, unknown_name
+from models.plugins import using
 from orchestration import console
 from orchestration.commands import COMMANDS
 from orchestration.interruption import INTERRUPTED, in_good_order
@@ -63,6 +64,10 @@ STORES = {
 }
 """Package of an error that nobody on the way put into words -> what cannot be used."""
 
+SAMPLES = "--samples"
+NUMBER_OF_IMAGES = ("--num-samples", "--images", "--num-images", "--num-examples", "--examples", "--num-test-examples", "--test-examples")
+"""What people call the number of images, which has one name on the command line."""
+
 RESUMABLE = ("train", "sweep", "evaluate", "rescore", "reproduce", "demo", "resume")
 
 
@@ -101,12 +106,20 @@ def build_parser() -> argparse.ArgumentParser:
         )
         child.add_argument("--home", help="home folder of runs, sweeps and the MLflow store (default: ./rayndom_home)")
         child.add_argument("--recipes", metavar="FOLDER", help="your settings and methods (default: RAYNDOM_RECIPES, else ./recipes)")
+        child.add_argument(
+            "--plugin",
+            action="append",
+            default=[],
+            metavar="FOLDER",
+            help="a package with defences of yours (also RAYNDOM_PLUGINS)",
+        )
         child.add_argument("--json", action="store_true", help="print the result as JSON, everything else to the error stream")
+        child.add_argument("--quiet", action="store_true", help="print tables, results, warnings and errors alone")
         child.add_argument("--debug", action="store_true", help="show tracebacks and warnings")
         if command.takes_fields:
             child.add_argument("-h", "--help", action="store_true", help="show this help, with the fields of the recipe if named")
         command.add_arguments(child)
-        child.set_defaults(run=command.run, takes_fields=command.takes_fields, parser=child)
+        child.set_defaults(run=command.run, takes_fields=command.takes_fields, parser=child, root=parser)
     return parser
 
 
@@ -154,12 +167,16 @@ def _run(arguments: list[str]) -> int:
         raise unknown_name("command", arguments[0], names)
     parsed, rest = parser.parse_known_args(arguments)
     if rest and not parsed.takes_fields:
-        close = nearest(rest[0].partition("=")[0], parsed.parser.flags()) if rest[0].startswith("-") else []
+        flag = rest[0].partition("=")[0]
+        known = parsed.parser.flags()
+        renamed = [SAMPLES] if flag.replace("_", "-") in NUMBER_OF_IMAGES and SAMPLES in known else []
+        close = renamed or (nearest(flag, known) if flag.startswith("-") else [])
         hint = f" Did you mean {close[0]}?" if close else ""
         raise UserError(f"unknown argument {rest[0][:200]!r}.{hint} `rayndom {parsed.command} --help` shows the usage.")
     console.use_json(parsed.json)
+    console.use_quiet(parsed.quiet)
     parsed.fields = rest
-    with using_folder(parsed.recipes), console.results_alone():
+    with using(parsed.plugin), using_folder(parsed.recipes), console.results_alone():
         return parsed.run(parsed) or 0
 
 

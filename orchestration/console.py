@@ -17,13 +17,18 @@ from rich.table import Table
 
 _out = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 160)
 _err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty(), width=None if sys.stderr.isatty() else 160)
-_state = {"json": False}
+_state = {"json": False, "quiet": False}
 _results: list[TextIO] = []
 
 
 def use_json(enabled: bool) -> None:
     """Print machine-readable results only: everything else goes to the error stream."""
     _state["json"] = enabled
+
+
+def use_quiet(enabled: bool) -> None:
+    """Print results, warnings and errors alone: no progress, no remarks, no hints on what to do next."""
+    _state["quiet"] = enabled
 
 
 @contextlib.contextmanager
@@ -42,11 +47,13 @@ def results_alone() -> Iterator[None]:
 
 def is_terminal() -> bool:
     """Return whether a person watches."""
-    return _out.is_terminal and not _state["json"]
+    return _out.is_terminal and not _state["json"] and not _state["quiet"]
 
 
 def say(message: str = "") -> None:
     """Print a line for people."""
+    if _state["quiet"]:
+        return
     (_err if _state["json"] else _out).print(message, markup=False)
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,25 @@ def collect_environment() -> dict[str, Any]:
 
 
 def environment_tags() -> dict[str, str]:
-    """Return what of the provenance stands in one line, as tags of an MLflow run."""
-    return {f"environment.{key}": str(value) for key, value in collect_environment().items() if not isinstance(value, dict)}
+    """Return the provenance as tags of an MLflow run, those that MLflow's own columns show among them; what is not known has none."""
+    found = collect_environment()
+    found["hardware"] = found["hardware"] | {"gpus": _in_words(found["hardware"]["gpus"])}
+    tags = {f"environment.{name}": str(value) for name, value in _leaves(found).items() if value not in (None, [], "")}
+    commit = found["code"]["commit"]
+    return tags | ({"mlflow.source.git.commit": commit} if commit else {})
+
+
+def _in_words(devices: list[dict[str, Any]]) -> str:
+    """Return GPUs in one line, e.g. `2 x NVIDIA H200 (139.8 GiB)`."""
+    names = [f"{device['name']} ({device['memory_gib']} GiB)" for device in devices]
+    return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)) or "none"
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def uncommitted_changes(root: Path = PACKAGE_ROOT) -> str:

@@ -118,6 +118,9 @@ class TrackingConfig(Config):
 
     experiment: str = Field("rayndom", min_length=1, max_length=200, description="Name of the MLflow experiment.")
     tags: dict[str, str] = Field(default_factory=dict, description="Tags of the MLflow run.")
+    system_metrics: bool = Field(
+        False, description="Log how busy the machine of the command is: processor, memory, disk, network, GPU (of a sweep, to its own run)."
+    )
 
     @field_validator("experiment")
     @classmethod

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from models.errors import EnvironmentProblem, UserError
 from models.files import write_text
@@ -25,6 +26,7 @@ from models.yaml_text import read_yaml
 from orchestration.experiment import ExperimentConfig, read_experiment
 from orchestration.single_process import ADVICE, ENDING_S, holder_of, is_held, only_process
 from trainers.checkpoint import STATE_FILE, read_state
+from trainers.data.description import DataDescription
 from trainers.reporting import are_metrics
 
 RESULT_FILE = "result.json"
@@ -32,6 +34,8 @@ EXPERIMENT_FILE = "config.yaml"
 MODEL_FOLDER = "model"
 DIVERGED_FILE = "diverged.json"
 INITIAL_WEIGHTS_FILE = "initial_weights.json"
+DATA_FILE = "data.json"
+CODE_FILE = "code.json"
 
 
 def _problem_with(result: Mapping[str, Any]) -> str | None:
@@ -156,6 +160,41 @@ class RunFolder:
         if not path.is_file():
             raise UserError(f"{self.path} is not a run folder: it has no {EXPERIMENT_FILE}")
         return read_experiment(read_yaml(path), str(path))
+
+    def write_data(self, data: DataDescription) -> None:
+        """Keep what the run is trained on."""
+        write_text(self.path / DATA_FILE, data.model_dump_json(indent=2))
+
+    def data(self) -> DataDescription | None:
+        """Return what the run is trained on; None: it was trained by an earlier version, or has not begun.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self.path / DATA_FILE
+        if not path.is_file():
+            return None
+        try:
+            return DataDescription.model_validate(read_json(path))
+        except ValidationError as error:
+            raise UserError(f"{path} is damaged: {error.errors()[0]['msg']}; delete it, it is only a record") from None
+
+    def write_code(self, files: Mapping[str, str]) -> None:
+        """Keep the code that the method rests on, from `method_code`, unless an earlier start has: its epochs were trained by that."""
+        if not (self.path / CODE_FILE).is_file():
+            write_text(self.path / CODE_FILE, json.dumps({"files": files}, indent=2))
+
+    def code(self) -> dict[str, str]:
+        """Return the code that the run's method rests on; empty: it was trained by an earlier version, or has not begun.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self.path / CODE_FILE
+        files = read_json(path).get("files") if path.is_file() else {}
+        if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
+            raise UserError(f"{path} is damaged: `files` should be digests by module; delete it, it is only a record")
+        return files
 
     def clear(self) -> None:
         """Forget everything but the locks."""

@@ -6,7 +6,6 @@ averaging over workers, clipping, the optimizer, constraints). Objectives are fo
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from models.configuration import Config
 from models.errors import unknown_name
 from models.files import broken_files, scan
+from models.plugins import once_for_plugins
 
 if TYPE_CHECKING:
     from trainers.step import StepContext
@@ -127,7 +127,7 @@ class ObjectiveEntry:
     selection: Literal["best", "last"] = "best"
 
 
-@functools.cache
+@once_for_plugins
 def objectives() -> dict[str, ObjectiveEntry]:
     """Return all objectives by name, collected from the tuples `OBJECTIVES` in `trainers/objectives/`."""
     return scan("trainers.objectives", "OBJECTIVES", ObjectiveEntry)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,7 @@ from analysis.attacked_model.model import AttackedModel
 from models.configuration import Config
 from models.errors import UserError, nearest, unknown_name
 from models.files import broken_files, scan
+from models.plugins import once_for_plugins
 from models.threat_model import Norm, ThreatModel
 
 
@@ -89,7 +89,7 @@ class AttackEntry:
     free_parameters: bool = False
 
 
-@functools.cache
+@once_for_plugins
 def attacks() -> dict[str, AttackEntry]:
     """Return all attacks by name."""
     return scan("analysis.attacks", "ATTACKS", AttackEntry)

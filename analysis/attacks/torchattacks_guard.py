@@ -121,7 +121,7 @@ def _library() -> ModuleType:
     except ImportError as error:
         raise UserError(
             f"the attacks named `torchattacks_...` need the package torchattacks, which cannot be imported: {error}. "
-            "Install it (`uv sync`, or `pip install --no-deps torchattacks`), or choose a suite without them, e.g. `quick`."
+            "Install it (`make setup`, or `pip install --no-deps torchattacks`), or choose a suite without them, e.g. `quick`."
         ) from error
 
 

@@ -20,6 +20,7 @@ from analysis.evaluation.protocols import ProtocolName, Scoring
 from analysis.evaluation.studies import StudySettings
 from models.configuration import Config
 from models.errors import UserError, unknown_name
+from models.plugins import files_of_plugins
 from models.threat_model import Norm, PixelFraction, ThreatModel
 from models.yaml_text import read_yaml
 
@@ -111,8 +112,12 @@ class Suite(Config):
 
 
 def list_suites() -> list[str]:
-    """Return the names of all suites that come with the package."""
-    return sorted({PAPER, *(path.stem for path in SUITE_FOLDER.glob("*.yaml"))})
+    """Return the names of all suites that come with the package and with plug-ins."""
+    return sorted({PAPER, *_suite_files()})
+
+
+def _suite_files() -> dict[str, Path]:
+    return {path.stem: path for path in (*files_of_plugins("suites"), *SUITE_FOLDER.glob("*.yaml"))}
 
 
 def load_suite(suite: str | Path | Suite, defence: str | None = None) -> Suite:
@@ -120,7 +125,7 @@ def load_suite(suite: str | Path | Suite, defence: str | None = None) -> Suite:
 
     Args:
         suite: `quick`, `standard`, `full`, `paper` (the suite of the paper that proposed `defence`), the name of any file in
-            `analysis/evaluation/suites/`, or a path that ends in `.yaml` or `.yml`.
+            `analysis/evaluation/suites/` or of `suites/` in a plug-in, or a path that ends in `.yaml` or `.yml`.
         defence: name of the model's defence, for `paper`.
 
     Raises:
@@ -134,7 +139,7 @@ def load_suite(suite: str | Path | Suite, defence: str | None = None) -> Suite:
         return _paper_suite(defence)
     if suite not in list_suites():
         raise unknown_name("suite", str(suite), list_suites())
-    return _load_file(SUITE_FOLDER / f"{suite}.yaml")
+    return _load_file(_suite_files()[str(suite)])
 
 
 def fitted_to_classes(items: Sequence[AttackItem], num_classes: int) -> tuple[list[AttackItem], list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from analysis.theory.transferability import (
     undisturbed,
 )
 from models.files import scan
+from models.plugins import once_for_plugins
 from models.randomness import RandomModule, random_sites
 
 FEW_CONFIGURATIONS = 8
@@ -52,7 +52,7 @@ class PairsByDistance:
         return all(isinstance(site, self.layers) and site.draw_scope != "per_example" for site in sites)
 
 
-@functools.cache
+@once_for_plugins
 def _known() -> tuple[PairsByDistance, ...]:
     return tuple(scan("analysis.quantities", "PAIRS_BY_DISTANCE", PairsByDistance).values())
 

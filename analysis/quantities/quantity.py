@@ -6,7 +6,6 @@ Quantities are found by scanning `analysis/quantities/` for tuples named `QUANTI
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +20,7 @@ from analysis.theory.transferability import Attack, undisturbed
 from models.classifier import ModelSpec
 from models.errors import UserError, unknown_name
 from models.files import broken_files, scan
+from models.plugins import once_for_plugins
 from models.randomness import derive_seed, is_randomized
 from models.threat_model import ThreatModel
 from trainers.attacks import pgd
@@ -189,7 +189,7 @@ class Quantity:
         return not self.of_two and self.requirement.fits(model)
 
 
-@functools.cache
+@once_for_plugins
 def quantities() -> dict[str, Quantity]:
     """Return all quantities by name, in the order of their files."""
     return scan("analysis.quantities", "QUANTITIES", Quantity)

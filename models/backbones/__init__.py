@@ -6,7 +6,6 @@ backbone is one new file.
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from models.backbones.base import Backbone, BackboneEntry, ImageShape
 from models.errors import UserError, unknown_name
-from models.files import broken_files, modules_of, skip
+from models.files import broken_files, modules_of, modules_of_plugins, skip
+from models.plugins import once_for_plugins
 
 __all__ = [
     "Backbone",
@@ -45,7 +45,7 @@ LARGEST_OPTION = 16_384
 """Of numbers in the options of a family: no architecture has a layer that wide, and a larger one may not fit into any memory."""
 
 
-@functools.cache
+@once_for_plugins
 def backbone_entries() -> dict[str, BackboneEntry]:
     """Return the entries of all modules of this folder by name, sorted; families such as `timm` are among them.
 
@@ -54,8 +54,9 @@ def backbone_entries() -> dict[str, BackboneEntry]:
     entries: dict[str, BackboneEntry] = {}
     owners: dict[str, str] = {}
     twice: set[str] = set()
-    for module in modules_of(__name__):
-        file = module.__name__.rpartition(".")[2]
+    ours = ((module, module.__name__.rpartition(".")[2]) for module in modules_of(__name__))
+    foreign = ((module, module.__name__) for module in modules_of_plugins(__name__, "BACKBONES"))
+    for module, file in (*ours, *foreign):
         try:
             found = {name: (name, *entry.aliases) for name, entry in getattr(module, "BACKBONES", {}).items()}
         except (TypeError, AttributeError) as error:

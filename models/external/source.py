@@ -126,6 +126,8 @@ class ExternalModel(Config):
 
 def is_external_reference(reference: str) -> bool:
     """Return whether a text names a network that Rayndom did not build: `FILE.py:NAME`, `MODULE:NAME`, `timm:NAME`, `FILE.pt[2]`."""
+    if reference.startswith("hf://"):
+        return False
     if reference.startswith(TIMM) or reference.endswith(".py") or Path(reference).suffix in _ENDINGS:
         return not Path(reference[:255]).is_dir()
     source, colon, attribute = reference.partition(":")

@@ -3,12 +3,16 @@
 from orchestration.commands.analyse import ANALYSE
 from orchestration.commands.command import Command
 from orchestration.commands.compare import COMPARE
+from orchestration.commands.completion import COMPLETION
+from orchestration.commands.data import DATA
 from orchestration.commands.demo import DEMO
 from orchestration.commands.doctor import DOCTOR
 from orchestration.commands.evaluate import EVALUATE
 from orchestration.commands.export import EXPORT
 from orchestration.commands.jobs import LOGS, RESUME, STOP, SUBMIT
 from orchestration.commands.looking_up import LIST, SHOW
+from orchestration.commands.new import NEW
+from orchestration.commands.open import OPEN
 from orchestration.commands.reproduce import REPRODUCE
 from orchestration.commands.rescore import RESCORE
 from orchestration.commands.status import STATUS, WATCH
@@ -31,9 +35,13 @@ COMMANDS: tuple[Command, ...] = (
     EXPORT,
     LIST,
     SHOW,
+    NEW,
+    DATA,
+    OPEN,
     UI,
     DOCTOR,
     ANALYSE,
     COMPARE,
     REPRODUCE,
+    COMPLETION,
 )

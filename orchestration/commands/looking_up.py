@@ -148,7 +148,7 @@ def _list_runs(arguments: argparse.Namespace) -> None:
     home = Home.to_read(arguments.home)
     found = sorted(runs_in(home), key=lambda run: run.changed)
     rows, described = [], []
-    for run, changes in zip(found, all_differences(found), strict=True):
+    for run, changes in zip(found, all_differences(run.experiment for run in found), strict=True):
         evaluation = run.evaluation
         headline = evaluation["headline"] if evaluation else None
         described.append(
@@ -180,7 +180,10 @@ def _list_runs(arguments: argparse.Namespace) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
+    from orchestration.home import Home
+    from orchestration.method_code import changed_files, digest_of_code, method_code
     from orchestration.recipes import load_recipe
+    from orchestration.run_folder import RunFolder
 
     if arguments.help or not arguments.recipe:
         if not arguments.help:
@@ -192,9 +195,10 @@ def _show(arguments: argparse.Namespace) -> None:
     composed: dict[str, Any] = {}
     if parts is not None:
         composed = {"method": parts.method, "setting": parts.setting} | ({"variant": parts.variant} if parts.variant else {})
-    console.result(
-        {"fingerprint": experiment.fingerprint, "experiment": experiment.model_dump(mode="json"), "origins": loaded.origins} | composed
-    )
+    files = method_code(experiment)
+    code = {"digest": digest_of_code(files), "files": files}
+    shown = {"fingerprint": experiment.fingerprint, "experiment": experiment.model_dump(mode="json"), "origins": loaded.origins}
+    console.result(shown | composed | {"code": code})
     if arguments.json:
         return
     rows = [
@@ -206,6 +210,10 @@ def _show(arguments: argparse.Namespace) -> None:
     if composed:
         console.say("; ".join(f"{kind} {name}" for kind, name in composed.items()))
     console.say(f"fingerprint {experiment.fingerprint}")
+    console.say(f"code {code['digest']}: {', '.join(files)}")
+    known = RunFolder(Home.to_read(arguments.home).run(experiment.fingerprint)).code()
+    if known and (changed := changed_files(known, files)):
+        console.say(f"its run was trained with other code: {', '.join(changed)} changed since; `rayndom train --retrain` trains it anew")
 
 
 def _add_kind(parser: argparse.ArgumentParser) -> None:

@@ -23,6 +23,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
     )
     add_wait(parser)
     parser.add_argument("--restart", action="store_true", help="forget an earlier run of the same configuration")
+    parser.add_argument("--retrain", action="store_true", help="the same, if the code of its defence or objective has changed since")
     parser.add_argument("--address", help="Ray cluster, for runs with several workers (default: RAY_ADDRESS, else local)")
     add_data_root(parser)
 
@@ -52,7 +53,7 @@ def _run(arguments: argparse.Namespace) -> int | None:
     from orchestration.training.single_run import run_single
 
     started = time.monotonic()
-    result, run_id = run_single(experiment, workplace, restart=arguments.restart, wait=arguments.wait)
+    result, run_id = run_single(experiment, workplace, restart=arguments.restart, retrain=arguments.retrain, wait=arguments.wait)
     console.result(
         {
             "fingerprint": experiment.fingerprint,

@@ -26,7 +26,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from orchestration.home import Home
-    from orchestration.tracking.local_store import prepare_store
+    from orchestration.tracking.local_store import experiment_in, prepare_store
     from orchestration.tracking.store import display_uri
 
     home = Home.to_read(arguments.home)
@@ -41,12 +41,15 @@ def _run(arguments: argparse.Namespace) -> int:
         program = shutil.which("optuna-dashboard", path=beside) or shutil.which("optuna-dashboard")
         if program is None:
             raise UserError("optuna-dashboard is not installed: `make setup EXTRAS=dashboard` installs it")
+        address = f"http://127.0.0.1:{arguments.port}"
         command = [program, f"sqlite:///{matches[-1]}", "--port", str(arguments.port)]
     else:
         if home.tracking_uri.startswith(("http://", "https://")):
             console.say(f"{display_uri(home.tracking_uri)}  (MLFLOW_TRACKING_URI names a server that runs already)")
             return 0
         prepare_store(home)  # made or mended as by every command: MLflow's server would make tables of its own while another one does
+        experiment = experiment_in(home.tracking_uri, "rayndom")
+        address = f"http://127.0.0.1:{arguments.port}" + ("" if experiment is None else f"/#/experiments/{experiment}/runs")
         environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # ten processes for jobs that nobody here starts
         # By the environment: a command line, and a password in it, is seen by everybody on this machine.
         environment["MLFLOW_BACKEND_STORE_URI"] = home.tracking_uri
@@ -61,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
             "--workers",
             "1",
         ]
-    console.say(f"http://127.0.0.1:{arguments.port}  (Ctrl-C ends it)")
+    console.say(f"{address}  (Ctrl-C ends it)")
     return _serve(command, environment)
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from analysis.evaluation.protocols import ProtocolName
 from analysis.reporting import tables
 from analysis.reporting.conclusion import conclusion, headline_note, to_markdown
 from analysis.reporting.report import write_report
 from analysis.result import EvaluationResult
-from models.weights import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from orchestration import console
 from orchestration.evaluating.evaluation_run import Job
 from orchestration.evaluating.stored_evaluation import as_kept, write_kept
+from orchestration.evaluating.tracked_evaluation import log_evaluation
 from orchestration.exporting.export import record_evaluation
 from orchestration.home import Workplace
 from orchestration.tracking.tracker import Tracker
@@ -48,7 +50,7 @@ def show(job: Job) -> EvaluationResult:
 
 
 def finish(job: Job, result: EvaluationResult, suite: str, workplace: Workplace, beside: Mapping[str, Any] | None = None) -> None:
-    """Keep a result, write its page, and say where they are: what ends a command.
+    """Keep a result with its page, and say where they are: what ends a command.
 
     Args:
         beside: what was found out beside the evaluation, as JSON types, for the result that is printed.
@@ -57,12 +59,7 @@ def finish(job: Job, result: EvaluationResult, suite: str, workplace: Workplace,
     if job.target.experiment is not None:
         tracker = Tracker(workplace.home, job.target.experiment.tracking.experiment)
         run_id = training_run_of(job.target, tracker, workplace.home)
-    summary = keep(job, result, tracker, run_id, suite)
-    pages = job.records_path.with_name(f"report-{suite_name(suite)}")
-    experiment = job.target.experiment
-    write_report(job.name, result, pages, images=job.x, points=job.kept_points(), description=experiment.description if experiment else "")
-    if tracker is not None and run_id is not None:
-        tracker.log_folder(run_id, pages, f"evaluation/{suite_name(suite)}")
+    summary, pages = keep(job, result, tracker, run_id, suite)
     console.result({**summary, **(beside or {})})
     console.say(f"records {job.records_path}")
     if job.points is not None:
@@ -70,34 +67,19 @@ def finish(job: Job, result: EvaluationResult, suite: str, workplace: Workplace,
     console.say(f"report {pages / 'report.html'}")
 
 
-def keep(job: Job, result: EvaluationResult, tracker: Tracker | None, run_id: str | None, suite: str) -> dict[str, Any]:
-    """Write the result beside its records, into the exported model's card, and to MLflow; return its summary."""
+def keep(job: Job, result: EvaluationResult, tracker: Tracker | None, run_id: str | None, suite: str) -> tuple[dict[str, Any], Path]:
+    """Write the result and its page beside its records, into the exported model's card, and to MLflow; return its summary and the folder
+    of its page."""
     summary = as_kept(job, summarize(result, suite))
     write_kept(job.records_path.parent, summary)
     if job.target.external is None:  # what lies beside the records of an external model is all that it has
         record_evaluation(job.target.folder, job.target, summary)
+    pages = job.records_path.with_name(f"report-{suite_name(suite)}")
+    experiment = job.target.experiment
+    write_report(job.name, result, pages, images=job.x, points=job.kept_points(), description=experiment.description if experiment else "")
     if tracker is not None and run_id is not None:
-        metrics = {f"test/{row.attack}/{protocol_key(row.protocol)}": row.estimate.value for row in result.rows}
-        if result.headline is not None:
-            metrics |= {
-                "test/robust_accuracy/T1": result.headline.value,
-                "test/robust_accuracy/T1/low": result.headline.low,
-                "test/robust_accuracy/T1/high": result.headline.high,
-                f"test/{suite_name(suite)}/robust_accuracy/T1": result.headline.value,
-            }
-        tracker.log_metrics(run_id, metrics)
-        kept = suite_name(suite)
-        said = {"evaluation": conclusion(job.name, result), "marked": result.marked}
-        said |= {"basis": result.basis, "checks_run": result.checks_run}
-        said["failed_checks"] = ", ".join(verdict.id for verdict in result.failed) or "none"
-        # Of the last evaluation, whose metrics replace those of the same name, and of each suite.
-        for ending in ("", f".{kept}"):
-            tracker.set_tags(run_id, {f"rayndom.{name}{ending}": value for name, value in said.items()})
-        tracker.log_json(run_id, summary, f"evaluation/{suite_name(suite)}.json")
-        tracker.log_file(run_id, job.records_path, "evaluation")
-        for file in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE):  # a folder that a sweep exported holds more
-            tracker.log_file(run_id, job.target.folder / file, "model")
-    return summary
+        log_evaluation(tracker, run_id, job, summary, pages)
+    return summary, pages
 
 
 def summarize(result: EvaluationResult, suite: str) -> dict[str, Any]:
@@ -123,7 +105,8 @@ def compare(jobs: Sequence[Job]) -> None:
     for job in jobs:
         result = job.result()
         cells = [job.name, "" if result.clean is None else tables.format_estimate(result.clean, marked=result.marked)]
-        cells += [_worst(result, protocol) for protocol in ("T0", "T1", "T2")]
+        shown: tuple[ProtocolName, ...] = ("T0", "T1", "T2")
+        cells += [_worst(result, protocol) for protocol in shown]
         rows.append([*cells, result.basis])
     console.table(
         "test images, worst single attack on all of them under each protocol, 95 % intervals; sentences: worst attack of each image",
@@ -132,19 +115,9 @@ def compare(jobs: Sequence[Job]) -> None:
     )
 
 
-def _worst(result: EvaluationResult, protocol: str) -> str:
-    estimates = [row.estimate for row in result.rows if row.attack != "clean" and row.in_threat_model and protocol in row.protocols]
-    if not estimates:
-        return ""
-    # An attack that a suite runs on a part of the images has another sample: its accuracy is no bound on that of all.
-    most = max(estimate.num_samples for estimate in estimates)
-    estimates = [estimate for estimate in estimates if estimate.num_samples == most]
-    return tables.format_estimate(min(estimates, key=lambda estimate: estimate.value), marked=result.marked)
-
-
-def protocol_key(label: str) -> str:
-    """Return a protocol's label as part of a metric's name."""
-    return label.replace(" = ", "_").replace(" ", "_")
+def _worst(result: EvaluationResult, protocol: ProtocolName) -> str:
+    row = result.lowest(protocol)
+    return "" if row is None else tables.format_estimate(row.estimate, marked=result.marked)
 
 
 def suite_name(suite: str) -> str:

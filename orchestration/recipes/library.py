@@ -2,7 +2,8 @@
 
 `settings/<setting>.yaml` says on what is trained (data, network, schedule), `methods/<method>.yaml` how (defence, objective, what some
 settings need differently). Shipped ones lie beside this file. The user's own lie in a folder with the same two sub-folders: the one that
-`--recipes` or the environment variable RAYNDOM_RECIPES names, else `./recipes` where it exists. Names are listed without reading files.
+`--recipes` or the environment variable RAYNDOM_RECIPES names, else `./recipes` where it exists; plug-ins have such
+folders, too. Names are listed without reading files.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 
 from models.errors import UserError, nearest, unknown_name
 from models.file_content import absolute
+from models.plugins import files_of_plugins
 from models.yaml_text import read_yaml
 from orchestration.recipes.trees import Tree, merge
 
@@ -191,7 +193,7 @@ def _refused(kind: str) -> dict[str, str]:
 
 def _own(kind: str) -> Mapping[str, Path]:
     folder = own_folder()
-    return _yaml_files(folder / kind) if folder else {}
+    return {path.stem: path for path in files_of_plugins(f"recipes/{kind}")} | (_yaml_files(folder / kind) if folder else {})
 
 
 def _yaml_files(folder: Path) -> dict[str, Path]:

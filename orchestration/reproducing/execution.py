@@ -19,14 +19,15 @@ from analysis.reproduction.readings import Found
 from analysis.result import EvaluationResult
 from models.errors import UserError
 from orchestration import console
-from orchestration.evaluating.evaluation_report import protocol_key, summarize
+from orchestration.evaluating.evaluation_report import summarize
 from orchestration.evaluating.evaluation_run import EvaluationSettings, Job, prepare, run_jobs, test_images
 from orchestration.evaluating.stored_evaluation import as_kept
+from orchestration.evaluating.tracked_evaluation import names_of
 from orchestration.experiment import ExperimentConfig
 from orchestration.exporting.export import record_evaluation
 from orchestration.home import Home, Workplace
 from orchestration.reproducing.ledger import Ledger, outcome_folder
-from orchestration.reproducing.plan import Evaluation, ItemPlan, ReadingJob, evaluated_folder, evaluations, model_folder, readings
+from orchestration.reproducing.plan import Evaluation, ItemPlan, ReadingJob, evaluated_folder, evaluations, readings
 from orchestration.reproducing.reading_jobs import run_readings
 from orchestration.run_folder import RunFolder
 from orchestration.sweeping.listed_experiments import Listed, train_all
@@ -35,6 +36,7 @@ from orchestration.tracking.tracker import FINGERPRINT_TAG, Tracker
 from orchestration.trained_models.targets import Target
 from orchestration.training import cluster
 from orchestration.training.resources import concurrency, trial_resources
+from orchestration.training.tracked_outcome import track_model
 from trainers.data import load_data
 
 REPRODUCTION_TAG = "rayndom.reproduction"
@@ -120,8 +122,7 @@ def _train(planned: ItemPlan, ledger: Ledger, workplace: Workplace, parent: Pare
             continue
         run_id = children[training.fingerprint]
         ledger.mlflow_runs[training.fingerprint] = run_id
-        if not any(entry.path == "model" for entry in tracker.client.list_artifacts(run_id)):
-            tracker.log_folder(run_id, model_folder(workplace.home, training), "model")
+        track_model(tracker, run_id, training.experiment)
 
 
 class _Images:
@@ -193,8 +194,8 @@ def _track(job: Job, result: EvaluationResult, evaluation: Evaluation, run_id: s
         record_evaluation(job.target.folder, job.target, summary)
     if run_id is None:
         return
-    metrics = {f"test/{base}/{row.attack}/{protocol_key(row.protocol)}": row.estimate.value for row in result.rows}
-    tracker.log_metrics(run_id, {_metric_name(name): value for name, value in metrics.items()})
+    found = {name.removeprefix("test/"): row.estimate.value for row in result.rows for name in names_of(row)}
+    tracker.log_metrics(run_id, {_metric_name(f"test/{base}/{name}"): value for name, value in found.items()})
     tracker.set_tags(run_id, {f"rayndom.marked.{base.replace(' ', '_')}": result.marked})
     tracker.log_json(run_id, summary, f"evaluation/{base.replace(' ', '_')}.json")
 

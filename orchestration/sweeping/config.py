@@ -42,6 +42,7 @@ BUDGET_FIELDS = {
     "num_test_examples",
     "repeats",
     "remarks",
+    "log_models",
 }
 
 
@@ -97,6 +98,9 @@ class SweepConfig(Config):
     repeats: RepeatsConfig | None = Field(None, description="Training the best trials with further seeds; none: one seed decides.")
     suite: str = Field("quick", description="Evaluation suite for the winner and the baselines.")
     baselines: tuple[str, ...] = Field((), description="Recipes trained and evaluated beside the winner, with the same settings.")
+    log_models: Literal["chosen", "all"] = Field(
+        "chosen", description="Whose weights MLflow keeps: of the winner and the baselines, or of all trials that trained to their end."
+    )
     remarks: tuple[str, ...] = Field((), description="What theory says of the space; written by the tool.")
     num_test_examples: int | None = Field(
         None, ge=1, le=MOST_IMAGES, description="Test images for the final evaluation; none: the suite's own."

@@ -19,6 +19,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from models.errors import UserError
 from models.file_content import expanded
+from models.plugins import VARIABLE, plugins
 from orchestration.recipes.library import METHODS, OWN_FOLDER, SETTINGS
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -103,6 +104,10 @@ class SweepJobs:
             name: of the sweep, by which its jobs are found.
             recipes: folder of the user's own settings and methods.
         """
+        plugins_sent = [plugin for plugin in plugins() if plugin.folder is not None and not plugin.is_installed]
+        if plugins_sent:
+            # Found there without a flag, by all processes: they start in the job's folder.
+            environment = {**(environment or {}), VARIABLE: os.pathsep.join(f"./{plugin.module}" for plugin in plugins_sent)}
         runtime: dict[str, Any] = {"env_vars": environment} if environment else {}
         where = sweep
         with tempfile.TemporaryDirectory() as folder:
@@ -115,6 +120,9 @@ class SweepJobs:
                 for kind in (SETTINGS, METHODS):
                     if (recipes / kind).is_dir():
                         shutil.copytree(recipes / kind, Path(folder) / OWN_FOLDER / kind)
+            for plugin in plugins_sent:
+                assert plugin.folder is not None
+                shutil.copytree(plugin.folder, Path(folder) / plugin.module, ignore=shutil.ignore_patterns("__pycache__"))
             if any(Path(folder).iterdir()):
                 runtime["working_dir"] = folder  # uploaded before this returns
             command = shlex.join([*program, "sweep", where, *flags])

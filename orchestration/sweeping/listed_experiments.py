@@ -22,6 +22,7 @@ from orchestration.training.final_measures import kept_protocol_metrics
 from orchestration.training.job import MeasureConfig, TrainingJob, new_start
 from orchestration.training.resources import concurrency, trial_resources
 from orchestration.training.shared_storage import probed
+from orchestration.training.tracked_outcome import track_data
 from orchestration.training.training_run import check_initial_weights
 from orchestration.training.trial import run_trial, tune_resources
 
@@ -156,4 +157,6 @@ def _complete_runs(kind: str, done: Sequence[Listed], home: Home, parent: Parent
         record = folder.result()
         if each.experiment.fingerprint not in closed and record is not None:
             measured = (kept_protocol_metrics(folder, measure) or {}) if measure else {}
-            parent.child(kind, each.experiment, each.title).complete(known_history(folder), record["metrics"] | measured)
+            run = parent.child(kind, each.experiment, each.title)
+            track_data(run)
+            run.complete(known_history(folder), record["metrics"] | measured)

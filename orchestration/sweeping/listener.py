@@ -20,6 +20,7 @@ from orchestration.tracking.background_writer import BackgroundWriter
 from orchestration.tracking.experiment_run import FAILED, FINISHED, KILLED, STOPPED_EARLY, ExperimentRun
 from orchestration.training.cluster import ClusterWatch
 from orchestration.training.job import TrialReport
+from orchestration.training.tracked_outcome import track_data
 from orchestration.training.trial import failure_reason
 from trainers.signs import complaints
 
@@ -119,6 +120,7 @@ class TrialListener(tune.Callback):
         else:
             row.epoch, row.metrics = report.epoch, row.metrics | dict(report.metrics)
             self.writer.later(row.run.log_epoch, report.epoch, report.metrics)
+            self.writer.later(track_data, row.run)
             self._complain(row, report)
             loss = report.metrics.get("train/loss", float("nan"))
             self._show(f"{row.title}: epoch {_epoch(row)}, loss {loss:.3f}{_accuracies(row.metrics)}; {self._summary()}")

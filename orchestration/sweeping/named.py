@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import UserError, unknown_name
+from models.plugins import files_of_plugins
 from models.yaml_text import read_yaml
 from orchestration.recipes import is_recipe, possible_names, split_name
 
@@ -16,8 +17,12 @@ NUM_TRIALS = 20
 
 
 def list_sweeps() -> dict[str, str]:
-    """Return names and descriptions of the shipped sweeps."""
-    return {path.stem: str(read_yaml(path).get("description", "")) for path in sorted(FOLDER.glob("*.yaml"))}
+    """Return names and descriptions of the shipped sweeps and those of plug-ins."""
+    return {name: str(read_yaml(path).get("description", "")) for name, path in _sweep_files().items()}
+
+
+def _sweep_files() -> dict[str, Path]:
+    return {path.stem: path for path in (*files_of_plugins("sweeps"), *sorted(FOLDER.glob("*.yaml")))}
 
 
 def sweep_tree(sweep: str) -> tuple[dict[str, Any], str]:
@@ -34,13 +39,13 @@ def sweep_tree(sweep: str) -> tuple[dict[str, Any], str]:
         if not path.is_file():
             raise UserError(f"no sweep file {sweep[:300]}")
     else:
-        path = FOLDER / f"{sweep}.yaml"
-        shipped = [each.stem for each in FOLDER.glob("*.yaml")]
+        shipped = _sweep_files()
         if sweep not in shipped:
             if not is_recipe(sweep):
                 _refuse_item(sweep)
                 raise unknown_name("sweep or recipe", sweep[:300], [*shipped, *possible_names()])
             return sweep_of_recipe(sweep) | {"name": sweep}, sweep
+        path = shipped[sweep]
     content = read_yaml(path)
     if content.get("name") not in (None, "", path.stem):
         raise UserError(f"{path.name}: name: a sweep is called like its file, {path.stem}; leave `name` out, or rename the file")

@@ -47,6 +47,7 @@ from orchestration.sweeping.study import (
 from orchestration.sweeping.trial_runs import complete_trial_runs, shared_parameters, trial_run
 from orchestration.tracking.background_writer import BackgroundWriter
 from orchestration.tracking.experiment_run import ParentRun
+from orchestration.tracking.system_metrics import system_metrics
 from orchestration.tracking.tracker import SWEEP_TAG, Tracker
 from orchestration.training import cluster
 from orchestration.training.job import TrainingJob, TrialReport, new_start
@@ -266,7 +267,8 @@ def run_search(config: SweepConfig, workplace: Workplace, tracker: Tracker) -> S
     if late:
         console.say(f"logged what an earlier start could not: trials {', '.join(map(str, late))}")
     if done < wanted:
-        with probed(workplace.home.root) as storage:
+        watched = system_metrics(tracker, run_id, wanted=config.experiment({}).tracking.system_metrics)
+        with probed(workplace.home.root) as storage, watched:
             _tune(search, workplace, at_once, storage)
     return search
 

@@ -33,11 +33,13 @@ from orchestration.sweeping.repeats import repeat_best
 from orchestration.sweeping.search import Search, run_search
 from orchestration.sweeping.study import ENDING_S, all_trials, full_trials, only_driver
 from orchestration.tracking.experiment_run import ParentRun
+from orchestration.tracking.logged_models import log_data, put_out
 from orchestration.tracking.tracker import Tracker
 from orchestration.trained_models.initial_weights import initial_weights
 from orchestration.trained_models.targets import Target
 from orchestration.training.preparation import build_for
 from orchestration.training.resources import trial_resources
+from orchestration.training.tracked_outcome import track_model
 from trainers.data import Splits, load_data
 
 
@@ -112,6 +114,7 @@ class _Ending:
         else:
             console.say(f"trial {winner} wins on validation images; what follows is on test images")
         train_listed("baseline", [Listed(each.name, each) for each in self.baselines], self.workplace, self.run)
+        self._track_models(experiment)
         trained = self._folder(experiment).result()
         if trained is None:
             raise UserError(f"the winner's run {self._folder(experiment).path} is gone; give the sweep another name, and it searches anew")
@@ -136,6 +139,7 @@ class _Ending:
         }
         tracker.log_json(run_id, _movable(summary, home), "summary.json")
         tracker.log_metrics(run_id, {f"winner/{name}": value for name, value in trained["metrics"].items()})
+        self._track_winner(experiment)
         tracker.finish(run_id)
         console.say(f"winner exported to {export}")
         console.say(f"MLflow {tracker.link(run_id)}")
@@ -184,6 +188,33 @@ class _Ending:
         for sentence in conclusions.values():
             console.say(sentence)
         return conclusions
+
+    def _track_models(self, winner: ExperimentConfig) -> None:
+        """Log the models of the winner and the baselines to their runs in MLflow, of all finished trials where that was asked for; the
+        winner is shown as what the sweep's run put out, too."""
+        tracker, chosen = self.run.tracker, [*self.baselines, winner]
+        if self.config.log_models == "all":
+            others = (self.search.experiment(trial.number) for trial in full_trials(self.search.study))
+            chosen += [each for each in others if each.fingerprint != winner.fingerprint]
+        for experiment in chosen:
+            run_id = tracker.find_run(experiment.fingerprint, below=self.run.run_id)
+            model_id = None if run_id is None else track_model(tracker, run_id, experiment)
+            if model_id is not None and experiment is winner:
+                put_out(tracker, self.run.run_id, model_id)
+
+    def _track_winner(self, winner: ExperimentConfig) -> None:
+        """Show the winner's test metrics, what it was trained on and its values at the sweep's own run, in the columns of its trials."""
+        tracker, run_id = self.run.tracker, self.run.run_id
+        trained = tracker.find_run(winner.fingerprint, below=run_id)
+        if trained is not None:
+            found = tracker.client.get_run(trained).data.metrics
+            tracker.log_metrics(run_id, {name: value for name, value in found.items() if name.startswith("test/")})
+        data = self._folder(winner).data()
+        if data is not None:
+            log_data(tracker, run_id, data, "training")
+        missing, shared = object(), self.run.shared
+        varied = {f"rayndom.winner.{name}": value for name, value in winner.flatten().items() if shared.get(name, missing) != value}
+        tracker.set_tags(run_id, varied)
 
     def _folder(self, experiment: ExperimentConfig) -> RunFolder:
         return RunFolder(self.workplace.home.run(experiment.fingerprint))

@@ -19,10 +19,12 @@ from models.errors import UserError
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
 from orchestration.run_folder import RunFolder
-from orchestration.sweeping.config import SweepConfig
+from orchestration.sweeping.config import SweepConfig, describe_values
 from orchestration.sweeping.study import METRICS, all_trials, superseded
 from orchestration.tracking.experiment_run import FAILED, FINISHED, KILLED, STOPPED_EARLY, ExperimentRun, ParentRun
 from orchestration.tracking.tracker import SWEEP_TAG
+from orchestration.trained_models.home_runs import MOST_NAME
+from orchestration.training.tracked_outcome import track_data
 from trainers.signs import complaints
 
 _OVER = {TrialState.COMPLETE: FINISHED, TrialState.PRUNED: STOPPED_EARLY, TrialState.FAIL: FAILED}
@@ -45,11 +47,12 @@ class TrialRun(ExperimentRun):
         folder: of the sweep, where its end is noted.
         number: of the trial.
         experiment: what it trains.
+        varied: what differs from the other trials, in words.
     """
 
-    def __init__(self, parent: ParentRun, folder: Path, number: int, experiment: ExperimentConfig) -> None:
-        tags = {SWEEP_TAG: folder.name}
-        super().__init__(parent.tracker, "trial", experiment, f"trial {number}", parent.run_id, tags, parent.shared)
+    def __init__(self, parent: ParentRun, folder: Path, number: int, experiment: ExperimentConfig, varied: str) -> None:
+        tags, name = {SWEEP_TAG: folder.name}, f"trial {number}: {varied}"[:MOST_NAME]
+        super().__init__(parent.tracker, "trial", experiment, name, parent.run_id, tags, parent.shared)
         self.number, self.closed = number, ClosedRuns(folder, parent.run_id)
         self._last: tuple[int, Mapping[str, float]] = (0, {})
         self._complained: set[str] = set()
@@ -109,7 +112,7 @@ def shared_parameters(config: SweepConfig) -> dict[str, object]:
 
 def trial_run(parent: ParentRun, folder: Path, number: int, config: SweepConfig, values: dict[str, object]) -> TrialRun:
     """Return the run of a trial, which its sweep and its fingerprint identify; `folder` of the sweep."""
-    return TrialRun(parent, folder, number, config.experiment(values))
+    return TrialRun(parent, folder, number, config.experiment(values), describe_values(values))
 
 
 def complete_trial_runs(config: SweepConfig, folder: Path, study: optuna.Study, home: Home, parent: ParentRun) -> list[int]:
@@ -131,6 +134,7 @@ def complete_trial_runs(config: SweepConfig, folder: Path, study: optuna.Study, 
         run = trial_run(parent, folder, trial.number, config, trial.user_attrs["values"])
         history = known_history(RunFolder(home.run(run.experiment.fingerprint)))[: trial.user_attrs.get("epochs")]
         selected = trial.user_attrs.get(METRICS, {}) if trial.state == TrialState.COMPLETE else None
+        track_data(run)
         run.complete(history, selected, _OVER[trial.state])
         found.append(trial.number)
     return found

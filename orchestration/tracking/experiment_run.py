@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestration.experiment import ExperimentConfig
+from orchestration.tracking.logged_models import log_data
 from orchestration.tracking.tracker import FINGERPRINT_TAG, Tracker
+from trainers.data.description import DataDescription
 
 ERROR_TAG = "rayndom.error"
 STATE_TAG = "rayndom.state"
@@ -53,6 +55,8 @@ class ExperimentRun:
         self.tracker, self.kind, self.experiment, self.name, self.parent = tracker, kind, experiment, name, parent
         self.identity = dict(tags or {}) | {FINGERPRINT_TAG: experiment.fingerprint}
         self._run_id: str | None = None
+        self.data_logged = False
+        """Whether this process has logged what is trained on."""
 
     @property
     def is_open(self) -> bool:
@@ -84,6 +88,11 @@ class ExperimentRun:
     def log_selected(self, metrics: Mapping[str, float]) -> None:
         """Log the metrics of the selected epoch and of the finished model."""
         self.tracker.log_metrics(self.open(), {f"selected/{name}": value for name, value in metrics.items()})
+
+    def log_data(self, data: DataDescription) -> None:
+        """Log what is trained on as an input of the run, once."""
+        log_data(self.tracker, self.open(), data, "training")
+        self.data_logged = True
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags."""

@@ -180,3 +180,12 @@ def _follow_move(home: Home, store: Path) -> None:
                     ).rowcount
     places = ", ".join(str(Path(unquote(urlsplit(each).path)).parent) for each in moved)
     console.say(f"the home folder was moved here from {places}: {changed} addresses in its MLflow store now say {home.root}")
+
+
+def experiment_in(uri: str, name: str) -> str | None:
+    """Return the id of an experiment in an SQLite store; None: the store has none of this name, or is none of this kind."""
+    store = file_of(uri)
+    if store is None or not store.is_file():
+        return None
+    found = [str(number) for number, called in _rows(store, "SELECT experiment_id, name FROM experiments") if called == name]
+    return found[0] if found else None

@@ -7,17 +7,19 @@ Every call leaves the same record when it is made twice, so that `BackgroundWrit
 
 from __future__ import annotations
 
+import getpass
 import json
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import LoggedModelOutput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from models.errors import EnvironmentFailure, UserError
@@ -33,7 +35,11 @@ SWEEP_TAG = "rayndom.sweep"
 REPLACED_TAG, REPLACES_TAG = "rayndom.replaced", "rayndom.replaces"
 """Of the run of a training that was started anew, and of the run that was made for the new one."""
 
+MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""Tag by which MLflow's pages show an experiment's runs and models, not the traces of language models."""
+
 _NOT_IN_NAMES = re.compile(r"[^\w\-. /:]")
+_IN_ADDRESS = re.compile(r"//[^/@\s]*@")  # a user and a password
 _PARAMS_PER_CALL = 90
 _PARAM_LENGTH = 5900
 _METRICS_PER_CALL = 900
@@ -69,8 +75,9 @@ class Tracker:
     """
 
     def __init__(self, home: Home, experiment: str) -> None:
-        self.uri = home.tracking_uri
+        self.home, self.uri = home, home.tracking_uri
         self.client = client_of(home)
+        self._marked = True
         with store_errors(self.uri):
             self.experiment_id = self._experiment(experiment, home)
         self._last_step: dict[str, int] = {}
@@ -94,13 +101,14 @@ class Tracker:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             try:
-                return self.client.create_experiment(name, artifact_location=_artifact_location(self.uri, home))
+                return self.client.create_experiment(name, artifact_location=_artifact_location(self.uri, home), tags=MODEL_TRAINING)
             except MlflowException:
                 found = self.client.get_experiment_by_name(name)
                 if found is None:  # it was not another process that was faster
                     raise
         if found.lifecycle_stage == "deleted":
             raise UserError(f"the MLflow experiment {name!r} was deleted; restore it or choose another name")
+        self._marked = MODEL_TRAINING.items() <= found.tags.items()
         return found.experiment_id
 
     def run(self, kind: str, identity: Mapping[str, str], name: str, parent: str | None = None) -> str:
@@ -118,10 +126,15 @@ class Tracker:
         if current is not None:
             self.client.update_run(current.info.run_id, status="RUNNING")
             return current.info.run_id
+        if not self._marked:  # made by an earlier version
+            for key, value in MODEL_TRAINING.items():
+                self.client.set_experiment_tag(self.experiment_id, key, value)
+            self._marked = True
         # The end of the chain, whatever the clock said when its runs were made.
         named = {run.data.tags.get(REPLACES_TAG) for run in found}
         replaces = next(({REPLACES_TAG: run.info.run_id} for run in found if run.info.run_id not in named), {})
-        return self.client.create_run(self.experiment_id, tags=tags | replaces | {NAME_TAG: name}, run_name=name).info.run_id
+        tags |= replaces | source_tags() | {NAME_TAG: name}
+        return self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
 
     def replace(self, kind: str, identity: Mapping[str, str], parent: str | None = None) -> None:
         """Mark the runs with these identifying tags as replaced: they stay as they are, and `run` makes a new one that names the last."""
@@ -181,7 +194,9 @@ class Tracker:
 
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
         """Set tags."""
-        self.client.log_batch(run_id, tags=[RunTag(key, str(value)[:_PARAM_LENGTH]) for key, value in tags.items()])
+        entries = [RunTag(key, str(value)[:_PARAM_LENGTH]) for key, value in tags.items()]
+        for start in range(0, len(entries), _PARAMS_PER_CALL):
+            self.client.log_batch(run_id, tags=entries[start : start + _PARAMS_PER_CALL])
 
     def log_epoch(self, run_id: str, epoch: int, metrics: Mapping[str, float]) -> None:
         """Log an epoch's metrics once. An epoch that the run already has is skipped."""
@@ -201,10 +216,15 @@ class Tracker:
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log final metrics, replacing nothing: those already logged with the same value are left out."""
         known = self.client.get_run(run_id).data.metrics
-        metrics = {_NOT_IN_NAMES.sub(".", key): value for key, value in metrics.items()}
+        metrics = {as_metric_name(key): value for key, value in metrics.items()}
         fresh = {key: value for key, value in metrics.items() if key not in known or not _same(known[key], value)}
         if fresh:
             self._log_batches(run_id, fresh, step)
+
+    def outputs(self, run_id: str) -> list[LoggedModelOutput]:
+        """Return the models that a run put out."""
+        outputs = self.client.get_run(run_id).outputs
+        return list(outputs.model_outputs) if outputs else []
 
     def log_json(self, run_id: str, content: Any, path: str) -> None:
         """Store a JSON artifact."""
@@ -217,11 +237,6 @@ class Tracker:
     def log_file(self, run_id: str, file: Path, path: str | None = None) -> None:
         """Store one file as an artifact."""
         self.client.log_artifact(run_id, str(file), path)
-
-    def has_folder(self, run_id: str, folder: Path, path: str) -> bool:
-        """Return whether a run has every file of a folder as an artifact below `path`."""
-        stored = {Path(item.path).name for item in self.client.list_artifacts(run_id, path)}
-        return {entry.name for entry in folder.iterdir()} <= stored
 
     def finish(self, run_id: str, status: str = "FINISHED") -> None:
         """End a run: `FINISHED`, `FAILED` or `KILLED`."""
@@ -238,6 +253,30 @@ class Tracker:
         if self.uri.startswith("http"):
             return f"{display_uri(self.uri)}/#/experiments/{self.experiment_id}/runs/{run_id}"
         return f"run {run_id} (`rayndom ui` opens MLflow)"
+
+
+def as_metric_name(name: str) -> str:
+    """Return a name as MLflow takes it."""
+    return _NOT_IN_NAMES.sub(".", name)
+
+
+def source_tags() -> dict[str, str]:
+    """Return the tags of MLflow's columns `Source` and `Created by`: the command as it was given, and whose it was."""
+    started = Path(sys.argv[0])
+    program = {"cli.py": "rayndom", "__main__.py": started.parent.name}.get(started.name, started.name or "python")
+    command = " ".join([program, *sys.argv[1:]])
+    return {
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": _IN_ADDRESS.sub("//", command)[:_PARAM_LENGTH],
+        "mlflow.user": _user(),
+    }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return str(os.getuid())
 
 
 def _identifying(kind: str, identity: Mapping[str, str], parent: str | None) -> dict[str, str]:

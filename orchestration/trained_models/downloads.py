@@ -13,6 +13,7 @@ from models.files import put_folder_in_place
 from models.weights import CONFIG_FILE, WEIGHTS_FILE
 from orchestration.home import Home
 from orchestration.single_process import only_process
+from orchestration.tracking.model_format import MODEL_FOLDER
 from orchestration.tracking.store import client_of, display_uri
 from orchestration.trained_models.contents import digest_of
 
@@ -32,11 +33,11 @@ def download_model(home: Home, target: str) -> Path:
         try:
             part.mkdir()
             if target.startswith("models:/"):
-                uri = _version_uri(client, target)
-                # Not by MLflow's own default of a store: it would stay in the environment, and stand above every home from then on.
-                found = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(part), tracking_uri=home.tracking_uri)
+                uri = _within(_version_uri(client, target), home)
             else:
-                found = client.download_artifacts(target, _model_folder(client, target), str(part))
+                uri = _uri_of_run(client, target, home)
+            # Not by MLflow's own default of a store: it would stay in the environment, and stand above every home from then on.
+            found = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(part), tracking_uri=home.tracking_uri)
             fetched = Path(found)
         except mlflow.MlflowException as error:
             raise UserError(f"no exported model at {shown}: {_one_line(error.message)}") from None
@@ -59,7 +60,9 @@ def _one_line(text: str) -> str:
 
 
 def _version_uri(client: mlflow.MlflowClient, target: str) -> str:
-    """Return where the files of `models:/NAME@ALIAS` or `models:/NAME/VERSION` lie."""
+    """Return where the files of `models:/NAME@ALIAS`, `models:/NAME/VERSION` or of a logged model, `models:/m-ID`, lie."""
+    if re.fullmatch(r"models:/m-[0-9a-f]{32}", target):
+        return client.get_logged_model(target.removeprefix("models:/")).artifact_location
     name, at, alias = target.removeprefix("models:/").partition("@")
     if at:
         version = client.get_model_version_by_alias(name, alias)
@@ -68,7 +71,19 @@ def _version_uri(client: mlflow.MlflowClient, target: str) -> str:
     return client.get_model_version_download_uri(name, number)
 
 
-def _model_folder(client: mlflow.MlflowClient, run_id: str) -> str:
-    """Return the artifact in which a run keeps its exported model: a training run its own, a sweep its winner's."""
+def _uri_of_run(client: mlflow.MlflowClient, run_id: str, home: Home) -> str:
+    """Return where the model of a run lies: what it put out last; of runs of earlier versions, an artifact of its own."""
+    run = client.get_run(run_id)
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if outputs:
+        models = [client.get_logged_model(output.model_id) for output in outputs]
+        newest = max(models, key=lambda model: model.creation_timestamp)
+        return _within(newest.artifact_location, home)
     folders = {item.path for item in client.list_artifacts(run_id) if item.is_dir}
-    return "winner" if "winner" in folders and "model" not in folders else "model"
+    return f"{run.info.artifact_uri}/{'winner' if 'winner' in folders and 'model' not in folders else 'model'}"
+
+
+def _within(uri: str, home: Home) -> str:
+    """Return where in a folder of artifacts the exported model lies: earlier versions kept it without MLflow's own files around it."""
+    names = {item.path.rpartition("/")[2] for item in mlflow.artifacts.list_artifacts(artifact_uri=uri, tracking_uri=home.tracking_uri)}
+    return f"{uri}/{MODEL_FOLDER}" if "MLmodel" in names else uri

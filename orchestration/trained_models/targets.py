@@ -25,6 +25,7 @@ from orchestration.trained_models.details import check_details
 from orchestration.trained_models.downloads import download_model
 from orchestration.trained_models.external import KnownExternal, evaluated_as, read_external
 from orchestration.trained_models.home_runs import run_of_recipe
+from orchestration.trained_models.hub import SCHEME, fetch_model
 from trainers.data import DataConfig
 
 LONGEST_NAME = 255
@@ -132,6 +133,8 @@ def resolve_target(target: str, home: Home) -> Target:
     Raises:
         UserError: there is none; says where it was looked for.
     """
+    if target.startswith(SCHEME):
+        return _target(fetch_model(target, home))
     path = Path(target)
     if any(len(part.encode()) > LONGEST_NAME for part in path.parts):
         raise UserError(f"no model {target[:60]!r}...: no file has a name of more than {LONGEST_NAME} bytes")
@@ -165,7 +168,8 @@ def resolve_target(target: str, home: Home) -> Target:
     hint = f" Did you mean the recipe {close[0]!r}?" if close else ""
     raise UserError(
         f"no model {target!r}.{hint} It is neither an exported folder, nor a finished run in {home.root / 'runs'} (16 hexadecimal digits), "
-        "nor a recipe, nor an MLflow run id (32), nor models:/NAME@ALIAS, nor a model of your own (FILE.py:CALLABLE, timm:NAME, ...)"
+        "nor a recipe, nor an MLflow run id (32), nor models:/NAME@ALIAS, nor hf://OWNER/NAME, "
+        "nor a model of your own (FILE.py:CALLABLE, timm:NAME, ...)"
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from models.errors import EnvironmentFailure, UserError
+from models.plugins import VARIABLE, plugins
 from models.waiting_threads import SPIN_COUNT
 from orchestration import console
 from orchestration.training.resources import TrialResources, trials_that_fit
@@ -38,13 +39,31 @@ def connect(address: str | None = None, *, dashboard: bool = False, num_cpus: in
         address = address or os.environ.get("RAY_ADDRESS")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
         if not address:
-            _start(options | {"include_dashboard": dashboard, "num_cpus": num_cpus})
+            _start(options | {"include_dashboard": dashboard, "num_cpus": num_cpus} | _runtime_with_plugins({}))
             return ray.cluster_resources()
         try:
-            ray.init(address=address, runtime_env={"env_vars": _variables_of_workers()}, **options)
+            ray.init(address=address, **_runtime_with_plugins({"env_vars": _variables_of_workers()}, elsewhere=True), **options)
         except (ConnectionError, TimeoutError, RuntimeError) as error:
             raise UserError(f"no Ray cluster at {address}: {error}") from None
     return ray.cluster_resources()
+
+
+def _runtime_with_plugins(runtime: dict[str, Any], *, elsewhere: bool = False) -> dict[str, Any]:
+    """Return the option of Ray that gives workers this environment and the plug-ins of this process.
+
+    A plug-in that is a folder is importable in a worker before the worker receives anything of it.
+
+    Args:
+        runtime: Ray's description of the environment.
+        elsewhere: the workers may not see this machine's folders: they are sent to them.
+    """
+    folders = {plugin.module: plugin.folder for plugin in plugins() if plugin.folder is not None and not plugin.is_installed}
+    if folders:
+        runtime = runtime | {"worker_process_setup_hook": "models.plugins.prepare_worker"}
+        if elsewhere and VARIABLE not in _variables_of_the_job():  # a submitted job has them in its own folder
+            variables = {**runtime.get("env_vars", {}), VARIABLE: os.pathsep.join(plugin.module for plugin in plugins())}
+            runtime |= {"py_modules": [str(folder) for folder in folders.values()], "env_vars": variables}
+    return {"runtime_env": runtime} if runtime else {}
 
 
 def _variables_of_workers() -> dict[str, str]:
@@ -52,9 +71,14 @@ def _variables_of_workers() -> dict[str, str]:
 
     Ray refuses a variable that the environment of a submitted job already sets.
     """
-    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
-    of_the_job = (submitted.get("runtime_env") or {}).get("env_vars") or {}
+    of_the_job = _variables_of_the_job()
     return {name: os.environ[name] for name in (SPIN_COUNT,) if name in os.environ and name not in of_the_job}
+
+
+def _variables_of_the_job() -> dict[str, str]:
+    """Return the variables that the submitted job sets which this process is the driver of; none: it is no job's."""
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    return (submitted.get("runtime_env") or {}).get("env_vars") or {}
 
 
 def _start(options: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 
@@ -9,10 +10,14 @@ from orchestration import console
 from orchestration.environment import environment_tags
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Workplace
+from orchestration.method_code import changed_files, method_code
 from orchestration.tracking.background_writer import BackgroundWriter
 from orchestration.tracking.experiment_run import FAILED, KILLED, ExperimentRun
+from orchestration.tracking.system_metrics import system_metrics
 from orchestration.tracking.tracker import Tracker
+from orchestration.trained_models.home_runs import named_by_changes
 from orchestration.training.job import TrainingJob
+from orchestration.training.tracked_outcome import track_data, track_model
 from orchestration.training.training_run import RunResult, train_here
 from trainers.reporting import EpochReport
 from trainers.signs import complaints
@@ -86,11 +91,13 @@ class _SingleRun:
         experiment = job.experiment
         self.job, self.address = job, workplace.address
         self.tracker = Tracker(workplace.home, experiment.tracking.experiment)
-        self.run = ExperimentRun(self.tracker, "run", experiment, experiment.name or experiment.defence.name)
+        self.run = ExperimentRun(self.tracker, "run", experiment, named_by_changes(experiment))
         self.writer = BackgroundWriter(self.tracker.uri)
         self.progress = _TrainingProgress(experiment)
         self.known = 0
         """Epochs that an earlier start trained."""
+        self.watched = contextlib.ExitStack()
+        """What runs as long as the training does: MLflow's system metrics, where they are wanted."""
 
     def forget_earlier(self) -> None:
         """Begin anew: the earlier run stays in MLflow as it was, what it left in its folder goes."""
@@ -103,7 +110,7 @@ class _SingleRun:
         self.known = len(self.job.folder.history())
         with self.writer:
             try:
-                with self.progress.board:
+                with self.progress.board, self.watched:
                     result = self._train()
             except BaseException as error:
                 # What was refused, or broke, before the first step was taken leaves no run.
@@ -112,7 +119,7 @@ class _SingleRun:
                     self.writer.later(self.run.end, FAILED if broke else KILLED, str(error) if broke else None)
                 raise
             self.writer.later(self.run.log_selected, result.metrics)
-            self.writer.later(self._log_model, result)
+            self.writer.later(track_model, self.tracker, self.run.open(), self.job.experiment)
             self.writer.later(self.run.end)
         return result
 
@@ -133,23 +140,23 @@ class _SingleRun:
         begun = self.job.folder.initial_weights()
         if begun is not None:
             console.say(f"initial weights: {begun['sentence']}")
+        self.watched.enter_context(system_metrics(self.tracker, self.run.open(), wanted=experiment.tracking.system_metrics))
 
     def _epoch_finished(self, report: EpochReport) -> None:
         self.writer.later(self.run.log_epoch, report.epoch, dict(report.metrics))
+        self.writer.later(track_data, self.run)
         self.progress.epoch(report, replayed=report.epoch <= self.known)
 
-    def _log_model(self, result: RunResult) -> None:
-        # A run that was finished before may have ended while the store was away.
-        if not result.reused or not self.tracker.has_folder(self.run.open(), result.folder.model, "model"):
-            self.tracker.log_folder(self.run.open(), result.folder.model, "model")
 
-
-def run_single(experiment: ExperimentConfig, workplace: Workplace, *, restart: bool = False, wait: bool = False) -> tuple[RunResult, str]:
+def run_single(
+    experiment: ExperimentConfig, workplace: Workplace, *, restart: bool = False, retrain: bool = False, wait: bool = False
+) -> tuple[RunResult, str]:
     """Train, resume or reuse one experiment; return its result and the id of its MLflow run.
 
     Args:
         experiment: what is trained. workplace: where.
         restart: forget an earlier training; its MLflow run stays as it was, and the new one names it.
+        retrain: the same, if the code of its defence or objective has changed since.
         wait: for another process that trains it, instead of refusing.
 
     Raises:
@@ -159,8 +166,21 @@ def run_single(experiment: ExperimentConfig, workplace: Workplace, *, restart: b
     """
     job = TrainingJob.at(workplace, experiment, anew=restart)
     with job.folder.commanded(experiment.name, wait=wait):
+        if _code_changed(job, retrain) and retrain:
+            restart, job = True, TrainingJob.at(workplace, experiment, anew=True)
         run = _SingleRun(job, workplace)
         if restart:
             run.forget_earlier()
         result = run.train()
         return result, run.run.open()
+
+
+def _code_changed(job: TrainingJob, retrain: bool) -> bool:
+    """Return whether the method's code is another than the one that an earlier start trained with, and say so."""
+    known = job.folder.code()
+    changed = changed_files(known, method_code(job.experiment)) if known else []
+    if changed:
+        files = ", ".join(changed)
+        what = "it is trained anew" if retrain else "the same configuration is the same run: --retrain trains it anew"
+        console.say(f"{job.experiment.name} was trained with other code: {files} changed since; {what}")
+    return bool(changed)

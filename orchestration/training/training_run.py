@@ -13,6 +13,7 @@ from typing import Any
 from models.initial_weights import WeightsReport
 from models.weights import load_pretrained, read_config, save_pretrained
 from orchestration.environment import collect_environment
+from orchestration.method_code import method_code
 from orchestration.run_folder import RunFolder
 from orchestration.training.card import model_card
 from orchestration.training.final_measures import cost_metrics
@@ -20,6 +21,7 @@ from orchestration.training.job import TrainingJob
 from orchestration.training.preparation import PreparedTraining, build_for
 from trainers.checkpoint import read_state
 from trainers.data import load_data
+from trainers.data.description import describe
 from trainers.distributed import world
 from trainers.fit import FitResult, TrainingDiverged
 from trainers.reporting import EpochReport
@@ -121,6 +123,8 @@ def train_here(
     def goes() -> None:
         if rank == 0:
             folder.write_config(experiment)
+            folder.write_data(describe(experiment.data.name, prepared.splits))
+            folder.write_code(method_code(experiment))
         on_ready()
 
     reporter = _FolderReporter(folder, on_epoch, on_step, goes)

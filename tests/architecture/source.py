@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("models", "trainers", "analysis", "orchestration")
+PACKAGES = ("models", "trainers", "analysis", "orchestration", "rayndom")
 
 
 @functools.cache

@@ -43,7 +43,7 @@ def building(tmp_path: Path) -> Path:
     text = (ROOT / "pyproject.toml").read_text()
     assert "importlinter" in tomllib.loads(text)["tool"]
     (tmp_path / "pyproject.toml").write_text(text[text.index("[tool.importlinter]") :])
-    for package in ("orchestration", "analysis", "trainers", "models", *SLOTS):
+    for package in ("rayndom", "orchestration", "analysis", "trainers", "models", *SLOTS):
         folder = tmp_path.joinpath(*package.split("."))
         folder.mkdir(parents=True)
         (folder / "__init__.py").touch()
@@ -66,6 +66,7 @@ def test_an_empty_building_keeps_the_contracts(building: Path) -> None:
     ("file", "line"),
     [
         ("models/layer.py", "import trainers"),
+        ("orchestration/cli.py", "import rayndom"),
         ("trainers/fit.py", "from analysis import attacks"),
         ("analysis/report.py", "import orchestration.defences.first"),
         ("models/layer.py", "import ray"),

@@ -25,6 +25,7 @@ from models.errors import UserError
 from models.layer_replacement import of_type, replace_modules
 from models.randomness import seed_streams
 from models.threat_model import ThreatModel
+from tests.orchestration.metric_names import unexplained
 from trainers.accumulation import accumulate
 from trainers.distributed import average_gradients, synchronize_batch_norm, world
 from trainers.hardware import FULL
@@ -168,6 +169,7 @@ def both(tmp_path_factory):
 @pytest.mark.parametrize(("name", "synchronized"), STEPS)
 def test_two_workers_compute_what_one_computes(name, synchronized, both):
     scalars, gradients = step(name, synchronized)
+    assert unexplained(f"train/{scalar}" for scalar in scalars) == [], "docs/metrics.md explains every metric"
     for steps, _ in both:
         scalars_of_two, gradients_of_two = steps[name, synchronized]
         assert scalars_of_two == pytest.approx(scalars, rel=1e-9, abs=1e-12)

@@ -195,7 +195,7 @@ def test_missing_data_is_answered_with_files_folders_and_source(tmp_path, name, 
     with pytest.raises(UserError) as caught:
         load_data(DataConfig(name=name), tmp_path)
     message, info = str(caught.value), DATASETS[name]
-    assert f"the files of data set '{name}' are not there, and Rayndom downloads nothing" in message
+    assert f"the files of data set '{name}' are not there, and nothing is downloaded unasked" in message
     for file in info.files:
         assert file in message
     for folder in info.folders:

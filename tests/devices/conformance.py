@@ -31,7 +31,7 @@ from models.weights import load_pretrained, save_pretrained
 from orchestration.experiment import ExperimentConfig
 from orchestration.recipes.loading import load_recipe
 from orchestration.recipes.names import listed_recipes
-from orchestration.training.training_run import build_for
+from orchestration.training.preparation import build_for
 from tests.contracts.cases import build_case, images, labels
 from tests.devices.pretend_accelerator import LEDGER, NAME, PretendDevice, register
 from trainers.data import ArraySplit, Splits, load_data

@@ -11,6 +11,7 @@ import pytest
 
 from models.weights import WEIGHTS_FILE
 from orchestration.cli import main
+from orchestration.tracking.model_format import MODEL_FOLDER
 from orchestration.tracking.tracker import Tracker
 from orchestration.trained_models.targets import resolve_target
 from tests.orchestration.finished_runs import finish
@@ -90,7 +91,7 @@ def test_an_alias_whose_artifacts_are_gone_is_one_sentence_and_no_earlier_model(
     assert weights_of(fetched) == weights_of(home.run(first.fingerprint) / "model")
     assert export(home, second.fingerprint, tmp_path / "two", "--register", "m@best") == 0
     client = Tracker(home, "rayndom").client
-    gone = Path(client.get_model_version("m", "2").source.removeprefix("file://"))
+    gone = Path(client.get_model_version("m", "2").source.removeprefix("file://")) / MODEL_FOLDER
     for what in itertools.chain([gone / WEIGHTS_FILE], [gone]):
         what.unlink() if what.is_file() else shutil.rmtree(what)
         capsys.readouterr()

@@ -192,6 +192,7 @@ def test_a_database_without_a_server_and_artifacts_straight_to_s3(database, s3, 
     folder.mkdir()
     (folder / "weights").write_bytes(b"1234")
     tracker.log_folder(run_id, folder, "model")
-    assert tracker.has_folder(run_id, folder, "model")
+    stored = {Path(item.path).name for item in tracker.client.list_artifacts(run_id, "model")}
+    assert stored == {entry.name for entry in folder.iterdir()}
     assert any(key.startswith("direct/") and key.endswith("model/weights") for key in objects(bucket))
     assert DATABASE_PASSWORD not in tracker.link(run_id)

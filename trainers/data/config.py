@@ -6,7 +6,7 @@ from models.configuration import Config
 from models.errors import UserError, unknown_name
 from trainers.data.augmentation import STREAMED_AUGMENTATIONS, Augmentation, AugmentationName
 from trainers.data.mixing import MixingName, PolicyName
-from trainers.data.sets import DATASETS
+from trainers.data.sets import DATASETS, SHIPPED
 
 MOST_IMAGES = 100_000_000
 """More than any set of labelled images has."""
@@ -17,7 +17,7 @@ SMALLEST_PIXEL_STD = 1e-3
 class DataConfig(Config):
     """Which images a run trains, selects and reports on. All fields are scientific: they belong to the fingerprint."""
 
-    name: str = Field("digits", description=f"Data set: {', '.join(DATASETS)}.")
+    name: str = Field("digits", description=f"Data set: {', '.join(SHIPPED)}.")
     folder: str | None = Field(
         None,
         description="image_folder only: the folder that holds train/ and test/; a name under the data root, or an absolute path.",

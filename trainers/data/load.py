@@ -41,8 +41,9 @@ def load_data(
     Raises UserError if files are missing (with the folders searched and how to obtain them), broken, or too few.
     """
     root = data_root(root)
-    if config.name in ARRAY_READERS:
-        raw = ARRAY_READERS[config.name](root)
+    read = ARRAY_READERS.get(config.name) or DATASETS[config.name].read
+    if read is not None:
+        raw = read(root)
         _warn_of_other_counts(config.name, len(raw.train_labels), len(raw.test_labels))
     else:
         tree = TREE_LISTERS[config.name](root, config.folder)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from models.errors import UserError
 from models.file_content import absolute, expanded
+from trainers.data.download import PUBLISHED
 from trainers.data.sets import DatasetInfo
 
 ROOT_VARIABLE = "RAYNDOM_DATA"
@@ -53,11 +54,12 @@ def existing_file(folder: Path, name: str, compressed_suffix: str = "") -> Path 
 def _missing_message(info: DatasetInfo, root: Path, candidates: list[Path], incomplete: list[str]) -> str:
     alternative = f" (plain or {info.compressed_suffix})" if info.compressed_suffix else ""
     lines = [
-        f"the files of data set {info.name!r} are not there, and Rayndom downloads nothing.",
+        f"the files of data set {info.name!r} are not there, and nothing is downloaded unasked.",
         f"Needed{alternative}: {', '.join(info.files)}",
         f"in {'one of these folders' if len(candidates) > 1 else 'this folder'}:",
         *(f"  {candidate}" for candidate in candidates),
         *(f"Incomplete: {line}." for line in incomplete),
+        *([f"`rayndom data get {info.name}` fetches them from their authors."] if info.name in PUBLISHED else []),
         info.how_to_obtain.format(root=root),
         f"The data root is {root}; the environment variable {ROOT_VARIABLE} chooses another one.",
     ]

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from models.files import modules_of_plugins, skip
+from models.plugins import once_for_plugins
 from trainers.data.augmentation import AugmentationName
 
 DIGIT_NAMES = tuple(str(digit) for digit in range(10))
@@ -42,6 +47,8 @@ class DatasetInfo:
     """A suffix that a file of `files` may carry as well, such as `.gz`."""
     how_to_obtain: str = ""
     """One or two sentences for the user whose files are missing; `{root}` stands for the data root."""
+    read: Callable[[Path], Any] | None = None
+    """Of a plug-in's data set: reads all of it from below the data root, as `RawImages` of `array_files`, or raises a `UserError`."""
 
 
 _ALL = (
@@ -182,5 +189,34 @@ _ALL = (
     ),
 )
 
-DATASETS: dict[str, DatasetInfo] = {info.name: info for info in _ALL}
+SHIPPED: Mapping[str, DatasetInfo] = {info.name: info for info in _ALL}
+"""The data sets that come with Rayndom."""
+
+
+class _DataSets(Mapping[str, DatasetInfo]):
+    """The shipped data sets, then those that plug-ins name in a tuple `DATA_SETS`; a plug-in cannot take the name of a shipped one."""
+
+    def __getitem__(self, name: str) -> DatasetInfo:
+        return SHIPPED[name] if name in SHIPPED else _of_plugins()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*SHIPPED, *_of_plugins()]))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+@once_for_plugins
+def _of_plugins() -> dict[str, DatasetInfo]:
+    found: dict[str, DatasetInfo] = {}
+    for module in modules_of_plugins(__name__, "DATA_SETS"):
+        for info in module.DATA_SETS:
+            if isinstance(info, DatasetInfo) and info.read is not None and info.name not in SHIPPED:
+                found[info.name] = info
+            else:
+                skip(__name__, module.__name__, "DATA_SETS should be a tuple of DatasetInfo, each with a name of its own and `read`")
+    return found
+
+
+DATASETS: Mapping[str, DatasetInfo] = _DataSets()
 """Every data set by the name users type."""

@@ -5,16 +5,15 @@ get_item("ctrw.table1")   rows, columns, published values
 
 from __future__ import annotations
 
-import functools
-
 from analysis.reproduction.papers.model import Cell, Item, Paper
 from models.errors import unknown_name
 from models.files import broken_files, scan
+from models.plugins import once_for_plugins
 
 __all__ = ["Cell", "Item", "Paper", "get_item", "get_paper", "list_items", "list_papers", "papers"]
 
 
-@functools.cache
+@once_for_plugins
 def papers() -> dict[str, Paper]:
     """Return all papers by short name, in alphabetical order of their files."""
     return scan(__name__, "PAPERS", Paper)
@@ -32,7 +31,7 @@ def get_paper(name: str) -> Paper:
     return papers()[name]
 
 
-@functools.cache
+@once_for_plugins
 def _items() -> dict[str, Item]:
     return {item.name: item for paper in papers().values() for item in paper.items}
 
