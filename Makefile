@@ -14,7 +14,7 @@ CLUSTER ?= ray_cluster.yaml
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check bench lock clean cluster-code cluster-up
+.PHONY: help setup demo test test-slow check docs bench lock clean cluster-code cluster-up
 
 help: ## List these tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,11 +42,14 @@ check: $(STAMP) ## Check style, formatting, types and the direction of imports
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
 
+docs: $(STAMP) ## Build the documentation as a site, into site/
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet $(ARGS)
+
 bench: $(STAMP) ## Measure speed on this computer
 	$(PY) -m benchmarks $(ARGS)
 
 lock: | $(UV) ## Renew requirements.lock after a change of pyproject.toml (ARGS=--upgrade: newest versions)
-	$(UV) pip compile pyproject.toml --universal --python-version 3.11 --group test --extra torchattacks \
+	$(UV) pip compile pyproject.toml --universal --python-version 3.11 --group test --group docs --extra torchattacks \
 		--no-emit-index-url --no-header -q -o requirements.lock $(ARGS)
 	@! grep -n '://' requirements.lock || { echo 'requirements.lock must not name a server (see above)' >&2; exit 1; }
 
