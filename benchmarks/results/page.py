@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from analysis.reporting.tables import MARK
 from analysis.reproduction.outcome import Reading
@@ -25,7 +25,7 @@ ACCURACIES = {
 GAINS = ("clean", "paper", "unknown", "known", "worst")
 
 
-def filled(page: str, tables: dict[str, Sequence[Record]]) -> str:
+def filled(page: str, tables: Mapping[str, Sequence[Record]]) -> str:
     """Return the page with its generated parts renewed.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ MARKS = (
 SEED = 0
 
 
-def drawn(tables: dict[str, Sequence[Record]]) -> str:
+def drawn(tables: Mapping[str, Sequence[Record]]) -> str:
     """Return the picture as SVG: a panel per table that has records, with the numbers' digest as its description."""
     with style():
         panels = {item: [record for record in records if record.seed == SEED] for item, records in tables.items()}
@@ -44,7 +44,7 @@ def drawn(tables: dict[str, Sequence[Record]]) -> str:
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 
-def digest(tables: dict[str, Sequence[Record]]) -> str:
+def digest(tables: Mapping[str, Sequence[Record]]) -> str:
     """Return a hash of all numbers that the picture shows."""
     shown = [
         (item, record.row, column, reading and (round(reading.value or 0, 3), reading.low, reading.high))

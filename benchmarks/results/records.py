@@ -70,8 +70,10 @@ def finished_rows(home: Home, item: str, seed: int) -> list[Record]:
     """Return the rows of a table in which every number that can exist is there."""
     planned = plan_item(get_item(item), SCALE, seed=seed)
     outcome = read_outcome(home, item, planned.edition)
-    found = []
-    for row in planned.item.rows if outcome is not None else ():
+    found: list[Record] = []
+    if outcome is None:
+        return found
+    for row in planned.item.rows:
         cells = tuple(cell for cell in outcome.cells if cell.row == row.key)
         run = outcome.runs.get(row.key)
         if run is None or run.fingerprint != planned.trainings[row.key].fingerprint:
@@ -110,7 +112,7 @@ def read(item: str, folder: Path = FOLDER) -> list[Record]:
 def to_line(record: Record) -> str:
     """Return a record as a line of JSON. Most cells of a row are of the same images, or of the first of them: their ids stand once."""
     data = json.loads(record.outcome.to_json())
-    ids = max((series["ids"] for series in _series(data)), key=len, default=[])
+    ids: list[int] = max((series["ids"] for series in _series(data)), key=len, default=[])
     for series in _series(data):
         if series["ids"] == ids[: len(series["ids"])]:
             del series["ids"]
