@@ -17,6 +17,7 @@ from trainers.schedule import ScheduleConfig
 from trainers.step import InnerAttackConfig, Redraw
 from trainers.trades_terms import TradesFamilyConfig
 from trainers.validation import ValidationConfig
+from trainers.weight_perturbation import PerturbableConfig
 
 
 class TrainingConfig(Config):
@@ -105,6 +106,8 @@ class TrainingConfig(Config):
             raise ValueError(
                 f"accumulation {self.accumulation}: a step of objective {self.objective.name} as configured looks at the whole batch"
             )
+        if self.attack.warm_start is not None and not isinstance(self.objective, PerturbableConfig):
+            raise ValueError(f"attack.warm_start: objective {self.objective.name} does not attack each image once in a step")
         if self.averaging.label_weight and not self.objective.takes_soft_labels:
             raise ValueError(f"averaging.label_weight: objective {self.objective.name} takes no labels that are probabilities")
         if self.schedule.warmup_epochs >= self.epochs:

@@ -21,7 +21,7 @@ from trainers.accumulation import accumulate
 from trainers.averaging import WeightAverage, recompute_batch_statistics
 from trainers.checkpoint import START_AGAIN, read_state, write_state
 from trainers.config import TrainingConfig
-from trainers.data import ArraySplit, Augmentation, Splits, StreamedSplit, training_batches
+from trainers.data import ArraySplit, Augmentation, DeviceBatches, Splits, StreamedSplit, training_batches
 from trainers.distributed import (
     average_batch_statistics,
     average_gradients,
@@ -47,6 +47,7 @@ from trainers.signs import (
 from trainers.step import StepContext
 from trainers.streams import Streams
 from trainers.validation import BATCH_SIZE, validate
+from trainers.warm_start import ShownImages, WarmStart
 
 SELECTION_METRIC = "validation/robust_accuracy"
 AVERAGE_CHOSEN = "average/chosen"
@@ -183,6 +184,8 @@ class TrainingLoop:
             steps_per_epoch=self.steps_per_epoch,
         )
         self.average = None if config.averaging.name == "none" else WeightAverage(self.model, config.averaging, config.epochs)
+        if config.attack.warm_start is not None:
+            self.context.warm_start = WarmStart(splits.train, augmentation, config.attack.warm_start)
         self.clipped_steps = torch.zeros((), device=device)
         self.finished_epochs = 0
         self.reductions = 0
@@ -225,12 +228,18 @@ class TrainingLoop:
         started, memory = time.perf_counter(), PeakMemory(self.device)
         totals: dict[str, Tensor] = {}
         self.clipped_steps.zero_()
-        for index, (x_BCHW, y_B) in enumerate(self.batches(epoch)):
+        batches = self.batches(epoch)
+        for index, (x_BCHW, y_B) in enumerate(batches):
+            if self.context.warm_start is not None and isinstance(batches, DeviceBatches) and batches.shown is not None:
+                self.context.shown = ShownImages(*batches.shown)
             scalars = self.train_batch(index, x_BCHW, y_B)
             for name, value in scalars.items():
                 totals[name] = totals[name] + value if name in totals else value.clone()
             self.reporter.step_finished(index + 1, self.steps_per_epoch)
         average_batch_statistics(self.model)
+        self.context.shown = None  # what looks at the last batch again leaves no perturbation
+        if self.context.warm_start is not None:
+            self.context.warm_start.end_epoch()
         means = {f"train/{name}": value.item() / self.steps_per_epoch for name, value in totals.items()}
         means = {name: value / self.world_size for name, value in sum_over_workers(means, self.device).items()}
         if not math.isfinite(means["train/loss"]):
@@ -256,6 +265,8 @@ class TrainingLoop:
         self.reductions = plateau_reductions(self.config.schedule, self.history)
         self.context.epoch = epoch
         self.context.streams.begin_epoch(self.model, epoch)
+        if self.context.warm_start is not None:
+            self.context.warm_start.begin_epoch(epoch)
         self.model.train()
         return training_batches(
             self.splits.train,
@@ -403,6 +414,7 @@ class TrainingLoop:
             "validations_since_best": self.validations_since_best,
             "ended": self.ended,
             **({} if self.average is None else {"average": self.average.state_dict()}),
+            **({} if self.context.warm_start is None else {"warm_start": self.context.warm_start.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -422,6 +434,8 @@ class TrainingLoop:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
+            if self.context.warm_start is not None:
+                self.context.warm_start.load_state_dict(state["warm_start"])
         # PyTorch says by several kinds of error that tensors or groups are not those of this model.
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"the checkpoint is of another model: {str(error)[:300]}. {START_AGAIN}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from trainers.attacks.single_step import SingleStep, early_stopped_pgd, n_fgsm, 
 from trainers.distributed import world
 from trainers.hardware import Precision
 from trainers.streams import Streams
+from trainers.warm_start import ShownImages, WarmStart
 
 Redraw = Literal["attack_then_step", "each_attack_step", "each_batch", "each_epoch"]
 
@@ -38,6 +40,13 @@ class InnerAttackConfig(Config):
         le=1000,
         description="pgd: an image stays where it is once it was misclassified at more than so many steps (tau of friendly adversarial "
         "training, Zhang et al. 2020); none: it takes all steps.",
+    )
+    warm_start: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="pgd: begin where the epoch before left the image, and forget everything every so many epochs (ATTA, Zheng et al. "
+        "2020: 10); none: each attack begins anew.",
     )
     steps: int = Field(10, ge=0, le=1000, description="Number of gradient steps K; 0 trains on clean images.")
     step_size: PixelFraction = Field(2 / 255, gt=0, description="Step size in pixels of [0,1], e.g. 2/255.")
@@ -61,6 +70,8 @@ class InnerAttackConfig(Config):
             raise ValueError(f"n_fgsm takes one step, not steps {self.steps}")
         if self.name == "n_fgsm" and self.stop_after is not None:
             raise ValueError("stop_after is for pgd: n_fgsm takes one step")
+        if self.warm_start is not None and (self.name != "pgd" or self.stop_after is not None):
+            raise ValueError("warm_start is for pgd without stop_after")
         return self
 
 
@@ -73,6 +84,7 @@ class StepContext:
         redraw: when a randomized model redraws.
         part: which part of how many of this worker's rows is being computed, where gradients are accumulated.
         replay: how often this batch was trained on before, for objectives that do so several times.
+        warm_start: perturbations of the epoch before. shown: which images this batch shows, for them.
     """
 
     threat_model: ThreatModel
@@ -86,6 +98,8 @@ class StepContext:
     step: int = 0
     part: tuple[int, int] = (0, 1)
     replay: int = 0
+    warm_start: WarmStart | None = None
+    shown: ShownImages | None = None
 
     @property
     def shard(self) -> Shard:
@@ -151,6 +165,9 @@ class StepContext:
                 stop = self.attack.stop_after
                 return early_stopped_pgd(model, x_BCHW, y_B, step_size=size, steps=steps, stop_after=stop, random_start=random, **common)
 
+        if self.warm_start is not None and self.shown is not None:
+            return self._attack_from_before(model, x_BCHW, y_B, gaussian_start, common)
+
         def attack(redraw: bool) -> Tensor:
             return pgd(
                 model,
@@ -168,3 +185,27 @@ class StepContext:
             return attack(redraw=True)
         with frozen(model):
             return attack(redraw=False)
+
+    def _attack_from_before(
+        self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, gaussian_start: float | None, common: dict[str, Any]
+    ) -> Tensor:
+        """Go on from the perturbations of the epoch before, and leave the new ones to the next."""
+        assert self.warm_start is not None and self.shown is not None
+        shown = self.shown.part(*self.part)
+        # Drawn in any case, so that the streams do not depend on which images were seen before.
+        fresh_BCHW = pgd(model, x_BCHW, y_B, steps=0, random_start=self.attack.random_start, gaussian_start=gaussian_start, **common)
+        start_BCHW = self.warm_start.starts(shown, x_BCHW, fresh_BCHW)
+        each_step = self.redraw == "each_attack_step"
+        with contextlib.nullcontext() if each_step else frozen(model):
+            adversarial_BCHW = pgd(
+                model,
+                x_BCHW,
+                y_B,
+                step_size=self.attack.step_size,
+                steps=self.attack.steps,
+                start=start_BCHW,
+                resample_each_step=each_step,
+                **common,
+            )
+        self.warm_start.keep(shown, adversarial_BCHW - x_BCHW)
+        return adversarial_BCHW

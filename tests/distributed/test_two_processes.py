@@ -182,6 +182,18 @@ def test_two_workers_take_the_single_steps_and_parts_of_one(both):
 
 
 @job
+def train_from_the_epoch_before(rank):
+    return trained(attack=InnerAttackConfig(steps=1, step_size=0.05, warm_start=9), epochs=3)[0]
+
+
+def test_two_workers_go_on_from_what_the_other_kept(both):
+    alone = train_from_the_epoch_before(0)
+    for weights in both("train_from_the_epoch_before"):
+        for name, tensor in weights.items():
+            torch.testing.assert_close(tensor, alone[name], atol=1e-4, rtol=1e-3)
+
+
+@job
 def train_averaged(rank):
     averaging = AveragingConfig(name="ema", decay=0.7)
     return trained(averaging=averaging, model=network(), batch_norm="synchronized")[:2]

@@ -43,6 +43,7 @@ def pgd(
     norm: Norm = "linf",
     random_start: bool = True,
     gaussian_start: float | None = None,
+    start: Tensor | None = None,
     generator: torch.Generator | None = None,
     loss: AttackLoss = cross_entropy,
     num_draws: int = 1,
@@ -68,6 +69,7 @@ def pgd(
         random_start: begin at a point drawn uniformly from the ball instead of at x.
         gaussian_start: begin at x plus Gaussian noise of this standard deviation instead (TRADES: 0.001), whatever
             `random_start` says.
+        start: begin at these images, brought into the ball, whatever else is said of the start.
         generator: source of the start, on the CPU or on the device of x; nothing else random is used. None: a private
             one with seed `DEFAULT_SEED`.
         loss: `(logits_BK, y) -> loss_B`, maximized. Logits arrive in float32 at least.
@@ -104,7 +106,9 @@ def pgd(
         best = _Best(x) if keep_best or restarts > 1 else None
         x_adv = x
         for _ in range(restarts):
-            if gaussian_start is not None:
+            if start is not None:
+                x_adv = ball.project_(channels_last(start.detach().clone()))
+            elif gaussian_start is not None:
                 noise = sharded_noise(x, generator, shard, lambda whole: whole.normal_(generator=generator))
                 x_adv = ball.project_(x.clone().add_(noise, alpha=gaussian_start))
             elif random_start:

@@ -128,15 +128,16 @@ class Augmentation:
     def _cropped(self, images_BCHW: Tensor, draw: AugmentationDraw) -> Tensor:
         if self.name == "none":
             return images_BCHW
-        return crop_padded(images_BCHW, draw, *self._padding(*images_BCHW.shape[-2:]))
+        return crop_padded(images_BCHW, draw, *self.padding(*images_BCHW.shape[-2:]))
 
-    def _padding(self, height: int, width: int) -> tuple[int, int]:
+    def padding(self, height: int, width: int) -> tuple[int, int]:
+        """Return the zero padding on each side, down and across, of `crop` and `crop_flip`."""
         return scaled_padding(self.crop_padding, height), scaled_padding(self.crop_padding, width)
 
     def _draw_padded_crops(self, batch_size: int, height: int, width: int, generator: torch.Generator) -> Tensor:
         device = generator.device
         offsets = [
-            torch.randint(0, 2 * padding + 1, (batch_size,), generator=generator, device=device) for padding in self._padding(height, width)
+            torch.randint(0, 2 * padding + 1, (batch_size,), generator=generator, device=device) for padding in self.padding(height, width)
         ]
         sizes = [torch.full((batch_size,), side, dtype=torch.int64, device=device) for side in (height, width)]
         return torch.stack([*offsets, *sizes], dim=1)
@@ -149,12 +150,18 @@ def crop_padded(images_BCHW: Tensor, draw: AugmentationDraw, padding_h: int, pad
     """
     batch_size, channels, height, width = images_BCHW.shape
     padded_BCHW = F.pad(images_BCHW, (padding_w, padding_w, padding_h, padding_h))
-    rows_BH = draw.boxes[:, 0, None] + torch.arange(height, device=images_BCHW.device)
-    columns_W = torch.arange(width, device=images_BCHW.device)
+    positions_BCP = crop_positions(draw, channels, padded_BCHW.shape[-1], height, width)
+    return padded_BCHW.flatten(2).gather(2, positions_BCP).view(batch_size, channels, height, width)
+
+
+def crop_positions(draw: AugmentationDraw, channels: int, padded_width: int, height: int, width: int) -> Tensor:
+    """Return where in the padded image each pixel of the crop comes from, (B, C, height * width), counted row by row."""
+    device = draw.boxes.device
+    rows_BH = draw.boxes[:, 0, None] + torch.arange(height, device=device)
+    columns_W = torch.arange(width, device=device)
     columns_BW = draw.boxes[:, 1, None] + torch.where(draw.flips[:, None], width - 1 - columns_W, columns_W)
-    index_BHW = rows_BH[:, :, None] * padded_BCHW.shape[-1] + columns_BW[:, None, :]
-    index_BCP = index_BHW.reshape(batch_size, 1, height * width).expand(batch_size, channels, height * width)
-    return padded_BCHW.flatten(2).gather(2, index_BCP).view(batch_size, channels, height, width)
+    index_BHW = rows_BH[:, :, None] * padded_width + columns_BW[:, None, :]
+    return index_BHW.reshape(len(draw.boxes), 1, height * width).expand(-1, channels, -1)
 
 
 def draw_resized_crop_boxes(batch_size: int, height: int, width: int, generator: torch.Generator) -> Tensor:

@@ -22,6 +22,9 @@ class DeviceBatches:
     amount that depends on neither ranks nor batch size nor on whether it is iterated to its end; a caller resumes at an
     epoch by restoring both.
 
+    Attributes:
+        shown: rows and draw of the batch that was given last, where images are not mixed.
+
     Raises UserError if the split has fewer images than one global batch.
     """
 
@@ -41,6 +44,7 @@ class DeviceBatches:
         self.order_generator = order_generator
         self.augmentation_generator = augmentation_generator
         self.plan = BatchPlan(split.epoch_length, batch_size, rank, world_size, drop_last)
+        self.shown: tuple[Tensor, AugmentationDraw] | None = None
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -61,6 +65,7 @@ class DeviceBatches:
                 continue
             rows_B = order_N[positions]
             x_BCHW = self.augmentation.apply(self.split.images_NCHW[rows_B], draw[positions])
+            self.shown = rows_B, draw[positions]
             yield x_BCHW, self.split.labels[rows_B]
 
     def _mixed(self, batch: int, positions: slice, order_N: Tensor, draw: AugmentationDraw) -> Batch:
