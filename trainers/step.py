@@ -160,11 +160,21 @@ class StepContext:
             with frozen(model):
                 return single_step(model, x_BCHW, y_B, kind, **common)
         steps, size, random = self.attack.steps, self.attack.step_size, self.attack.random_start
+        each_step = self.redraw == "each_attack_step"
         if self.attack.stop_after is not None:
-            with frozen(model):
-                stop = self.attack.stop_after
-                return early_stopped_pgd(model, x_BCHW, y_B, step_size=size, steps=steps, stop_after=stop, random_start=random, **common)
-
+            stop = self.attack.stop_after
+            with contextlib.nullcontext() if each_step else frozen(model):
+                return early_stopped_pgd(
+                    model,
+                    x_BCHW,
+                    y_B,
+                    step_size=size,
+                    steps=steps,
+                    stop_after=stop,
+                    random_start=random,
+                    resample_each_step=each_step,
+                    **common,
+                )
         if self.warm_start is not None and self.shown is not None:
             return self._attack_from_before(model, x_BCHW, y_B, gaussian_start, common)
 

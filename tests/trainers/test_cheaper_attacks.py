@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from models.errors import UserError
+from models.randomness import random_sites
 from models.registry import build_model
 from models.threat_model import ThreatModel
 from orchestration.recipes import load_recipe
@@ -120,6 +121,20 @@ def test_with_steps_to_spare_nothing_stops():
     settings = {"epsilon": 0.2, "step_size": 0.05, "steps": 5, "norm": "l2", "random_start": True}
     early = early_stopped_pgd(model, x, y, stop_after=99, generator=generator(), **settings)
     torch.testing.assert_close(early, pgd(model, x, y, generator=generator(), **settings))
+
+
+@pytest.mark.parametrize(("redraw", "draws"), [("attack_then_step", 1), ("each_attack_step", 5)])
+def test_steps_that_end_early_see_the_draws_that_the_policy_says(redraw, draws):
+    model = build_model("ctrw", backbone="resnet8", image_shape=(1, 8, 8))
+    seen = []
+    (site,) = [module for _, module in random_sites(model)]
+    site.register_forward_pre_hook(lambda module, inputs: seen.append(module.draw_key))
+    attack = InnerAttackConfig(steps=5, step_size=0.02, stop_after=9)
+    context = StepContext(RADIUS, attack, redraw, Streams(0), FULL, 4, 2)
+    context.streams.begin_epoch(model, 0)
+    context.adversarial_examples(model, torch.rand(4, 1, 8, 8), torch.arange(4))
+    assert len(seen) == 5
+    assert len(set(seen)) == draws
 
 
 def context_of(model, **changes):

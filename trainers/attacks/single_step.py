@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.randomness import resample
 from models.threat_model import Norm
 from trainers.attacks.balls import WHOLE, LinfBall, Shard, ball_around, sharded_noise
 from trainers.attacks.losses import AttackLoss, cross_entropy
@@ -85,6 +86,7 @@ def early_stopped_pgd(
     norm: Norm,
     random_start: bool,
     generator: torch.Generator,
+    resample_each_step: bool = False,
     loss: AttackLoss = cross_entropy,
     shard: Shard = WHOLE,
     precision: Precision = FULL,
@@ -103,6 +105,9 @@ def early_stopped_pgd(
         x_adv = ball.random_start(generator, shard) if random_start else x_BCHW.clone()
         left_B = torch.full((len(x_BCHW),), stop_after, device=x_BCHW.device)
         for _ in range(steps):
+            if resample_each_step:
+                assert isinstance(model, nn.Module)
+                resample(model)
             gradient_BCHW, logits_BK = _gradient(model, x_adv, y_B, loss)
             wrong_B = logits_BK.argmax(1) != most_probable(y_B)
             stays_B = wrong_B & (left_B == 0)
