@@ -123,7 +123,6 @@ class StepContext:
             model: the bare module (never a distributed wrapper: its hooks would communicate at each attack step).
             loss: what the attack maximizes, `(logits_BK, y_B) -> loss_B`.
             gaussian_start: start at x plus Gaussian noise of this standard deviation (TRADES: 0.001) instead of the configured start.
-
             kind: the single step that the objective takes instead of the configured attack.
 
         The mode of the model is the configured attack mode inside, and as before afterwards.
@@ -162,18 +161,21 @@ class StepContext:
         steps, size, random = self.attack.steps, self.attack.step_size, self.attack.random_start
         each_step = self.redraw == "each_attack_step"
         if self.attack.stop_after is not None:
-            stop = self.attack.stop_after
+            start_BCHW = self._start(model, x_BCHW, y_B, gaussian_start, common)
             with contextlib.nullcontext() if each_step else frozen(model):
                 return early_stopped_pgd(
                     model,
                     x_BCHW,
                     y_B,
+                    start_BCHW,
+                    epsilon=self.threat_model.epsilon,
                     step_size=size,
                     steps=steps,
-                    stop_after=stop,
-                    random_start=random,
+                    stop_after=self.attack.stop_after,
+                    norm=self.threat_model.norm,
                     resample_each_step=each_step,
-                    **common,
+                    loss=loss,
+                    precision=self.precision,
                 )
         if self.warm_start is not None and self.shown is not None:
             return self._attack_from_before(model, x_BCHW, y_B, gaussian_start, common)
@@ -196,6 +198,10 @@ class StepContext:
         with frozen(model):
             return attack(redraw=False)
 
+    def _start(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, gaussian_start: float | None, common: dict[str, Any]) -> Tensor:
+        """Return where the configured attack begins."""
+        return pgd(model, x_BCHW, y_B, steps=0, random_start=self.attack.random_start, gaussian_start=gaussian_start, **common)
+
     def _attack_from_before(
         self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, gaussian_start: float | None, common: dict[str, Any]
     ) -> Tensor:
@@ -203,7 +209,7 @@ class StepContext:
         assert self.warm_start is not None and self.shown is not None
         shown = self.shown.part(*self.part)
         # Drawn in any case, so that the streams do not depend on which images were seen before.
-        fresh_BCHW = pgd(model, x_BCHW, y_B, steps=0, random_start=self.attack.random_start, gaussian_start=gaussian_start, **common)
+        fresh_BCHW = self._start(model, x_BCHW, y_B, gaussian_start, common)
         start_BCHW = self.warm_start.starts(shown, x_BCHW, fresh_BCHW)
         each_step = self.redraw == "each_attack_step"
         with contextlib.nullcontext() if each_step else frozen(model):

@@ -97,8 +97,7 @@ def test_a_step_from_a_corner_ends_in_the_ball(norm):
 @pytest.mark.parametrize("stop_after", [0, 1, 3])
 def test_each_image_stops_by_itself(stop_after):
     model, (x, y) = smooth(2), batch(40)
-    settings = {"epsilon": 0.3, "step_size": 0.02, "steps": 12, "norm": "linf", "random_start": False}
-    together = early_stopped_pgd(model, x, y, stop_after=stop_after, generator=generator(), **settings)
+    together = early_stopped_pgd(model, x, y, x, epsilon=0.3, step_size=0.02, steps=12, norm="linf", stop_after=stop_after)
     stopped = 0
     for index in range(len(x)):
         image, label, left = x[index : index + 1].clone(), y[index : index + 1], stop_after
@@ -118,9 +117,10 @@ def test_each_image_stops_by_itself(stop_after):
 
 def test_with_steps_to_spare_nothing_stops():
     model, (x, y) = smooth(), batch(20)
-    settings = {"epsilon": 0.2, "step_size": 0.05, "steps": 5, "norm": "l2", "random_start": True}
-    early = early_stopped_pgd(model, x, y, stop_after=99, generator=generator(), **settings)
-    torch.testing.assert_close(early, pgd(model, x, y, generator=generator(), **settings))
+    settings = {"epsilon": 0.2, "step_size": 0.05, "norm": "l2"}
+    start = pgd(model, x, y, steps=0, generator=generator(), **settings)
+    early = early_stopped_pgd(model, x, y, start, stop_after=99, steps=5, **settings)
+    torch.testing.assert_close(early, pgd(model, x, y, steps=5, generator=generator(), **settings))
 
 
 @pytest.mark.parametrize(("redraw", "draws"), [("attack_then_step", 1), ("each_attack_step", 5)])

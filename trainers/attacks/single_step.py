@@ -78,31 +78,28 @@ def early_stopped_pgd(
     model: Model,
     x_BCHW: Tensor,
     y_B: Tensor,
+    start_BCHW: Tensor,
     *,
     epsilon: float,
     step_size: float,
     steps: int,
     stop_after: int,
     norm: Norm,
-    random_start: bool,
-    generator: torch.Generator,
     resample_each_step: bool = False,
     loss: AttackLoss = cross_entropy,
-    shard: Shard = WHOLE,
     precision: Precision = FULL,
 ) -> Tensor:
     """Return adversarial images, detached and channels last: projected gradient descent in which an image stays where it is once it was
     misclassified at more than `stop_after` steps. Ends as soon as all stay.
 
-    Args: as of `pgd`; `y_B` are labels.
+    Args: as of `pgd`; `y_B` are labels, `start_BCHW` images in the ball.
 
     Reference: Zhang et al., Attacks Which Do Not Kill Training Make Adversarial Learning Stronger, ICML 2020, Algorithm 1 (tau).
     Deviation: images that stay remain in the batch, whose statistics would be those of the others otherwise.
     """
     with torch.enable_grad(), precision.autocast():
         x_BCHW = channels_last(x_BCHW.detach())
-        ball = ball_around(x_BCHW, epsilon, norm)
-        x_adv = ball.random_start(generator, shard) if random_start else x_BCHW.clone()
+        ball, x_adv = ball_around(x_BCHW, epsilon, norm), channels_last(start_BCHW.detach())
         left_B = torch.full((len(x_BCHW),), stop_after, device=x_BCHW.device)
         for _ in range(steps):
             if resample_each_step:
