@@ -86,6 +86,10 @@ class Home:
         """Folder of one evaluation's records."""
         return self.root / "evaluations" / key
 
+    def profile(self, fingerprint: str) -> Path:
+        """Folder of the profile of a training step."""
+        return self.root / "profiles" / fingerprint
+
     def external(self, name: str) -> Path:
         """Folder of a model that Rayndom did not train: what it is, and its evaluations' records."""
         return self.root / "external" / name

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from models.errors import UserError
 from models.layers.channel_statistics import pool_batch
 from models.layers.explicit_batch_norm import make_batch_norm_explicit
+from models.profiling import part
 from models.randomness import draw_buffer_names
 
 
@@ -27,6 +28,7 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
+@part("all-reduce")
 @torch.no_grad()
 def all_reduce_flat(tensors: Sequence[Tensor], op: Literal["sum", "mean"]) -> None:
     """Replace every tensor by its sum or mean over the workers, in place: one all-reduce of all of them in a row.
@@ -42,8 +44,8 @@ def all_reduce_flat(tensors: Sequence[Tensor], op: Literal["sum", "mean"]) -> No
     dist.all_reduce(flat)
     if op == "mean":
         flat /= size
-    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
+    for tensor, averaged in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(averaged.view_as(tensor))
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from models.errors import UserError
 from orchestration import console
-from orchestration.commands.command import Command, add_data_root, add_wait, workplace_of
+from orchestration.commands.command import Command, add_data_root, add_wait, whole_number, workplace_of
 
 if TYPE_CHECKING:
     from orchestration.experiment import ExperimentConfig
+    from orchestration.home import Workplace
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +21,12 @@ def _add(parser: argparse.ArgumentParser) -> None:
         "--dry-run",
         action="store_true",
         help="build the model, run a few batches, say what it would cost and where it goes",
+    )
+    parser.add_argument(
+        "--profile",
+        type=whole_number(1, 10_000),
+        metavar="N",
+        help="take N steps, then measure one: a Chrome trace, where its time goes, its share of the hardware's peak; nothing is trained",
     )
     add_wait(parser)
     parser.add_argument("--restart", action="store_true", help="forget an earlier run of the same configuration")
@@ -48,6 +55,9 @@ def _run(arguments: argparse.Namespace) -> int | None:
         report = dry_run(experiment, workplace)
         console.result(report.to_json())
         console.table(f"dry run of {experiment.name}", ["what", "value"], report.rows())
+        return 0
+    if arguments.profile:
+        _profile(experiment, workplace, arguments.profile)
         return 0
 
     from orchestration.training.single_run import run_single
@@ -79,6 +89,16 @@ def _run(arguments: argparse.Namespace) -> int | None:
     return 0
 
 
+def _profile(experiment: ExperimentConfig, workplace: Workplace, skipped: int) -> None:
+    from orchestration.training.profile import COLUMNS, profile_training
+
+    written = profile_training(experiment, workplace, skipped)
+    console.result(written.step.metrics() | {"folder": str(written.folder), "mlflow_run": written.run_id})
+    console.table(f"a step of {experiment.name}", COLUMNS, written.step.rows())
+    console.say(written.step.sentence())
+    console.say(f"trace {written.folder / 'trace.json'} (ui.perfetto.dev or chrome://tracing shows it); MLflow run {written.run_id}")
+
+
 def _print_fields(experiment: ExperimentConfig) -> None:
     from orchestration.commands.command import field_rows
 
@@ -92,6 +112,7 @@ TRAIN = Command(
         "rayndom train ctrw_digits",
         "rayndom train at_digits --training.epochs 5 --seed 1",
         "rayndom train ctrw_cifar10_resnet18 --dry-run",
+        "rayndom train rna_digits --profile 5        where the time of a step goes",
         "rayndom train ctrw_digits --help            all fields of this recipe",
     ),
     _add,

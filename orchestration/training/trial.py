@@ -89,7 +89,11 @@ def train_group(job: TrainingJob, callbacks: Sequence[UserCallback]) -> ray.trai
 
 
 def _raised_by_worker(error: ray.train.TrainingFailedError) -> Exception | None:
-    """Return the error of ours behind a failed group, None if there is none. Ray hands it on in an envelope with its stack as text."""
+    """Return the error of ours behind a failed group, None if there is none.
+
+    Ray hands it on in an envelope with its stack as text. The envelope has no public way to what is in it (Ray 2.60); without `_base_exc`
+    the error of Ray itself is raised.
+    """
     for failure in getattr(error, "worker_failures", {}).values():
         cause = getattr(failure, "_base_exc", failure)
         if isinstance(cause, UserError | TrainingDiverged):

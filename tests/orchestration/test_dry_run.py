@@ -13,6 +13,7 @@ import torch
 from orchestration.cli import main
 from orchestration.home import Workplace
 from orchestration.recipes import load_recipe
+from orchestration.tracking.tracker import Tracker
 from orchestration.training.dry_run import dry_run, two_digits
 
 SMALL = {
@@ -86,3 +87,15 @@ def test_threads_do_not_spin_for_long_unless_the_user_says_so(package):
     for environment, expected in (({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")):
         output = subprocess.run([sys.executable, "-c", program], env=ours | environment, capture_output=True, text=True, check=True)
         assert output.stdout.strip() == expected
+
+
+def test_a_profile_says_where_the_time_of_a_step_goes_and_trains_nothing(home, capsys):
+    assert main(["train", "ctrw_digits", "--profile", "1", "--json", *flags(SMALL), "--home", str(home.root)]) == 0
+    said = json.loads(capsys.readouterr().out)
+    folder = home.profile(small().fingerprint)
+    assert said["folder"] == str(folder) and json.loads((folder / "trace.json").read_text())["traceEvents"]
+    assert said["system/step/draws_seconds"] > 0 and said["system/step/attack_seconds"] > 0
+    logged = Tracker(home, "rayndom").client.get_run(said["mlflow_run"]).data
+    assert logged.metrics["system/step/share_of_peak"] == pytest.approx(said["system/step/share_of_peak"])
+    assert not home.run(small().fingerprint).exists()
+    assert Tracker(home, "rayndom").find_run(small().fingerprint) is None, "a profile is not the run that trained it"
