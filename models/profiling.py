@@ -65,5 +65,5 @@ def part(name: str) -> Iterator[None]:
     if _times is None:
         yield
         return
-    with record_function(name), _times.measured(name):
+    with _times.measured(name), record_function(name):
         yield

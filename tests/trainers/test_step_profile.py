@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 
 import pytest
 import torch
@@ -32,12 +31,11 @@ class Network(torch.nn.Module):
 def loop(steps: int, augmentation: str = "crop_flip") -> TrainingLoop:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (32, 3, 4, 4), dtype=torch.uint8, generator=generator)
-    split = ArraySplit(images, torch.arange(32) % 4)
+    split = ArraySplit(images, torch.arange(32) % 4, torch.arange(32), ("a", "b", "c", "d"), (0.5,) * 3, (0.25,) * 3)
     config = TrainingConfig(epochs=2, batch_size=8, objective="adversarial", attack={"steps": steps, "step_size": 0.01}, precision="fp32")
-    splits = Splits(train=split, validation=split, test=split, class_names=("a", "b", "c", "d"), mean=(0.5,) * 3, std=(0.25,) * 3)
     return TrainingLoop(
         Network(),
-        splits,
+        Splits(split, split, split),
         ThreatModel(norm="linf", epsilon=0.1),
         config,
         seed=0,
@@ -47,40 +45,54 @@ def loop(steps: int, augmentation: str = "crop_flip") -> TrainingLoop:
     )
 
 
-def test_a_part_inside_another_is_counted_once_and_another_thread_is_not():
-    times = PartTimes(lambda: None)
+class Clock:
+    """A clock that stands still unless it is told to go on."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def take(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr("models.profiling.time", made)
+    return made
+
+
+def test_a_part_inside_another_is_counted_once_and_another_thread_is_not(clock):
+    times = PartTimes(lambda: clock.take(0.5))  # what the device still has to do is that of the part that asked for it
 
     @part("inner")
     def inner() -> None:
-        time.sleep(0.05)
+        clock.take(4)
 
-    with profiled(times):
-        began = time.perf_counter()
-        with part("outer"):
-            time.sleep(0.02)
-            inner()
-            other = threading.Thread(target=inner)
-            other.start()
-            other.join()
-        whole = time.perf_counter() - began
+    with profiled(times), part("outer"):
+        clock.take(1)
+        inner()
+        other = threading.Thread(target=inner)
+        other.start()
+        other.join()
     inner()
-    assert sum(times.seconds.values()) == pytest.approx(whole, abs=0.01)
-    assert 0.05 <= times.seconds["inner"] < 0.08
-    assert 0.07 <= times.seconds["outer"] < 0.11, "it waited for the other thread"
+    assert times.seconds == {"outer": 1 + 0.5 + 4 + 0.5, "inner": 4 + 0.5}
 
 
-def test_a_part_that_fails_is_closed():
+def test_a_part_that_fails_is_closed(clock):
     times = PartTimes(lambda: None)
     with profiled(times), part("outer"):
         with pytest.raises(ZeroDivisionError), part("inner"):
             raise ZeroDivisionError
-        time.sleep(0.02)
-    assert times.seconds["outer"] >= 0.02 > times.seconds["inner"]
+        clock.take(2)
     with pytest.raises(ZeroDivisionError), profiled(times):
         raise ZeroDivisionError
     with part("after"):
-        pass
-    assert "after" not in times.seconds
+        clock.take(3)
+    assert times.seconds == {"outer": 2, "inner": 0}
 
 
 def test_operations_are_those_of_the_attack_and_the_step(tmp_path):
@@ -113,7 +125,8 @@ def test_a_profiled_training_takes_the_same_steps(tmp_path):
     assert torch.equal(profiled_loop.model.layer.weight, plain.model.layer.weight)
 
 
-def test_the_peak_is_that_of_a_product(monkeypatch):
-    subject = loop(1)
-    monkeypatch.setattr(torch, "mm", lambda first, second: time.sleep(0.01))
-    assert measured_peak(torch.device("cpu"), subject.context.precision) == pytest.approx(2 * 1024**3 / 0.01, rel=0.2)
+def test_the_peak_is_that_of_the_fastest_product(clock, monkeypatch):
+    seconds = iter([8.0, 4.0, 2.0, 4.0, 8.0])
+    monkeypatch.setattr("trainers.step_profile.time", clock)
+    monkeypatch.setattr(torch, "mm", lambda first, second: clock.take(next(seconds)))
+    assert measured_peak(torch.device("cpu"), loop(1).context.precision) == 2 * 1024**3 / 2.0
