@@ -60,7 +60,7 @@ def profiled(times: PartTimes) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def part(name: str) -> Iterator[None]:
+def timed(name: str) -> Iterator[None]:
     """Name what runs within, or in the function that this decorates."""
     if _times is None:
         yield

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from models.draw_transfer import destination, send, sent_together
 from models.host_mirror import UNKNOWN, HostMirror
-from models.profiling import part
+from models.profiling import timed
 
 DrawScope = Literal["global", "per_rank", "per_example"]
 
@@ -222,7 +222,7 @@ def resample_after_attack(model: nn.Module, generator: torch.Generator | None = 
     _resample(model, generator, after_attack=True)
 
 
-@part("draws")
+@timed("draws")
 def _resample(model: nn.Module, generator: torch.Generator | None, *, after_attack: bool) -> None:
     keys: dict[str, int] = {}
     with sent_together():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from models.errors import UserError
 from models.layers.channel_statistics import pool_batch
 from models.layers.explicit_batch_norm import make_batch_norm_explicit
-from models.profiling import part
+from models.profiling import timed
 from models.randomness import draw_buffer_names
 
 
@@ -28,7 +28,7 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
-@part("all-reduce")
+@timed("all-reduce")
 @torch.no_grad()
 def all_reduce_flat(tensors: Sequence[Tensor], op: Literal["sum", "mean"]) -> None:
     """Replace every tensor by its sum or mean over the workers, in place: one all-reduce of all of them in a row.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.configuration import Config
 from models.modes import AttackMode, mode
-from models.profiling import part
+from models.profiling import timed
 from models.randomness import frozen, resample, resample_after_attack
 from models.threat_model import PixelFraction, ThreatModel
 from trainers.attacks import AttackLoss, cross_entropy, pgd
@@ -145,7 +145,7 @@ class StepContext:
         if self.redraw not in ("each_epoch",) or (self.step % self.steps_per_epoch == 0 and self.replay == 0):
             resample(model)
 
-    @part("attack")
+    @timed("attack")
     def _attack(
         self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, loss: AttackLoss, gaussian_start: float | None, kind: SingleStep | None
     ) -> Tensor:

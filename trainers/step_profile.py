@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from models.profiling import PartTimes, part, profiled
+from models.profiling import PartTimes, profiled, timed
 from trainers.fit import TrainingLoop
 from trainers.hardware import Precision
 
@@ -125,10 +125,10 @@ def _steps(loop: TrainingLoop) -> Iterator[None]:
     while True:
         batches = iter(loop.batches(loop.config.epochs // 2))
         for index in range(loop.steps_per_epoch):
-            with part("data"):
+            with timed("data"):
                 x_BCHW, y_B = next(batches)
-            with part("step"):
-                loop.train_step(index, x_BCHW, y_B)
+            with timed("step"):
+                loop.train_batch(index, x_BCHW, y_B)
             yield
 
 

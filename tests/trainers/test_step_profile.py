@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from models.profiling import PartTimes, part, profiled
+from models.profiling import PartTimes, profiled, timed
 from models.threat_model import ThreatModel
 from trainers.config import TrainingConfig
 from trainers.data import ArraySplit, Augmentation, Splits
@@ -68,11 +68,11 @@ def clock(monkeypatch):
 def test_a_part_inside_another_is_counted_once_and_another_thread_is_not(clock):
     times = PartTimes(lambda: clock.take(0.5))  # what the device still has to do is that of the part that asked for it
 
-    @part("inner")
+    @timed("inner")
     def inner() -> None:
         clock.take(4)
 
-    with profiled(times), part("outer"):
+    with profiled(times), timed("outer"):
         clock.take(1)
         inner()
         other = threading.Thread(target=inner)
@@ -84,13 +84,13 @@ def test_a_part_inside_another_is_counted_once_and_another_thread_is_not(clock):
 
 def test_a_part_that_fails_is_closed(clock):
     times = PartTimes(lambda: None)
-    with profiled(times), part("outer"):
-        with pytest.raises(ZeroDivisionError), part("inner"):
+    with profiled(times), timed("outer"):
+        with pytest.raises(ZeroDivisionError), timed("inner"):
             raise ZeroDivisionError
         clock.take(2)
     with pytest.raises(ZeroDivisionError), profiled(times):
         raise ZeroDivisionError
-    with part("after"):
+    with timed("after"):
         clock.take(3)
     assert times.seconds == {"outer": 2, "inner": 0}
 
@@ -121,7 +121,7 @@ def test_a_profiled_training_takes_the_same_steps(tmp_path):
     profile_step(profiled_loop, tmp_path / "trace.json", 1)
     batches = iter(plain.batches(1))
     for index in range(4):  # one skipped, one measured, one traced, one counted
-        plain.train_step(index, *next(batches))
+        plain.train_batch(index, *next(batches))
     assert torch.equal(profiled_loop.model.layer.weight, plain.model.layer.weight)
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import UserError, unknown_name
-from models.profiling import part
+from models.profiling import timed
 from models.randomness import resample
 from models.threat_model import Norm
 from trainers.attacks.balls import WHOLE, Shard, ball_around, sharded_noise
@@ -33,7 +33,7 @@ DEFAULT_SEED = 0
 Model = nn.Module | Callable[[Tensor], Tensor]
 
 
-@part("attack")
+@timed("attack")
 def pgd(
     model: Model,
     x: Tensor,

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.profiling import part
+from models.profiling import timed
 from trainers.data.mixing import MixingName, PolicyName, apply_policy, draw_mixing
 
 AugmentationName = Literal["none", "crop", "crop_flip", "random_resized_crop"]
@@ -116,7 +116,7 @@ class Augmentation:
             flips_B = torch.rand(batch_size, generator=generator, device=device) < 0.5
         return AugmentationDraw(boxes_B4, flips_B)
 
-    @part("augmentation")
+    @timed("augmentation")
     def apply(self, images_BCHW: Tensor, draw: AugmentationDraw) -> Tensor:
         """Return the augmented uint8 images of the same shape as float32 in [0, 1], not mixed yet."""
         if draw.seeds is not None:
