@@ -164,7 +164,7 @@ class StepContext:
         each_step = self.redraw == "each_attack_step"
         if self.attack.stop_after is not None:
             start_BCHW = self._start(model, x_BCHW, y_B, gaussian_start, common)
-            with contextlib.nullcontext() if each_step else frozen(model):
+            with self._held(model):
                 return early_stopped_pgd(
                     model,
                     x_BCHW,
@@ -200,6 +200,10 @@ class StepContext:
         with frozen(model):
             return attack(redraw=False)
 
+    def _held(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Hold the draw during the attack, unless the policy redraws at each of its steps."""
+        return contextlib.nullcontext() if self.redraw == "each_attack_step" else frozen(model)
+
     def _start(self, model: nn.Module, x_BCHW: Tensor, y_B: Tensor, gaussian_start: float | None, common: dict[str, Any]) -> Tensor:
         """Return where the configured attack begins."""
         return pgd(model, x_BCHW, y_B, steps=0, random_start=self.attack.random_start, gaussian_start=gaussian_start, **common)
@@ -214,7 +218,7 @@ class StepContext:
         fresh_BCHW = self._start(model, x_BCHW, y_B, gaussian_start, common)
         start_BCHW = self.warm_start.starts(shown, x_BCHW, fresh_BCHW)
         each_step = self.redraw == "each_attack_step"
-        with contextlib.nullcontext() if each_step else frozen(model):
+        with self._held(model):
             adversarial_BCHW = pgd(
                 model,
                 x_BCHW,
