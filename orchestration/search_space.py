@@ -123,10 +123,18 @@ class Dimension(Config):
             return self.ends()[labels.index(trial.suggest_categorical(name, labels))]
         low, high = self.bounds
         if self.above is not None:
-            low = max(low, chosen.get(self.above, low))
+            low = self._first_from(chosen.get(self.above, low))
         if self.type == "int":
             return trial.suggest_int(name, int(low), int(high), step=int(self.step or 1), log=self.log)
         return trial.suggest_float(name, float(low), float(high), step=self.step, log=self.log)
+
+    def _first_from(self, bound: float) -> float:
+        """Return the smallest value of a number that is not below `bound`: a range that began between two steps would miss them all."""
+        low, _ = self.bounds
+        step = self.step or (1 if self.type == "int" and not self.log else None)
+        if bound <= low or step is None:
+            return max(low, math.ceil(bound) if self.type == "int" else bound)
+        return low + math.ceil((bound - low) / step - 1e-9) * step
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
         """Return the whole range, without the bound that another dimension sets."""

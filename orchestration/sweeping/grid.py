@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from models.errors import UserError
@@ -13,7 +14,7 @@ MOST_POINTS = 10_000
 
 
 def grid_points(space: SearchSpace) -> list[dict[str, Any]]:
-    """Return every point of a grid: choices, whole numbers, or floats with a step; conditions respected, no point twice.
+    """Return every point of a grid: choices, whole numbers, or floats with a step; conditions and bounds respected, no point twice.
 
     Raises:
         UserError: a dimension is a continuum, or there are more than 10,000 points.
@@ -27,11 +28,17 @@ def grid_points(space: SearchSpace) -> list[dict[str, Any]]:
     for combination in itertools.product(*axes):
         point: dict[str, Any] = {}
         for name, value in zip(order, combination, strict=True):
-            bound = space[name].above
-            if is_active(space[name], point) and (bound is None or bound not in point or value >= point[bound]):
+            if is_active(space[name], point):
                 point[name] = value
-        points.setdefault(repr(point), point)
+        if _is_inside(space, point):
+            points.setdefault(repr(point), point)
     return list(points.values())
+
+
+def _is_inside(space: SearchSpace, point: Mapping[str, Any]) -> bool:
+    """Return whether no value lies below the one that bounds it; a dimension that is not searched bounds nothing."""
+    bounds = {name: space[name].above for name in point}
+    return all(point[name] >= point[bound] for name, bound in bounds.items() if bound is not None and bound in point)
 
 
 def _axis(name: str, dimension: Dimension) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from orchestration.training.cluster import ClusterWatch
 from orchestration.training.job import TrialReport
 from orchestration.training.tracked_outcome import track_data
 from orchestration.training.trial import failure_reason
+from trainers.fit import SELECTION_METRIC
 from trainers.signs import complaints
 
 MOST_ROWS = 40
@@ -66,6 +68,7 @@ class TrialListener(tune.Callback):
         wanted: how many trials there are to be. done: how many of them were over before.
         on_end: called when a trial has ended, in whatever way.
         most_broken: trials that may break before the others are ended; None: all of them.
+        best: robust accuracy that earlier starts came to; None: none.
     """
 
     def __init__(
@@ -81,7 +84,10 @@ class TrialListener(tune.Callback):
         done: int = 0,
         on_end: Callable[[TrialRow], None] = lambda row: None,
         most_broken: float | None = None,
+        best: float | None = None,
     ) -> None:
+        self.best = best
+        """Robust accuracy of the best epoch of any trial."""
         self.most_broken = most_broken
         self.broken: dict[str, str] = {}
         """Title -> what broke a trial for good; diverged ones are not among them."""
@@ -116,9 +122,11 @@ class TrialListener(tune.Callback):
             self._fail(row, report.failed)
         elif report.finished:
             row.finished, row.metrics = True, dict(report.metrics)
+            self._note_best(report.metrics)
             self.writer.later(row.run.log_selected, row.metrics)
         else:
             row.epoch, row.metrics = report.epoch, row.metrics | dict(report.metrics)
+            self._note_best(report.metrics)
             self.writer.later(row.run.log_epoch, report.epoch, report.metrics)
             self.writer.later(track_data, row.run)
             self._complain(row, report)
@@ -190,6 +198,11 @@ class TrialListener(tune.Callback):
             self.writer.later(row.run.open)
         return self.rows[trial.trial_id]
 
+    def _note_best(self, metrics: Mapping[str, float]) -> None:
+        value = metrics.get(SELECTION_METRIC)
+        if value is not None and value > (-math.inf if self.best is None else self.best):
+            self.best = value
+
     def _complain(self, row: TrialRow, report: TrialReport) -> None:
         """Say each sign that a trial does not learn once, as `train` does."""
         for sign, sentence in complaints(report.metrics).items():
@@ -210,7 +223,7 @@ class TrialListener(tune.Callback):
         self.on_end(row)
 
     def _show(self, event: str) -> None:
-        clean, robust = "validation/clean_accuracy", "validation/robust_accuracy"
+        clean, robust = "validation/clean_accuracy", SELECTION_METRIC
         rows = [
             [
                 f"{row.title} (!)" if complaints(row.metrics) else row.title,
@@ -238,8 +251,7 @@ class TrialListener(tune.Callback):
         if progress > 0.2:
             seconds = (time.monotonic() - self.started) * (self.wanted - self.done_at_start - progress) / progress
             left = f"at most {console.duration(seconds)} left"
-        best = max((row.metrics.get("validation/robust_accuracy", -1.0) for row in self.rows.values()), default=-1.0)
-        shown = f", best robust {100 * best:.1f} %" if best >= 0 else ""
+        shown = "" if self.best is None else f", best robust {100 * self.best:.1f} %"
         return f"{self.done}/{self.wanted} {self.kind}s over{shown}, {left}"
 
 
@@ -282,7 +294,7 @@ def _epoch(row: TrialRow) -> str:
 def _accuracies(metrics: Mapping[str, float]) -> str:
     if "validation/clean_accuracy" not in metrics:
         return ""
-    return f", clean {_percent(metrics['validation/clean_accuracy'])} %, robust {_percent(metrics['validation/robust_accuracy'])} %"
+    return f", clean {_percent(metrics['validation/clean_accuracy'])} %, robust {_percent(metrics[SELECTION_METRIC])} %"
 
 
 def _percent(value: float | None) -> str:

@@ -36,6 +36,7 @@ from orchestration.sweeping.study import (
     STUDY_ERRORS,
     StudyAway,
     all_trials,
+    best_robust_accuracy,
     best_trials,
     num_wanted,
     open_study,
@@ -300,6 +301,7 @@ def _tune(search: Search, workplace: Workplace, at_once: int, storage: SharedSto
         wanted=num_wanted(config),
         done=spent(study),
         most_broken=config.max_failed_share * num_wanted(config),
+        best=best_robust_accuracy(study),
     )
     scheduler: TrialScheduler = FIFOScheduler()
     if config.stopping is not None:

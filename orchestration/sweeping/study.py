@@ -9,6 +9,7 @@ finite. Nothing stays `RUNNING`.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from orchestration.search_space import label
 from orchestration.single_process import only_process
 from orchestration.sweeping.config import SweepConfig
 from orchestration.sweeping.grid import grid_points
+from trainers.fit import SELECTION_METRIC
 
 RESUMES = "resumes"  # of a trial that runs another one again: that one's number
 RETRY = "retry"
@@ -88,9 +90,11 @@ def open_study(config: SweepConfig, folder: Path) -> optuna.Study:
         fresh = not all_trials(study)
         if not fresh:  # with the seed of the first start it would propose that start's first points again
             study.sampler = _sampler(config, config.seed + len(all_trials(study)))
-        if fresh:
-            for point in planned_points(config):
-                study.enqueue_trial({name: label(value) for name, value in point.items()})
+        queued = [_fixed(trial) for trial in all_trials(study) if RESUMES not in trial.user_attrs]
+        for point in planned_points(config):  # of an earlier start: those that it was killed before it could queue
+            fixed = {name: label(value) for name, value in point.items()}
+            if fixed not in queued:
+                study.enqueue_trial(fixed)
         again = superseded(study)
         for trial in list(all_trials(study)):
             if trial.state == TrialState.RUNNING:
@@ -99,10 +103,16 @@ def open_study(config: SweepConfig, folder: Path) -> optuna.Study:
                 study.tell(trial.number, state=TrialState.FAIL)
             elif trial.state != TrialState.FAIL or not trial.user_attrs.get(RETRY) or trial.number in again:
                 continue
-            study.enqueue_trial(trial.params, user_attrs={RESUMES: trial.number})
+            # A trial that was killed while it was proposed has parameters that it was to take and did not come to.
+            study.enqueue_trial(_fixed(trial) | trial.params, user_attrs={RESUMES: trial.number})
     except STUDY_ERRORS as error:
         raise UserError(str(StudyAway(folder, error))) from None
     return study
+
+
+def _fixed(trial: FrozenTrial) -> dict[str, Any]:
+    """Return the parameters that a trial was queued with."""
+    return dict(trial.system_attrs.get("fixed_params", {}))
 
 
 def _mark(storage: optuna.storages.RDBStorage, study: str, number: int, attribute: str) -> None:
@@ -129,10 +139,12 @@ def superseded(study: optuna.Study) -> set[int]:
 
 
 def num_wanted(config: SweepConfig) -> int:
-    """Return how many trials the sweep is to have."""
-    if config.num_trials is not None:
-        return config.num_trials
-    return len(planned_points(config))
+    """Return how many trials the sweep is to have; a grid has no more than its points."""
+    if config.sampler == "grid":
+        points = len(planned_points(config))
+        return points if config.num_trials is None else min(points, config.num_trials)
+    assert config.num_trials is not None
+    return config.num_trials
 
 
 def planned_points(config: SweepConfig) -> list[dict[str, Any]]:
@@ -147,6 +159,12 @@ def proxy_values(config: SweepConfig, trial: FrozenTrial) -> dict[int, float]:
     if config.stopping is not None and [objective.metric for objective in config.objectives] == [config.stopping.metric]:
         return dict(sorted(trial.intermediate_values.items()))
     return {int(epoch): value for epoch, value in trial.user_attrs.get(PROXY, {}).items()}
+
+
+def best_robust_accuracy(study: optuna.Study) -> float | None:
+    """Return the best robust accuracy on validation images that any trial of earlier starts came to; None: none came to one."""
+    ends = [trial.user_attrs.get(METRICS, {}) for trial in all_trials(study)]
+    return max((metrics[SELECTION_METRIC] for metrics in ends if math.isfinite(metrics.get(SELECTION_METRIC, math.nan))), default=None)
 
 
 def is_feasible(trial: FrozenTrial) -> bool:

@@ -70,6 +70,24 @@ def test_diverged_trials_do_not_count(listener_for):
     listener.check_broken()
 
 
+def test_the_best_so_far_never_falls(listener_for, capsys):
+    from orchestration.training.job import TrialReport
+
+    listener = listener_for(4, 1)
+    listener.best = 0.2
+    values = [0.1, 0.8, 0.3, 0.79, 0.1, 0.81, 0.5]
+    for index, value in enumerate(values):
+        metrics = {"train/loss": 1.0, "validation/clean_accuracy": 0.9, "validation/robust_accuracy": value}
+        report = TrialReport(1 + index // 2, metrics, "", finished=index == 4).to_result()
+        listener.on_trial_result(0, [], trial_named(f"trial {index % 2}"), report)
+        if index == 3:
+            listener.on_trial_error(0, [], trial_named("trial 1"))
+    shown = [float(part.partition(" %")[0]) for part in capsys.readouterr().out.split("best robust ")[1:]]
+    assert shown[:2] == [20.0, 80.0]
+    assert shown == sorted(shown)
+    assert shown[-1] == 81.0
+
+
 @pytest.mark.parametrize("ending", [True, False])
 def test_a_trial_that_the_end_of_its_start_stops_is_not_one_that_was_stopped_early(tmp_path, ending):
     config = load_sweep("ctrw_bounds_digits", {"num_trials": 2})

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 from types import SimpleNamespace
 
 import optuna
 import pytest
+import yaml
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
@@ -17,7 +20,7 @@ from orchestration.sweeping.goals import StoppingConfig
 from orchestration.sweeping.grid import grid_points
 from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.search import RememberingAsha, StudySearch
-from orchestration.sweeping.study import num_wanted, open_study, spent
+from orchestration.sweeping.study import num_wanted, open_study, spent, superseded
 from orchestration.training.cluster import PATIENCE_S, ClusterLost, ClusterWatch
 from orchestration.training.resources import TrialResources, concurrency
 
@@ -146,6 +149,103 @@ def test_a_grid_sweep_is_queued_once_and_bounded(tmp_path):
         seen.append(search.suggest(f"t{index}")["values"])
     assert all(isinstance(values["defence.pool"], list) for values in seen)
     assert len({str(values) for values in seen}) == 10
+
+
+def test_no_point_of_a_grid_lies_below_its_bound_and_none_lacks_a_value():
+    """Every combination is built and judged one by one."""
+    space = {
+        "low": Dimension(type="int", low=1, high=4),
+        "high": Dimension(type="float", low=0, high=4, step=2, above="low"),
+        "other": Dimension(type="choice", choices=("a", "b"), when={"low": (4,)}),
+    }
+    expected = []
+    for low, high, other in itertools.product((1, 2, 3, 4), (0.0, 2.0, 4.0), ("a", "b")):
+        point = {"low": low, "high": high} | ({"other": other} if low == 4 else {})
+        if high >= low and point not in expected:
+            expected.append(point)
+    assert sorted(grid_points(space), key=str) == sorted(expected, key=str)
+
+
+@pytest.mark.parametrize(("kind", "step", "bound", "allowed"), [("int", 2, 2, {3, 5}), ("float", 0.5, 1.7, {2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0})])
+def test_a_bound_between_two_steps_leaves_the_steps_where_they_are(kind, step, bound, allowed):
+    space = {
+        "low": Dimension(type="float", low=0, high=3),
+        "high": Dimension(type=kind, low=1, high=5, step=step, above="low"),
+    }
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = set()
+    for _ in range(60):
+        study.enqueue_trial({"low": bound})
+        seen.add(suggest(space, study.ask())["high"])
+    assert seen == allowed
+
+
+class Killed(BaseException):
+    """Stands in for kill -9."""
+
+
+WRITES = ("create_new_trial", "set_trial_param", "set_trial_state_values", "set_trial_user_attr", "set_trial_intermediate_value")
+
+
+def random_grid(rng, folder):
+    """A grid over real fields: two numbers of which one bounds the other, and one that is searched only sometimes."""
+    highest = rng.randint(2, 4)
+    lower = {"type": "int", "low": 1, "high": rng.randint(2, highest)}
+    upper = {"type": "int", "low": rng.randint(1, 2), "high": highest + 1, "above": "training.epochs"}
+    if (upper["high"] - upper["low"]) % 2 == 0 and rng.random() < 0.5:
+        upper["step"] = 2
+    space = {"training.epochs": lower, "training.attack.steps": upper}
+    if rng.random() < 0.5:
+        space["defence.constraint"] = {"type": "choice", "choices": ["project", "shift"], "when": {"training.epochs": [lower["high"]]}}
+    file = folder / "grid.yaml"
+    file.write_text(yaml.safe_dump({"recipe": "ctrw_digits", "sampler": "grid", "space": space, "stopping": None}))
+    return load_sweep(str(file))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_grid_that_is_killed_anywhere_trains_each_of_its_points_once_and_no_other(seed, tmp_path, monkeypatch):
+    """Every write of the study may be the last one of a start; between the kills a few trials end, break or are left running."""
+    rng = random.Random(seed)
+    config = random_grid(rng, tmp_path)
+    points = grid_points(config.space)
+    left = [math.inf]
+    for name in WRITES:
+        real = getattr(optuna.storages.RDBStorage, name)
+
+        def write(*arguments, _real=real, **named):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return _real(*arguments, **named)
+
+        monkeypatch.setattr(optuna.storages.RDBStorage, name, write)
+    for _ in range(200):
+        left[0] = rng.randint(1, 40)
+        try:
+            search = StudySearch(config, open_study(config, tmp_path))
+            for index in itertools.count():
+                suggestion = search.suggest(f"t{index}")
+                if suggestion == Searcher.FINISHED:
+                    break
+                assert suggestion["values"] in points
+                if rng.random() < 0.2:
+                    search.on_trial_complete(f"t{index}", None, error=True)
+                elif rng.random() < 0.9:
+                    search.on_trial_complete(f"t{index}", {"epoch": 1, "finished": True, "validation/robust_accuracy": 0.5})
+        except Killed:
+            continue
+        left[0] = math.inf
+        study = open_study(config, tmp_path)
+        if spent(study) == len(points) and all(trial.state != TrialState.FAIL or trial.number in superseded(study) for trial in study.trials):
+            break
+    trained = [trial.user_attrs["values"] for trial in study.trials if trial.state == TrialState.COMPLETE]
+    assert sorted(trained, key=str) == sorted(points, key=str)
+    assert StudySearch(config, study).suggest("more") == Searcher.FINISHED
+
+
+def test_a_grid_is_asked_for_no_more_than_its_points():
+    assert num_wanted(load_sweep("rna_pools_digits", {"num_trials": 50})) == 10
+    assert num_wanted(load_sweep("rna_pools_digits", {"num_trials": 3})) == 3
 
 
 def asha(config, epochs, study=None):
