@@ -18,9 +18,9 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from models.errors import UserError
-from models.file_content import expanded
 from models.plugins import VARIABLE, plugins
 from orchestration.recipes.library import METHODS, OWN_FOLDER, SETTINGS
+from orchestration.training.cluster_token import HINT, MODE_VARIABLE, cluster_token
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -31,16 +31,8 @@ SUBMITTED_FOLDER = "submitted"  # in the job's working folder
 
 
 def token_headers() -> dict[str, str]:
-    """Return what shows the user's token to a cluster: Ray's own commands show one that is there, its client only if RAY_AUTH_MODE says so.
-
-    A token is looked for where Ray looks: RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, `~/.ray/auth_token`.
-    """
-    if os.environ.get("RAY_AUTH_MODE") is not None:  # Ray's client obeys it
-        return {}
-    token = os.environ.get("RAY_AUTH_TOKEN", "").strip()
-    file = expanded(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token")
-    if not token and file.is_file():
-        token = file.read_text().strip()
+    """Return what shows the user's token to a cluster: Ray's own commands show one that is there, its client only with RAY_AUTH_MODE."""
+    token = None if MODE_VARIABLE in os.environ else cluster_token()  # Ray's client obeys the variable
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
@@ -73,10 +65,7 @@ class SweepJobs:
             self.client = JobSubmissionClient(self.address, headers=headers) if headers else JobSubmissionClient(self.address)
         except AuthenticationError as error:
             reason = str(error).splitlines()[0].rstrip(".")
-            raise UserError(
-                f"the Ray cluster at {self.address} refuses: {reason}. Its token belongs into RAY_AUTH_TOKEN or ~/.ray/auth_token, and "
-                "RAY_AUTH_MODE must not be `disabled`."
-            ) from None
+            raise UserError(f"the Ray cluster at {self.address} refuses: {reason}. {HINT}") from None
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0].rstrip(".")
             raise UserError(

@@ -17,6 +17,7 @@ from models.errors import EnvironmentFailure, UserError
 from models.plugins import VARIABLE, plugins
 from models.waiting_threads import SPIN_COUNT
 from orchestration import console
+from orchestration.training.cluster_token import check_token
 from orchestration.training.resources import TrialResources, trials_that_fit
 from orchestration.training.shared_storage import SharedStorage
 
@@ -33,7 +34,7 @@ def connect(address: str | None = None, *, dashboard: bool = False, num_cpus: in
         num_cpus: CPUs that a local Ray may use; None: all.
 
     Raises:
-        UserError: the cluster cannot be reached.
+        UserError: the cluster cannot be reached, or wants another token.
     """
     if not ray.is_initialized():
         address = address or os.environ.get("RAY_ADDRESS")
@@ -41,6 +42,7 @@ def connect(address: str | None = None, *, dashboard: bool = False, num_cpus: in
         if not address:
             _start(options | {"include_dashboard": dashboard, "num_cpus": num_cpus} | _runtime_with_plugins({}))
             return ray.cluster_resources()
+        check_token(address)
         try:
             ray.init(address=address, **_runtime_with_plugins({"env_vars": _variables_of_workers()}, elsewhere=True), **options)
         except (ConnectionError, TimeoutError, RuntimeError) as error:

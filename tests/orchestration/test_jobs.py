@@ -149,7 +149,7 @@ def private_head():
     environment = os.environ | own | {"OMP_NUM_THREADS": "1"}
     head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        yield f"http://127.0.0.1:{dashboard}"
+        yield SimpleNamespace(dashboard=f"http://127.0.0.1:{dashboard}", address=f"127.0.0.1:{gcs}")
     finally:
         own = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
         with contextlib.suppress(ProcessLookupError):
@@ -165,12 +165,12 @@ def private_head():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def rayndom(address, *words, mode=None):
+def rayndom(address, *words, mode=None, environment=None, seconds=200):
     """Run a command against the head as on another computer: with the token, and nothing else said about it."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"} | {"RAY_AUTH_TOKEN": TOKEN}
-    environment |= {"RAY_AUTH_MODE": mode} if mode else {}
+    variables = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"} | {"RAY_AUTH_TOKEN": TOKEN}
+    variables |= ({"RAY_AUTH_MODE": mode} if mode else {}) | (environment or {})
     command = [sys.executable, "-m", "orchestration.cli", *words, "--address", address]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=seconds, check=False)
 
 
 def wait_for(address, job, words, seconds):
@@ -188,28 +188,62 @@ def wait_for(address, job, words, seconds):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_sweep_on_a_head_that_asks_for_a_token_is_stopped_and_resumed(private_head, home, tmp_path):
+    head = private_head.dashboard
     deadline = time.monotonic() + 200
-    while (known := rayndom(private_head, "logs")).returncode != 2 or "no sweep was submitted" not in known.stderr:
+    while (known := rayndom(head, "logs")).returncode != 2 or "no sweep was submitted" not in known.stderr:
         assert time.monotonic() < deadline, known.stderr
         time.sleep(2)
-    refused = rayndom(private_head, "logs", mode="disabled")
+    refused = rayndom(head, "logs", mode="disabled")
     assert refused.returncode == 2
     assert "token" in refused.stderr.lower()
     path = write_sweep(tmp_path, trials=2, epochs=4, train=320)
     program = f"{sys.executable} -m orchestration.cli"
-    submitted = rayndom(private_head, "submit", str(path), "--no-evaluation", "--home", str(home.root), "--program", program)
+    submitted = rayndom(head, "submit", str(path), "--no-evaluation", "--home", str(home.root), "--program", program)
     assert submitted.returncode == 0, submitted.stderr
     job = re.search(r"job (raysubmit_\w+)", submitted.stdout)[1]
-    wait_for(private_head, job, "epoch 2/4", 300)
+    wait_for(head, job, "epoch 2/4", 300)
     assert main(["status", "tiny", "--home", str(home.root)]) == 0
-    assert rayndom(private_head, "stop", "tiny").returncode == 0
+    assert rayndom(head, "stop", "tiny").returncode == 0
     deadline = time.monotonic() + 100
-    while "is STOPPED" not in rayndom(private_head, "logs", job).stdout:
+    while "is STOPPED" not in rayndom(head, "logs", job).stdout:
         assert time.monotonic() < deadline
-    resumed = rayndom(private_head, "resume", "tiny")
+    resumed = rayndom(head, "resume", "tiny")
     assert resumed.returncode == 0, resumed.stderr
     second = re.search(r"job (raysubmit_\w+)", resumed.stdout)[1]
     assert second != job
-    shown = wait_for(private_head, second, "winner exported", 400)
+    shown = wait_for(head, second, "winner exported", 400)
     assert TOKEN not in shown
     assert_whole_record(home, "tiny", 2)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_job_says_how_its_sweep_ended_and_a_wrong_token_is_one_message(private_head, home, tmp_path):
+    head = private_head.dashboard
+    deadline = time.monotonic() + 200
+    while "no sweep was submitted" not in rayndom(head, "logs").stderr:
+        assert time.monotonic() < deadline
+        time.sleep(2)
+    path = write_sweep(tmp_path, trials=2, epochs=1)
+    program = f"{sys.executable} -m orchestration.cli"
+    command = ("submit", str(path), "--no-evaluation", "--home", str(home.root), "--program", program, "--wait", "--stopping", "null")
+    (home.root / "runs").write_text("a file where the folders of runs belong: every trial breaks")
+    broken = rayndom(head, *command, seconds=600)
+    assert broken.returncode == 1, broken.stdout
+    assert re.search(r"job raysubmit_\w+ is FAILED", broken.stdout), broken.stdout
+    assert "max_failed_share" in broken.stdout
+    assert "winner exported" not in broken.stdout
+    (home.root / "runs").unlink()
+    whole = rayndom(head, *command, seconds=600)
+    assert whole.returncode == 0, whole.stdout
+    assert re.search(r"job raysubmit_\w+ is SUCCEEDED", whole.stdout), whole.stdout
+
+    started = time.monotonic()
+    own = {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    refused = rayndom(private_head.address, "sweep", str(path), "--home", str(home.root), environment=own)
+    assert refused.returncode == 2
+    assert re.findall("^error:.*", refused.stderr, re.M) == refused.stderr.strip().splitlines()[-1:], refused.stderr
+    assert "refuses the token" in refused.stderr
+    assert "gcs_client" not in refused.stderr
+    assert time.monotonic() - started < 30, "most of it is the start of Python"

@@ -166,7 +166,9 @@ def test_no_point_of_a_grid_lies_below_its_bound_and_none_lacks_a_value():
     assert sorted(grid_points(space), key=str) == sorted(expected, key=str)
 
 
-@pytest.mark.parametrize(("kind", "step", "bound", "allowed"), [("int", 2, 2, {3, 5}), ("float", 0.5, 1.7, {2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0})])
+@pytest.mark.parametrize(
+    ("kind", "step", "bound", "allowed"), [("int", 2, 2, {3, 5}), ("float", 0.5, 1.7, {2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0})]
+)
 def test_a_bound_between_two_steps_leaves_the_steps_where_they_are(kind, step, bound, allowed):
     space = {
         "low": Dimension(type="float", low=0, high=3),
@@ -236,7 +238,9 @@ def test_a_grid_that_is_killed_anywhere_trains_each_of_its_points_once_and_no_ot
             continue
         left[0] = math.inf
         study = open_study(config, tmp_path)
-        if spent(study) == len(points) and all(trial.state != TrialState.FAIL or trial.number in superseded(study) for trial in study.trials):
+        if spent(study) == len(points) and all(
+            trial.state != TrialState.FAIL or trial.number in superseded(study) for trial in study.trials
+        ):
             break
     trained = [trial.user_attrs["values"] for trial in study.trials if trial.state == TrialState.COMPLETE]
     assert sorted(trained, key=str) == sorted(points, key=str)
