@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from torch import Tensor, nn
 
 from models.constraints import apply_constraints
 from models.errors import UserError
-from models.randomness import derive_seed
+from models.randomness import derive_seed, load_randomness_state, randomness_state
 from models.threat_model import ThreatModel
 from trainers.accumulation import accumulate
 from trainers.averaging import WeightAverage, recompute_batch_statistics
-from trainers.checkpoint import START_AGAIN, read_state, write_state
+from trainers.checkpoint import START_AGAIN, STATE_FILE, read_state, write_state
 from trainers.config import TrainingConfig
 from trainers.data import ArraySplit, Augmentation, DeviceBatches, Splits, StreamedSplit, training_batches
 from trainers.distributed import (
@@ -48,7 +49,10 @@ from trainers.step import StepContext
 from trainers.streams import Streams
 from trainers.validation import BATCH_SIZE, validate
 from trainers.warm_start import ShownImages, WarmStart
+from trainers.within_epoch import read_within_epoch, write_within_epoch
 
+STEP_GENERATORS = ("attack", "noise")
+"""Streams that steps draw from; those of order and augmentation are drawn from at an epoch's start alone."""
 SELECTION_METRIC = "validation/robust_accuracy"
 AVERAGE_CHOSEN = "average/chosen"
 """1 where the averaged weights are the better copy of an epoch, and `validation/...` their metrics; 0: the latest weights."""
@@ -102,8 +106,8 @@ def fit(
         device: where to train.
         augmentation: of training images; None: none.
         reporter: told of every epoch; may write the resumable state, may stop the run.
-        resume_from: a folder with a state written by an earlier call with the same arguments: goes on after its last epoch, and ends
-            bit-identically to an uninterrupted run on a CPU.
+        resume_from: a folder with a state written by an earlier call with the same arguments: goes on after its last epoch, or amid one
+            where such a state was written, and ends bit-identically to an uninterrupted run on a CPU.
 
     Raises:
         UserError: the configuration does not fit the data or the number of workers.
@@ -193,11 +197,15 @@ class TrainingLoop:
         self.best: dict[str, Any] | None = None
         self.validations_since_best = 0
         self.ended = False
+        self.begun: tuple[int, dict[str, Any]] | None = None
+        """Finished steps of the next epoch, and the state after them; None: it begins at its first step."""
 
     def run(self, resume_from: Path | None) -> FitResult:
         """Train to the end, or go on after the state in a folder; leave the selected weights in the model. Raises what `fit` raises."""
         if resume_from is not None:
-            self.load_state_dict(read_state(resume_from))
+            if (resume_from / STATE_FILE).is_file():
+                self.load_state_dict(read_state(resume_from))
+            self.begun = read_within_epoch(resume_from, self.finished_epochs, self.rank, self.world_size)
         while self.finished_epochs < self.config.epochs and not self.ended:
             metrics = self.train_epoch(self.finished_epochs)
             self.finished_epochs += 1
@@ -228,14 +236,21 @@ class TrainingLoop:
         started, memory = time.perf_counter(), PeakMemory(self.device)
         totals: dict[str, Tensor] = {}
         self.clipped_steps.zero_()
-        batches = self.batches(epoch)
+        batches, done = self.batches(epoch), 0
+        if self.begun is not None:
+            done, state = self.begun
+            totals, seconds_before = self._load_within_epoch(state)
+            started, self.begun = started - seconds_before, None
         for index, (x_BCHW, y_B) in enumerate(batches):
+            if index < done:
+                continue
             if self.context.warm_start is not None and isinstance(batches, DeviceBatches) and batches.shown is not None:
                 self.context.shown = ShownImages(*batches.shown)
             scalars = self.train_batch(index, x_BCHW, y_B)
             for name, value in scalars.items():
                 totals[name] = totals[name] + value if name in totals else value.clone()
-            self.reporter.step_finished(index + 1, self.steps_per_epoch)
+            save = functools.partial(self._save_within_epoch, epoch, index + 1, totals, started)
+            self.reporter.step_finished(index + 1, self.steps_per_epoch, save)
         average_batch_statistics(self.model)
         self.context.shown = None  # what looks at the last batch again leaves no perturbation
         if self.context.warm_start is not None:
@@ -401,6 +416,42 @@ class TrainingLoop:
     def save(self, folder: Path) -> None:
         """Write the resumable state."""
         write_state(self.state_dict(), folder)
+
+    def _save_within_epoch(self, epoch: int, step: int, totals: Mapping[str, Tensor], started: float, folder: Path) -> None:
+        """Write this worker's state after `step` steps of an epoch; after the last one the epoch's own state comes at once.
+
+        Perturbations that an epoch leaves to the next are as large as the images: with them the epoch begins again.
+        """
+        if step == self.steps_per_epoch or self.context.warm_start is not None:
+            return
+        state = {
+            "seed": self.seed,
+            "weights": to_cpu(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "generators": {name: getattr(self.context.streams, name).get_state() for name in STEP_GENERATORS},
+            "randomness": randomness_state(self.model),
+            "totals": to_cpu(totals),
+            "clipped_steps": self.clipped_steps,
+            "objective": to_cpu(self.objective.step_state()),
+            "average": None if self.average is None else self.average.state_dict(),
+            "seconds": time.perf_counter() - started,
+        }
+        write_within_epoch(state, folder, epoch, step, self.rank, self.world_size)
+
+    def _load_within_epoch(self, state: Mapping[str, Any]) -> tuple[dict[str, Tensor], float]:
+        """Go on amid an epoch that `batches` has begun; return the sums and the seconds so far."""
+        if state["seed"] != self.seed:
+            raise UserError(f"the checkpoint is of a run with seed {state['seed']}, this one has seed {self.seed}")
+        self.model.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, generator in state["generators"].items():
+            getattr(self.context.streams, name).set_state(generator)
+        load_randomness_state(self.model, state["randomness"])
+        self.clipped_steps.copy_(state["clipped_steps"])
+        self.objective.load_step_state({name: value.to(self.device) for name, value in state["objective"].items()})
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        return {name: value.to(self.device) for name, value in state["totals"].items()}, state["seconds"]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the resumable state between two epochs; tensors are copies on the CPU, so that any device goes on from it."""

@@ -91,6 +91,13 @@ class Objective(ABC):
     def after_optimizer_step(self, model: nn.Module, context: StepContext) -> None:
         """Undo what the step needed on the weights (AWP). Called after each optimizer step, before constraints."""
 
+    def step_state(self) -> dict[str, Tensor]:
+        """Return what a step leaves for the next one of the same epoch, for a training that is taken up between the two."""
+        return {}
+
+    def load_step_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `step_state` returned."""
+
 
 class LossObjective(Objective):
     """A training method that is a loss."""

@@ -36,8 +36,8 @@ class Reporter(Protocol):
     def epoch_finished(self, report: EpochReport, save: Callable[[Path], None]) -> None:
         """Take notice of an epoch. `save(folder)` writes the resumable state there; call it or not. May raise `StopTraining`."""
 
-    def step_finished(self, step: int, num_steps: int) -> None:
-        """Take notice of a step, for progress displays. Must be cheap."""
+    def step_finished(self, step: int, num_steps: int, save: Callable[[Path], None]) -> None:
+        """Take notice of a step; must be cheap. `save(folder)` writes the state amid the epoch there: for a machine that is about to go."""
 
 
 class StopTraining(Exception):
@@ -50,5 +50,5 @@ class SilentReporter:
     def epoch_finished(self, report: EpochReport, save: Callable[[Path], None]) -> None:
         """Do nothing."""
 
-    def step_finished(self, step: int, num_steps: int) -> None:
+    def step_finished(self, step: int, num_steps: int, save: Callable[[Path], None]) -> None:
         """Do nothing."""

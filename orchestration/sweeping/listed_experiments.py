@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from orchestration.tracking.experiment_run import FAILED, ParentRun
 from orchestration.training import cluster
 from orchestration.training.final_measures import kept_protocol_metrics
 from orchestration.training.job import MeasureConfig, TrainingJob, new_start
-from orchestration.training.resources import concurrency, trial_resources
+from orchestration.training.resources import concurrency, trial_resources, with_workers_that_fit
 from orchestration.training.shared_storage import probed
 from orchestration.training.tracked_outcome import track_data
 from orchestration.training.training_run import check_initial_weights
@@ -103,11 +104,21 @@ def train_all(
 def _train_alike(
     kind: str, experiments: Sequence[ExperimentConfig], workplace: Workplace, measure: MeasureConfig | None, listener: TrialListener
 ) -> None:
-    need = trial_resources(experiments[0].resources)
-    at_once = concurrency(need, cluster.connect(workplace.address, dashboard=need.workers > 1))
+    wanted = experiments[0].resources
+    cluster.connect(workplace.address, dashboard=wanted.workers > 1)
+    local = cluster.is_local(workplace.address)
     with probed(workplace.home.root) as storage:
-        listener.watch = cluster.ClusterWatch(need, local=cluster.is_local(workplace.address), storage=storage)
-        _run_on_tune(kind, experiments, workplace, measure, listener, at_once)
+        if not local:  # nodes may have gone since the search
+            cluster.ClusterWatch(trial_resources(wanted.model_copy(update={"workers": 1})), local=local, storage=storage).wait()
+        nodes = cluster.alive_nodes()
+        resources = with_workers_that_fit(wanted, math.gcd(*(each.training.batch_size for each in experiments)), nodes) or wanted
+        if resources != wanted:
+            console.warn(f"the cluster has room for {resources.workers} of {wanted.workers} workers: the {kind}s are trained with those")
+        need = trial_resources(resources)
+        at_once = concurrency(need, cluster.connect(workplace.address), nodes=nodes)
+        listener.watch = cluster.ClusterWatch(need, local=local, storage=storage)
+        fitted = [each.model_copy(update={"resources": resources}) for each in experiments]
+        _run_on_tune(kind, fitted, workplace, measure, listener, at_once)
 
 
 def _run_on_tune(

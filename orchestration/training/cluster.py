@@ -212,3 +212,9 @@ class ClusterWatch:
             raise ClusterLost(
                 f"for {console.duration(PATIENCE_S)} the cluster had {left}, too little for one trial. Finished epochs are kept"
             )
+
+    def wait(self) -> None:
+        """Return once one trial fits. Raises what `look` raises."""
+        while not trials_that_fit(self.need, self.nodes()):
+            self.look()
+            time.sleep(1)

@@ -46,6 +46,19 @@ def trials_that_fit(need: TrialResources, nodes: Sequence[Mapping[str, float]]) 
     return workers // need.workers
 
 
+def with_workers_that_fit(resources: ResourcesConfig, batch_size: int, nodes: Sequence[Mapping[str, float]]) -> ResourcesConfig | None:
+    """Return the resources with as many workers as fit the nodes, at most those asked for: a cluster may have shrunk. None: not one fits.
+
+    Args:
+        batch_size: of the training, which the workers share evenly.
+    """
+    for workers in range(resources.workers, 0, -1):
+        fewer = resources.model_copy(update={"workers": workers})
+        if batch_size % workers == 0 and trials_that_fit(trial_resources(fewer), nodes):
+            return fewer
+    return None
+
+
 def concurrency(
     need: TrialResources, available: Mapping[str, float], wanted: int | None = None, nodes: Sequence[Mapping[str, float]] | None = None
 ) -> int:

@@ -25,6 +25,7 @@ from trainers.data.description import describe
 from trainers.distributed import world
 from trainers.fit import FitResult, TrainingDiverged
 from trainers.reporting import EpochReport
+from trainers.within_epoch import forget_within_epoch
 
 EpochListener = Callable[[EpochReport], None]
 StepListener = Callable[[int, int], None]
@@ -49,10 +50,18 @@ class RunResult:
 
 
 class _FolderReporter:
-    """Writes the resumable state of each epoch, then tells the listeners; the first of all steps tells them that it goes."""
+    """Writes the resumable state of each epoch, and of each step once the machine is about to go, then tells the listeners; the first of
+    all steps tells them that it goes."""
 
-    def __init__(self, folder: RunFolder, on_epoch: EpochListener, on_step: StepListener, on_ready: Callable[[], None]) -> None:
-        self.folder, self.on_epoch, self.on_step = folder, on_epoch, on_step
+    def __init__(
+        self,
+        folder: RunFolder,
+        on_epoch: EpochListener,
+        on_step: StepListener,
+        on_ready: Callable[[], None],
+        leaving: Callable[[], bool],
+    ) -> None:
+        self.folder, self.on_epoch, self.on_step, self.leaving = folder, on_epoch, on_step, leaving
         self._ready: Callable[[], None] | None = on_ready
 
     def ready(self) -> None:
@@ -64,10 +73,13 @@ class _FolderReporter:
     def epoch_finished(self, report: EpochReport, save: Callable[[Path], None]) -> None:
         if world()[0] == 0:
             save(self.folder.path)
+            forget_within_epoch(self.folder.path)
         self.on_epoch(report)
 
-    def step_finished(self, step: int, num_steps: int) -> None:
+    def step_finished(self, step: int, num_steps: int, save: Callable[[Path], None]) -> None:
         self.ready()
+        if self.leaving():
+            save(self.folder.path)
         self.on_step(step, num_steps)
 
 
@@ -89,6 +101,7 @@ def train_here(
     on_epoch: EpochListener = lambda report: None,
     on_step: StepListener = lambda step, num_steps: None,
     on_ready: Callable[[], None] = lambda: None,
+    leaving: Callable[[], bool] = lambda: False,
 ) -> RunResult:
     """Train in this process, or go on where an earlier process stopped, or reuse a finished run.
 
@@ -99,6 +112,8 @@ def train_here(
         on_epoch, on_step: listeners; called on every worker.
         on_ready: called before anything is reported, once it is known to go: data, network and device are there, and the first step of
             the training (which is when an objective meets them) was taken, now or by an earlier start.
+        leaving: asked after every step, by every worker, whether this machine is about to be taken away: from then on the state is written
+            after each step, so that at most one is lost.
 
     Raises:
         UserError: something does not fit. TrainingDiverged: the loss is not finite. OSError: a checkpoint could not be written.
@@ -127,19 +142,17 @@ def train_here(
             folder.write_code(method_code(experiment))
         on_ready()
 
-    reporter = _FolderReporter(folder, on_epoch, on_step, goes)
+    reporter = _FolderReporter(folder, on_epoch, on_step, goes, leaving)
     diverged = folder.diverged()
     if diverged is not None:
         on_ready()
         raise TrainingDiverged(f"{diverged} (found by an earlier start; `rayndom train --restart` trains it again)")
-    resume_from = None
     if folder.has_state:
-        resume_from = folder.path
         history = read_state(folder.path)["history"]
         reporter.ready()
         _replay(history, on_epoch)
     try:
-        outcome = prepared.fit(reporter, resume_from)
+        outcome = prepared.fit(reporter, folder.path)
     except TrainingDiverged as error:
         reporter.ready()  # that it diverges is its result
         if rank == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from models.errors import UserError
 from orchestration.experiment import ExperimentConfig
+from orchestration.training.cluster import PATIENCE_S
 from orchestration.training.final_measures import protocol_metrics
 from orchestration.training.job import TrainingJob, TrialReport
 from orchestration.training.resources import DRIVER_BUNDLE, trial_resources
@@ -62,6 +64,8 @@ def train_group(job: TrainingJob, callbacks: Sequence[UserCallback]) -> ray.trai
         UserError, TrainingDiverged: what a worker raised.
         ray.train.TrainingFailedError: the workers failed for good.
     """
+    # Ray Train gives workers a minute to come; nodes of a cluster are waited for as long as trials with one worker wait for them.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PATIENCE_S))
     resources = job.experiment.resources
     per_worker = {"CPU": resources.cpus_per_worker or 1.0}
     if resources.gpus_per_worker:

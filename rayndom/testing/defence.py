@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,6 +53,32 @@ def train(experiment, splits, **kwargs):
     return model, result
 
 
+class Killed(Exception):
+    """Stands in for a machine that goes."""
+
+
+class Interruption:
+    """Ends a training after so many steps of an epoch (from 0), or after the epoch; what it was told to write until then is kept."""
+
+    def __init__(self, folder: Path, epoch: int, step: int | None) -> None:
+        self.folder, self.at, self.epochs = folder, (epoch, step), epoch
+        self.steps: list[int] = []
+
+    def epoch_finished(self, report: EpochReport, save) -> None:
+        """Keep the epoch; end after the last one that is wanted."""
+        self.epochs = report.epoch
+        save(self.folder)
+        if self.at == (report.epoch - 1, None):
+            raise StopTraining
+
+    def step_finished(self, step: int, num_steps: int, save) -> None:
+        """Keep the last step that is wanted, and end."""
+        self.steps.append(step)
+        if self.at == (self.epochs, step):
+            save(self.folder)
+            raise Killed
+
+
 class DefenceContract:
     """Trains, resumes to the bit, saves, loads and is configured. Parametrized with `name`, a name of the catalogue."""
 
@@ -61,19 +88,17 @@ class DefenceContract:
         return load_data(DataConfig(name="digits", limit_train=48, limit_test=16, validation_size=16))
 
     def test_a_resumed_run_ends_bit_identically(self, name, splits, tmp_path):
+        """Interrupted amid the first epoch, after it, and amid the second one."""
         experiment = experiment_of(name)
-
-        class StopAfterOne:
-            def epoch_finished(self, report: EpochReport, save) -> None:
-                save(tmp_path)
-                raise StopTraining
-
-            def step_finished(self, step: int, num_steps: int) -> None:
-                pass
-
         whole, uninterrupted = train(experiment, splits)
-        _, half = train(experiment, splits, reporter=StopAfterOne())
+        with pytest.raises(Killed):
+            train(experiment, splits, reporter=Interruption(tmp_path, 0, 2), resume_from=tmp_path)
+        reporter = Interruption(tmp_path, 0, None)
+        _, half = train(experiment, splits, reporter=reporter, resume_from=tmp_path)
         assert half.num_epochs == 1
+        assert reporter.steps == [3], "two of its three steps were kept"
+        with pytest.raises(Killed):
+            train(experiment, splits, reporter=Interruption(tmp_path, 1, 1), resume_from=tmp_path)
         resumed, result = train(experiment, splits, resume_from=tmp_path)
         assert result.num_epochs == 2
         comparable = [

@@ -88,6 +88,34 @@ def test_a_lost_node_costs_its_unfinished_epochs_only(home, tmp_path):
     assert_whole_record(home, "tiny", 3)
 
 
+def test_two_workers_wait_for_a_lost_node_and_a_baseline_takes_what_is_left(home, tmp_path):
+    """Longer than the minute that Ray Train would wait."""
+    from ray.cluster_utils import Cluster
+
+    path = write_sweep(tmp_path, trials=1, epochs=6, train=320, extra="resources.workers: 2")
+    flags = (*SEARCH, "--baselines", "[at_digits]")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        with SweepProcess(path, home, tmp_path / "log", (*flags, "--address", cluster.address)) as sweep:
+            sweep.wait_until(lambda text: "trial 0: epoch 2/6" in text, 600, "the second epoch")
+            cluster.remove_node(node, allow_graceful=False)
+            sweep.wait_until(lambda text: "too little for one trial" in text, 300, "the loss of the node")
+            kept = run_folder_state(home)["finished_epochs"]
+            time.sleep(75)
+            assert "failed" not in sweep.text, sweep.text
+            node = cluster.add_node(num_cpus=1)
+            sweep.wait_until(lambda text: "trial 0: finished" in text, 600, "the end of the trial")
+            cluster.remove_node(node, allow_graceful=False)
+            assert sweep.wait(900) == 0, sweep.text
+            assert "room for 1 of 2 workers" in sweep.text
+            assert "winner exported" in sweep.text
+    finally:
+        cluster.shutdown()
+    assert kept >= 2
+    assert_whole_record(home, "tiny", 1)
+
+
 def test_training_goes_on_while_the_tracking_server_is_down(tmp_path):
     home = Home.locate(tmp_path / "home")
     path = write_sweep(tmp_path, trials=6, epochs=8, train=1200)

@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from models.errors import UserError
+from orchestration.experiment import ResourcesConfig
 from orchestration.search_space import Dimension, suggest
 from orchestration.sweeping.config import sweep_key
 from orchestration.sweeping.goals import StoppingConfig
@@ -22,7 +23,7 @@ from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.search import RememberingAsha, StudySearch
 from orchestration.sweeping.study import num_wanted, open_study, spent, superseded
 from orchestration.training.cluster import PATIENCE_S, ClusterLost, ClusterWatch
-from orchestration.training.resources import TrialResources, concurrency
+from orchestration.training.resources import TrialResources, concurrency, with_workers_that_fit
 
 
 @pytest.fixture
@@ -327,6 +328,22 @@ def test_workers_are_counted_node_by_node():
         concurrency(TrialResources(8, 0, 1), {"CPU": 8}, nodes=small)
     gpus = [{"CPU": 8, "GPU": 2}]
     assert concurrency(TrialResources(1, 0.4, 1), {"CPU": 8, "GPU": 2}, nodes=gpus) == 4, "two on each GPU, none across two"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "batch_size", "cpus", "expected"),
+    [(4, 64, (4,), 4), (4, 64, (2, 1), 2), (4, 60, (2, 1), 3), (4, 64, (1,), 1), (2, 64, (0,), None), (2, 64, (), None)],
+)
+def test_what_is_trained_after_the_search_takes_the_workers_that_are_left(wanted, batch_size, cpus, expected):
+    resources = with_workers_that_fit(ResourcesConfig(workers=wanted), batch_size, [{"CPU": float(count)} for count in cpus])
+    assert (resources.workers if resources else None) == expected
+
+
+def test_room_is_waited_for():
+    nodes = [[], [], [{"CPU": 1}]]
+    watch = ClusterWatch(TrialResources(1, 0, 1), local=False, nodes=lambda: nodes.pop(0) if len(nodes) > 1 else nodes[0])
+    watch.wait()
+    assert len(nodes) == 1
 
 
 def test_a_cluster_that_lost_its_nodes_is_waited_for_only_if_they_can_come_back(capsys):

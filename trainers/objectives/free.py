@@ -6,6 +6,7 @@ Deviation: the perturbation that one batch leaves to the next begins at zero in 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -59,6 +60,12 @@ class Free(Objective):
     def replays(self) -> int:
         """m."""
         return self.config.replays
+
+    def step_state(self) -> dict[str, Tensor]:
+        return {} if self.delta_BCHW is None else {"delta": self.delta_BCHW}
+
+    def load_step_state(self, state: Mapping[str, Tensor]) -> None:
+        self.delta_BCHW = state.get("delta")
 
     def passes(self, attack_steps: int, num_members: int, epoch: int) -> float:
         return num_members * 3.0 * self.config.replays
