@@ -20,6 +20,7 @@ from orchestration.experiment import ExperimentConfig
 from orchestration.training.cluster import PATIENCE_S
 from orchestration.training.final_measures import protocol_metrics
 from orchestration.training.job import TrainingJob, TrialReport
+from orchestration.training.preemption import GroupNotice, TrialNotice, preemptions_without_limit
 from orchestration.training.resources import DRIVER_BUNDLE, trial_resources
 from orchestration.training.training_run import RunResult, train_here
 from trainers.fit import TrainingDiverged
@@ -43,7 +44,7 @@ def _train_and_report(job: TrainingJob) -> None:
         train_group(job, callbacks=[_ReportToTune()])
         return
     with job.folder.locked():
-        result = train_here(job, on_epoch=lambda report: tune.report(_after_epoch(job, report)))
+        result = train_here(job, on_epoch=lambda report: tune.report(_after_epoch(job, report)), leaving=TrialNotice())
         metrics = _final_metrics(job, result)
     tune.report(_at_end(job, result, metrics))
 
@@ -80,7 +81,9 @@ def train_group(job: TrainingJob, callbacks: Sequence[UserCallback]) -> ray.trai
             name=f"{job.experiment.fingerprint}-{job.start}",
             storage_path=str(job.train_storage),
             callbacks=list(callbacks),  # type: ignore[arg-type]  # Ray types it as the callback of Train V1
-            failure_config=ray.train.FailureConfig(max_failures=2, controller_failure_limit=3),  # type: ignore[call-arg]  # as above
+            failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]  # as above
+                max_failures=2, controller_failure_limit=3, **preemptions_without_limit()
+            ),
         ),
     )
     try:
@@ -120,6 +123,7 @@ def run_worker(content: Mapping[str, Any]) -> None:
             job,
             on_epoch=lambda report: ray.train.report(_after_epoch(job, report)),
             on_ready=lambda: ray.train.report(TrialReport(0, {}, job.experiment.fingerprint).to_result()),
+            leaving=GroupNotice(),
         )
         # The others wait in their report while rank 0, whose report counts, measures.
         metrics = _final_metrics(job, result) if rank == 0 else result.metrics

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -206,3 +210,62 @@ def test_two_workers_average_what_one_averages(both):
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), "both workers hold the same average and the same statistics"
         torch.testing.assert_close(tensor, alone_weights[name], atol=1e-4, rtol=1e-3)
+
+
+class Kills:
+    """Writes every state that it may, and ends the training after the second step of each of two epochs."""
+
+    def __init__(self, folder, start):
+        self.folder, self.at = folder, start
+
+    def epoch_finished(self, report, save):
+        if dist.get_rank() == 0:
+            save(self.folder)
+        dist.barrier()
+
+    def step_finished(self, step, num_steps, save):
+        save(self.folder)
+        if step == self.at:
+            dist.barrier()
+            raise KeyboardInterrupt
+
+
+def train_with_own_statistics(folder=None, kills=()):
+    """Train a network whose workers have running statistics and draws of their own within an epoch; draws change once an epoch."""
+    splits = load_data(DataConfig(name="digits", limit_train=64, limit_test=20, validation_size=32))
+    config = TrainingConfig(
+        objective="adversarial",
+        epochs=2,
+        batch_size=16,
+        precision="fp32",
+        redraw="each_epoch",
+        attack=InnerAttackConfig(steps=1, step_size=0.05),
+        optimizer=OptimizerConfig(learning_rate=0.05),
+        validation=ValidationConfig(steps=1, select="last"),
+    )
+    for kill in (*kills, None):
+        model = build_model("ctrw", backbone="resnet8", image_shape=(1, 8, 8), draw_scope="per_rank", seed=1)
+        reporter = None if kill is None else Kills(folder, kill)
+        try:
+            fit(model, splits, ThreatModel(epsilon=0.1), config, seed=0, reporter=reporter, resume_from=folder)
+        except KeyboardInterrupt:
+            continue
+        return model.state_dict()
+
+
+@job
+def interrupted(rank):
+    folders = [tempfile.mkdtemp() if rank == 0 else None]
+    dist.broadcast_object_list(folders)
+    folder = Path(folders[0])
+    try:
+        return train_with_own_statistics(), train_with_own_statistics(folder, kills=(2, 3))
+    finally:
+        dist.barrier()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_two_workers_that_are_killed_amid_an_epoch_go_on_bit_identically(both):
+    for whole, resumed in both("interrupted"):
+        for name, tensor in whole.items():
+            assert torch.equal(tensor, resumed[name]), name
