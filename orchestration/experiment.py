@@ -90,16 +90,40 @@ _TAG = re.compile(r"[\w.\- /:]{1,250}")
 _NAME = re.compile(r"[^\s./\\~-][^/\\\n\t]{0,199}")
 
 
+WorkerCount = Annotated[int, Field(ge=1, le=MOST_WORKERS)]
+
+
 class ResourcesConfig(Config):
     """What a run may use. Not part of the fingerprint."""
 
-    workers: int = Field(1, ge=1, le=MOST_WORKERS, description="Processes that share the training of one model (data parallel).")
+    workers: WorkerCount | tuple[WorkerCount, WorkerCount] = Field(
+        1,
+        description="Processes that share the training of one model (data parallel); [1, 4]: as many of one to four as the cluster "
+        "has room for, fewer after a loss and more when there is room again.",
+    )
     cpus_per_worker: float | None = Field(
         None, ge=0.01, le=MOST_WORKERS, description="CPU cores (threads) of each worker; none: all cores for a single run, one in a sweep."
     )
     gpus_per_worker: float = Field(
         0, ge=0, le=MOST_WORKERS, description="GPUs of each worker; a fraction shares a GPU between small trials."
     )
+
+    @field_validator("workers")
+    @classmethod
+    def _fewest_come_first(cls, workers: int | tuple[int, int]) -> int | tuple[int, int]:
+        if isinstance(workers, tuple) and workers[0] > workers[1]:
+            raise ValueError(f"{list(workers)} should name the fewest workers first")
+        return workers[0] if isinstance(workers, tuple) and workers[0] == workers[1] else workers
+
+    @property
+    def fewest_workers(self) -> int:
+        """Workers without which it does not train."""
+        return self.workers[0] if isinstance(self.workers, tuple) else self.workers
+
+    @property
+    def most_workers(self) -> int:
+        """Workers with which it trains where there is room."""
+        return self.workers[1] if isinstance(self.workers, tuple) else self.workers
 
     @field_validator("gpus_per_worker")
     @classmethod
@@ -174,9 +198,9 @@ class ExperimentConfig(Config):
         if step > largest:
             raise ValueError(f"training.attack.step_size {step:g}: pixels are in [0,1]; did you mean {step:g}/255? At most {largest:g}.")
         self._fits_the_data()
-        if self.training.batch_size % self.resources.workers:
+        if self.training.batch_size % self.resources.fewest_workers:
             raise ValueError(
-                f"training.batch_size {self.training.batch_size} cannot be divided among resources.workers {self.resources.workers}"
+                f"training.batch_size {self.training.batch_size} cannot be divided among resources.workers {self.resources.fewest_workers}"
             )
         if self.training.batch_size % (self.resources.workers * self.training.accumulation):
             raise ValueError(

@@ -21,7 +21,7 @@ from orchestration.tracking.experiment_run import FAILED, ParentRun
 from orchestration.training import cluster
 from orchestration.training.final_measures import kept_protocol_metrics
 from orchestration.training.job import MeasureConfig, TrainingJob, new_start
-from orchestration.training.resources import concurrency, trial_resources, with_workers_that_fit
+from orchestration.training.resources import trial_resources, trials_at_once, with_workers_that_fit
 from orchestration.training.shared_storage import probed
 from orchestration.training.tracked_outcome import track_data
 from orchestration.training.training_run import check_initial_weights
@@ -105,7 +105,7 @@ def _train_alike(
     kind: str, experiments: Sequence[ExperimentConfig], workplace: Workplace, measure: MeasureConfig | None, listener: TrialListener
 ) -> None:
     wanted = experiments[0].resources
-    cluster.connect(workplace.address, dashboard=wanted.workers > 1)
+    cluster.connect(workplace.address, dashboard=wanted.most_workers > 1)
     local = cluster.is_local(workplace.address)
     with probed(workplace.home.root) as storage:
         if not local:  # nodes may have gone since the search
@@ -113,9 +113,11 @@ def _train_alike(
         nodes = cluster.alive_nodes()
         resources = with_workers_that_fit(wanted, math.gcd(*(each.training.batch_size for each in experiments)), nodes) or wanted
         if resources != wanted:
-            console.warn(f"the cluster has room for {resources.workers} of {wanted.workers} workers: the {kind}s are trained with those")
+            console.warn(
+                f"the cluster has room for {resources.workers} of {wanted.fewest_workers} workers: the {kind}s are trained with those"
+            )
         need = trial_resources(resources)
-        at_once = concurrency(need, cluster.connect(workplace.address), nodes=nodes)
+        at_once = trials_at_once(resources, cluster.connect(workplace.address), None, nodes)
         listener.watch = cluster.ClusterWatch(need, local=local, storage=storage)
         fitted = [each.model_copy(update={"resources": resources}) for each in experiments]
         _run_on_tune(kind, fitted, workplace, measure, listener, at_once)

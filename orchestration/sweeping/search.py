@@ -52,7 +52,7 @@ from orchestration.tracking.system_metrics import system_metrics
 from orchestration.tracking.tracker import SWEEP_TAG, Tracker
 from orchestration.training import cluster
 from orchestration.training.job import TrainingJob, TrialReport, new_start
-from orchestration.training.resources import concurrency, trial_resources
+from orchestration.training.resources import trial_resources, trials_at_once
 from orchestration.training.shared_storage import SharedStorage, probed
 from orchestration.training.trial import run_trial, tune_resources
 
@@ -244,10 +244,10 @@ def run_search(config: SweepConfig, workplace: Workplace, tracker: Tracker) -> S
             kept.
         KeyboardInterrupt: Ctrl-C; everything finished is kept.
     """
-    need = trial_resources(config.experiment({}).resources)
+    resources = config.experiment({}).resources
     console.say(f"joining Ray at {workplace.address}" if workplace.address else "starting Ray")
-    available = cluster.connect(workplace.address, dashboard=need.workers > 1)
-    at_once = concurrency(need, available, config.max_concurrent_trials, cluster.alive_nodes())
+    available = cluster.connect(workplace.address, dashboard=resources.most_workers > 1)
+    at_once = trials_at_once(resources, available, config.max_concurrent_trials, cluster.alive_nodes())
     key = sweep_key(config)
     folder = workplace.home.sweep(key)
     study = open_study(config, folder)
@@ -313,7 +313,7 @@ def _tune(search: Search, workplace: Workplace, at_once: int, storage: SharedSto
             scheduler=scheduler,
             num_samples=num_wanted(config) + 1000,  # the searcher says when the sweep has all its trials
             max_concurrent_trials=at_once,
-            reuse_actors=need.workers == 1,
+            reuse_actors=bases[0].resources.most_workers == 1,
         ),
         run_config=tune.RunConfig(
             name=f"start-{start}",

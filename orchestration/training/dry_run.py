@@ -21,6 +21,7 @@ from orchestration.home import Workplace
 from orchestration.run_folder import RunFolder
 from orchestration.training.job import TrainingJob
 from orchestration.training.preparation import PreparedTraining
+from orchestration.training.resources import workers_that_share
 from trainers.data import ArraySplit, StreamedSplit
 from trainers.fit import TrainingLoop
 from trainers.reporting import SilentReporter
@@ -131,7 +132,8 @@ def dry_run(experiment: ExperimentConfig, workplace: Workplace) -> DryRun:
     Raises:
         UserError: the run could not start.
     """
-    home, training, workers = workplace.home, experiment.training, experiment.resources.workers
+    home, training = workplace.home, experiment.training
+    workers = workers_that_share(experiment.resources.most_workers, training.batch_size)
     prepared = PreparedTraining(experiment, workplace.data_root)
     initial = TrainingJob.at(workplace, experiment).initial
     begun = None if initial is None else initial.begin(prepared.model, training.reinitialize)

@@ -13,7 +13,6 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train.collective import broadcast_from_rank_zero
 
 LOOK_EVERY_S = 2.0
 TIMED_STEPS = 3
@@ -46,24 +45,25 @@ class TrialNotice:
         return self.given
 
 
+def group_preemption() -> Any:
+    """Return Ray Train's notice that a node of this worker's group goes, None if there is none; a barrier of all workers.
+
+    Ray has it from 2.60 on; before, a node that goes costs the epoch.
+    """
+    return getattr(ray.train, "get_preemption_info", lambda: None)()
+
+
 class GroupNotice:
     """Whether a node of a Ray Train group is about to go: asked by every worker after each step.
 
     To ask Ray is a barrier of all workers, so that it is done after every so many steps, on which the workers agree once.
 
     Args:
-        ask: of Ray Train. agree: gives rank 0's value to all. clock: returns seconds.
+        ask: returns Ray's notice, None if there is none. agree: gives rank 0's value to all. clock: returns seconds.
     """
 
-    def __init__(
-        self,
-        ask: Callable[[], Any] | None = None,
-        agree: Callable[[int], int] = broadcast_from_rank_zero,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        # Ray has it from 2.60 on; before, a node that goes costs the epoch.
-        self.ask = ask or getattr(ray.train, "get_preemption_info", lambda: None)
-        self.agree, self.clock = agree, clock
+    def __init__(self, ask: Callable[[], Any], agree: Callable[[int], int], clock: Callable[[], float] = time.monotonic) -> None:
+        self.ask, self.agree, self.clock = ask, agree, clock
         self.steps, self.started = 0, 0.0
         self.every: int | None = None
         self.given = False

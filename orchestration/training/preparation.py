@@ -73,7 +73,7 @@ def build_for(experiment: ExperimentConfig, splits: Splits) -> nn.Module:
 
 def _num_threads(resources: ResourcesConfig) -> int:
     """Return the threads of one worker: those of the recipe, else one where several workers share the machine, else all there are."""
-    if resources.cpus_per_worker is None and resources.workers > 1:
+    if resources.cpus_per_worker is None and resources.most_workers > 1:
         return 1
     return max(1, int(resources.cpus_per_worker or os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
 

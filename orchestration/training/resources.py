@@ -24,12 +24,28 @@ class TrialResources:
 
 
 def trial_resources(resources: ResourcesConfig) -> TrialResources:
-    """Return what one trial takes; a worker without `cpus_per_worker` takes one core in a sweep."""
-    return TrialResources(
-        cpus=resources.workers * (resources.cpus_per_worker or 1.0),
-        gpus=resources.workers * resources.gpus_per_worker,
-        workers=resources.workers,
-    )
+    """Return what one trial takes at least; a worker without `cpus_per_worker` takes one core in a sweep."""
+    return _resources_of(resources, resources.fewest_workers)
+
+
+def _resources_of(resources: ResourcesConfig, workers: int) -> TrialResources:
+    return TrialResources(workers * (resources.cpus_per_worker or 1.0), workers * resources.gpus_per_worker, workers)
+
+
+def trials_at_once(
+    resources: ResourcesConfig, available: Mapping[str, float], wanted: int | None, nodes: Sequence[Mapping[str, float]]
+) -> int:
+    """Return how many trials run at a time: with all their workers where the number of workers may change, but at least one.
+
+    Args, raises: as `concurrency`.
+    """
+    least = concurrency(trial_resources(resources), available, wanted, nodes)
+    return max(1, min(least, trials_that_fit(_resources_of(resources, resources.most_workers), nodes)))
+
+
+def workers_that_share(workers: int, batch_size: int) -> int:
+    """Return how many of the workers can share a batch evenly: the others of a group stand by."""
+    return next(count for count in range(workers, 0, -1) if batch_size % count == 0)
 
 
 def trials_that_fit(need: TrialResources, nodes: Sequence[Mapping[str, float]]) -> int:
@@ -52,7 +68,9 @@ def with_workers_that_fit(resources: ResourcesConfig, batch_size: int, nodes: Se
     Args:
         batch_size: of the training, which the workers share evenly.
     """
-    for workers in range(resources.workers, 0, -1):
+    if trials_that_fit(trial_resources(resources), nodes):
+        return resources
+    for workers in range(resources.fewest_workers - 1, 0, -1):
         fewer = resources.model_copy(update={"workers": workers})
         if batch_size % workers == 0 and trials_that_fit(trial_resources(fewer), nodes):
             return fewer

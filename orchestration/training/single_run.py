@@ -124,7 +124,7 @@ class _SingleRun:
         return result
 
     def _train(self) -> RunResult:
-        if self.job.experiment.resources.workers > 1:
+        if self.job.experiment.resources.most_workers > 1:
             from orchestration.training.group_run import train_in_group
 
             return train_in_group(self.job, self.address, self._epoch_finished, self._begin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from orchestration.training.job import TrainingJob, TrialReport
 from orchestration.training.preemption import GroupNotice, TrialNotice, preemptions_without_limit
 from orchestration.training.resources import DRIVER_BUNDLE, trial_resources
 from orchestration.training.training_run import RunResult, train_here
+from orchestration.training.worker_group import WorkerGroup
 from trainers.fit import TrainingDiverged
 from trainers.reporting import EpochReport
 
@@ -40,7 +42,7 @@ def run_trial(job: TrainingJob) -> None:
 
 
 def _train_and_report(job: TrainingJob) -> None:
-    if job.experiment.resources.workers > 1:
+    if job.experiment.resources.most_workers > 1:
         train_group(job, callbacks=[_ReportToTune()])
         return
     with job.folder.locked():
@@ -75,7 +77,9 @@ def train_group(job: TrainingJob, callbacks: Sequence[UserCallback]) -> ray.trai
         run_worker,
         train_loop_config=job.to_json(),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker
+            num_workers=resources.workers,  # type: ignore[arg-type]  # as below
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=per_worker,
         ),
         run_config=ray.train.RunConfig(
             name=f"{job.experiment.fingerprint}-{job.start}",
@@ -116,24 +120,20 @@ def run_worker(content: Mapping[str, Any]) -> None:
     """
     job = TrainingJob.from_json(content).with_own_cores()
     job.folder.path.mkdir(parents=True, exist_ok=True)
-    rank = ray.train.get_context().get_world_rank()
-
-    def train() -> None:
+    group = WorkerGroup(job.experiment.training.batch_size)
+    if group.stands_by:
+        group.stand_by()
+        return
+    with group.training(), job.folder.locked() if group.rank == 0 else contextlib.nullcontext():
         result = train_here(
             job,
-            on_epoch=lambda report: ray.train.report(_after_epoch(job, report)),
-            on_ready=lambda: ray.train.report(TrialReport(0, {}, job.experiment.fingerprint).to_result()),
-            leaving=GroupNotice(),
+            on_epoch=lambda report: group.report(_after_epoch(job, report)),
+            on_ready=lambda: group.report(TrialReport(0, {}, job.experiment.fingerprint).to_result()),
+            leaving=GroupNotice(group.preemption, group.agree),
         )
         # The others wait in their report while rank 0, whose report counts, measures.
-        metrics = _final_metrics(job, result) if rank == 0 else result.metrics
-        ray.train.report(_at_end(job, result, metrics))
-
-    if rank == 0:
-        with job.folder.locked():
-            train()
-    else:
-        train()
+        metrics = _final_metrics(job, result) if group.rank == 0 else result.metrics
+        group.report(_at_end(job, result, metrics))
 
 
 def _after_epoch(job: TrainingJob, report: EpochReport) -> dict[str, Any]:
@@ -151,9 +151,9 @@ def _final_metrics(job: TrainingJob, result: RunResult) -> Mapping[str, float]:
 
 def tune_resources(experiment: ExperimentConfig) -> dict[str, float]:
     """Return what Tune reserves for the trial's own process: everything with one worker, next to nothing with several."""
-    need = trial_resources(experiment.resources)
-    if need.workers > 1:
+    if experiment.resources.most_workers > 1:
         return dict(DRIVER_BUNDLE)
+    need = trial_resources(experiment.resources)
     return {"CPU": need.cpus} | ({"GPU": need.gpus} if need.gpus else {})
 
 

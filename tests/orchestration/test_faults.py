@@ -116,6 +116,26 @@ def test_two_workers_wait_for_a_lost_node_and_a_baseline_takes_what_is_left(home
     assert_whole_record(home, "tiny", 1)
 
 
+def test_a_group_goes_on_with_fewer_workers_and_takes_more_when_there_is_room(home, tmp_path):
+    """Three workers of whom one stands by, because three do not divide the batch; then one; then three again."""
+    from ray.cluster_utils import Cluster
+
+    path = write_sweep(tmp_path, trials=1, epochs=40, train=640, extra="resources.workers: [1, 3]")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True})
+    try:
+        node = cluster.add_node(num_cpus=2)
+        with SweepProcess(path, home, tmp_path / "log", (*SEARCH, "--address", cluster.address)) as sweep:
+            sweep.wait_until(lambda text: "trial 0: epoch 2/40" in text, 600, "the second epoch")
+            cluster.remove_node(node, allow_graceful=False)
+            kept = run_folder_state(home)["finished_epochs"]
+            sweep.wait_until(lambda text: f"trial 0: epoch {kept + 2}/40" in text, 300, "an epoch with one worker")
+            cluster.add_node(num_cpus=2)
+            assert sweep.wait(1200) == 0, sweep.text
+    finally:
+        cluster.shutdown()
+    assert_whole_record(home, "tiny", 1)
+
+
 def test_training_goes_on_while_the_tracking_server_is_down(tmp_path):
     home = Home.locate(tmp_path / "home")
     path = write_sweep(tmp_path, trials=6, epochs=8, train=1200)

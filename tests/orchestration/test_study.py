@@ -11,6 +11,7 @@ import optuna
 import pytest
 import yaml
 from optuna.trial import TrialState
+from pydantic import ValidationError
 from ray.tune.search import Searcher
 
 from models.errors import UserError
@@ -23,7 +24,7 @@ from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.search import RememberingAsha, StudySearch
 from orchestration.sweeping.study import num_wanted, open_study, spent, superseded
 from orchestration.training.cluster import PATIENCE_S, ClusterLost, ClusterWatch
-from orchestration.training.resources import TrialResources, concurrency, with_workers_that_fit
+from orchestration.training.resources import TrialResources, concurrency, trials_at_once, with_workers_that_fit, workers_that_share
 
 
 @pytest.fixture
@@ -337,6 +338,22 @@ def test_workers_are_counted_node_by_node():
 def test_what_is_trained_after_the_search_takes_the_workers_that_are_left(wanted, batch_size, cpus, expected):
     resources = with_workers_that_fit(ResourcesConfig(workers=wanted), batch_size, [{"CPU": float(count)} for count in cpus])
     assert (resources.workers if resources else None) == expected
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus", "expected"), [([1, 4], (4, 4), 2), ([1, 4], (2, 1), 1), ([2, 4], (2, 1), 1), (2, (4, 1), 2), ([2, 2], (4, 1), 2)]
+)
+def test_trials_whose_workers_come_and_go_are_as_many_as_have_room_with_all_of_them(workers, cpus, expected):
+    nodes = [{"CPU": float(count)} for count in cpus]
+    assert trials_at_once(ResourcesConfig(workers=workers), {"CPU": float(sum(cpus))}, None, nodes) == expected
+
+
+def test_a_trial_needs_the_fewest_of_its_workers():
+    with pytest.raises(UserError, match=r"needs 3 CPUs.*resources.workers 2"):
+        trials_at_once(ResourcesConfig(workers=[3, 4]), {"CPU": 2.0}, None, [{"CPU": 2.0}])
+    with pytest.raises(ValidationError, match="fewest"):
+        ResourcesConfig(workers=[4, 2])
+    assert [workers_that_share(count, 32) for count in (1, 2, 3, 4, 7)] == [1, 2, 2, 4, 4]
 
 
 def test_room_is_waited_for():
