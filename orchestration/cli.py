@@ -28,6 +28,7 @@ from orchestration import console
 from orchestration.commands import COMMANDS
 from orchestration.interruption import INTERRUPTED, in_good_order
 from orchestration.recipes.library import using_folder
+from orchestration.storage import uploaded_at_the_end
 
 EPILOG = """examples:
   rayndom demo                                   a sweep, an honest evaluation and an export on real data, in minutes
@@ -144,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.error(str(error))
         return 3 if isinstance(error, EnvironmentProblem) else 2
     except KeyboardInterrupt:
-        again = shlex.join(["rayndom", *arguments])
+        again = console.without_passwords(shlex.join(["rayndom", *arguments]))
         kept = "everything finished is kept; go on with:" if _resumes(arguments) else "nothing is left half done; again:"
         console.say(f"interrupted; {kept}  {again}")
         return INTERRUPTED
@@ -176,7 +177,7 @@ def _run(arguments: list[str]) -> int:
     console.use_json(parsed.json)
     console.use_quiet(parsed.quiet)
     parsed.fields = rest
-    with using(parsed.plugin), using_folder(parsed.recipes), console.results_alone():
+    with using(parsed.plugin), using_folder(parsed.recipes), console.results_alone(), uploaded_at_the_end():
         return parsed.run(parsed) or 0
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import math
+import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -47,23 +50,40 @@ def results_alone() -> Iterator[None]:
 
 def is_terminal() -> bool:
     """Return whether a person watches."""
-    return _out.is_terminal and not _state["json"] and not _state["quiet"]
+    return _out.is_terminal and not _state["json"] and not _state["quiet"] and os.environ.get(LOG_VARIABLE) != "json"
+
+
+LOG_VARIABLE = "RAYNDOM_LOG_FORMAT"
+
+
+def _log(level: str, message: str, **more: Any) -> bool:
+    """Write a line of the log as JSON where RAYNDOM_LOG_FORMAT asks for it; return whether it does."""
+    if os.environ.get(LOG_VARIABLE) != "json":
+        return False
+    line = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"), "level": level, "message": message}
+    sys.stderr.write(json.dumps(_finite(line | more), default=str, allow_nan=False) + "\n")
+    sys.stderr.flush()
+    return True
 
 
 def say(message: str = "") -> None:
-    """Print a line for people."""
-    if _state["quiet"]:
+    """Print a line for people, or for a log."""
+    if _state["quiet"] or _log("info", message):
         return
     (_err if _state["json"] else _out).print(message, markup=False)
 
 
 def error(message: str) -> None:
     """Print an error."""
+    if _log("error", message):
+        return
     _err.print(f"error: {message}", markup=False, style="red" if _err.is_terminal else None)
 
 
 def warn(message: str) -> None:
     """Print a warning."""
+    if _log("warning", message):
+        return
     _err.print(f"warning: {message}", markup=False, style="yellow" if _err.is_terminal else None)
 
 
@@ -91,7 +111,9 @@ def _finite(value: Any) -> Any:
 
 def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print a table; numbers align right."""
-    (_err if _state["json"] else _out).print(_table(title, columns, list(rows)))
+    rows = [list(row) for row in rows]
+    if not _log("info", title or "", columns=list(columns), rows=rows):
+        (_err if _state["json"] else _out).print(_table(title, columns, rows))
 
 
 def _table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
@@ -151,3 +173,8 @@ class Board:
         built.caption = caption
         built.caption_justify = "left"
         self._live.update(built, refresh=True)
+
+
+def without_passwords(text: str) -> str:
+    """Return text with what stands before the host of an address left out: users and passwords."""
+    return re.sub(r"://[^/@\s']+@", "://", text)

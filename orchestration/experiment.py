@@ -116,6 +116,11 @@ class ResourcesConfig(Config):
         return workers[0] if isinstance(workers, tuple) and workers[0] == workers[1] else workers
 
     @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change."""
+        return isinstance(self.workers, tuple)
+
+    @property
     def fewest_workers(self) -> int:
         """Workers without which it does not train."""
         return self.workers[0] if isinstance(self.workers, tuple) else self.workers

@@ -11,6 +11,7 @@ from typing import TypeVar
 from models.errors import EnvironmentProblem, UserError
 from models.file_content import absolute
 from orchestration import console
+from orchestration.storage import is_url, open_storage
 
 HOME_VARIABLE = "RAYNDOM_HOME"
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -24,11 +25,14 @@ class Home:
 
     @classmethod
     def locate(cls, folder: str | Path | None = None) -> Home:
-        """Return the home: `folder`, else the environment variable RAYNDOM_HOME, else `./rayndom_home`.
+        """Return the home: `folder`, else the environment variable RAYNDOM_HOME, else `./rayndom_home`; of a URL, its copy here.
 
         Raises:
-            EnvironmentProblem: it cannot be created or written.
+            EnvironmentProblem: it cannot be created or written, or a store cannot be reached.
         """
+        url = _url(folder)
+        if url is not None:
+            return cls(open_storage(url, to_write=True).root)
         home = cls.to_read(folder)
         try:
             home.root.mkdir(parents=True, exist_ok=True)
@@ -45,6 +49,9 @@ class Home:
         Raises:
             EnvironmentProblem: it is there, and no folder that may be read.
         """
+        url = _url(folder)
+        if url is not None:
+            return cls(open_storage(url, to_write=False).root)
         root = absolute(folder or os.environ.get(HOME_VARIABLE) or "rayndom_home")
         if root.exists() and not (root.is_dir() and os.access(root, os.R_OK | os.X_OK)):
             raise EnvironmentProblem(f"cannot read the home folder {root}. Choose another with --home.")
@@ -93,6 +100,11 @@ class Home:
     def external(self, name: str) -> Path:
         """Folder of a model that Rayndom did not train: what it is, and its evaluations' records."""
         return self.root / "external" / name
+
+
+def _url(folder: str | Path | None) -> str | None:
+    named = str(folder or os.environ.get(HOME_VARIABLE) or "")
+    return named if is_url(named) else None
 
 
 @dataclass(frozen=True)

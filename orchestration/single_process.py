@@ -15,6 +15,7 @@ from pathlib import Path
 
 from models.errors import EnvironmentProblem, UserError
 from orchestration import console
+from orchestration.storage import Held, lock_of
 
 _SAID_AFTER_S = 3
 ENDING_S = 2
@@ -42,9 +43,18 @@ def only_process(lock: Path, what: str, *, advice: str = "", patience_s: float |
         _take(file.fileno(), what, advice, patience_s, lambda: holder_of(lock))
         file.seek(0)
         file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()} ({_command()})")
+        own = f"process {os.getpid()} on {socket.gethostname()} ({_command()})"
+        file.write(own)
         file.flush()
-        yield
+        held = lock_of(lock)
+        if held is None:
+            yield
+            return
+        _take_held(held, own, what, advice, patience_s)
+        try:
+            yield
+        finally:
+            held.release()
 
 
 @contextlib.contextmanager
@@ -104,6 +114,27 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"{str(above)[:300]} is no folder, so {str(folder)[:300]} cannot be made: remove it") from None
 
 
+def _take_held(held: Held, own: str, what: str, advice: str, patience_s: float | None) -> None:
+    """Take the lock of a home's store, which processes on all machines hold, see `only_process`. A holder that is gone renews no more."""
+    began, said = time.monotonic(), False
+    first, since = "", began
+    while not held.try_to_take(own):
+        seen, place, holder = held.look()
+        now = time.monotonic()
+        alive = bool(first) and seen != first
+        if seen != first:
+            first, since = seen, now
+        if seen and (place == held.place or now - since > held.stale_s):
+            held.break_stale(seen)
+            continue
+        if alive and patience_s is not None and now - began >= patience_s:
+            raise EnvironmentProblem(f"{what} is being run by {holder}. {advice}".rstrip())
+        if now - began > _SAID_AFTER_S and not said:
+            console.say(f"waiting for {holder}, which runs {what} or was killed")
+            said = True
+        time.sleep(0.5)
+
+
 def holder_of(lock: Path) -> str:
     """Return who holds a lock, as the process wrote it there."""
     return lock.read_text(errors="replace").strip() or "another process"
@@ -125,4 +156,4 @@ def is_held(lock: Path) -> bool:
 def _command() -> str:
     """Return what this process was started for, shortened."""
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    return shlex.join(words)[:200]
+    return console.without_passwords(shlex.join(words))[:200]

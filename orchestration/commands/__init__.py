@@ -1,6 +1,7 @@
 """The commands of the command line, one file each (or one per family). A command imports what is heavy only when it runs."""
 
 from orchestration.commands.analyse import ANALYSE
+from orchestration.commands.clean import CLEAN
 from orchestration.commands.command import Command
 from orchestration.commands.compare import COMPARE
 from orchestration.commands.completion import COMPLETION
@@ -44,4 +45,5 @@ COMMANDS: tuple[Command, ...] = (
     COMPARE,
     REPRODUCE,
     COMPLETION,
+    CLEAN,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,17 @@ def add_block_workers(parser: argparse.ArgumentParser) -> None:
 def add_wait(parser: argparse.ArgumentParser) -> None:
     """Add `--wait`."""
     parser.add_argument("--wait", action="store_true", help="wait for another process that does the same, instead of refusing")
+
+
+def add_study(parser: argparse.ArgumentParser) -> None:
+    """Add `--study`."""
+    parser.add_argument("--study", help="database of the study, as postgresql://... (default: RAYNDOM_STUDY, else a file in the home)")
+
+
+def use_study(arguments: argparse.Namespace) -> None:
+    """Let `--study` stand for RAYNDOM_STUDY, which keeps a password out of the list of processes."""
+    if arguments.study:
+        os.environ["RAYNDOM_STUDY"] = arguments.study
 
 
 def workplace_of(arguments: argparse.Namespace) -> Workplace:

@@ -7,16 +7,18 @@ import dataclasses
 import time
 
 from orchestration import console
-from orchestration.commands.command import Command, number
+from orchestration.commands.command import Command, add_study, number, use_study
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sweep", nargs="?", help="name or key of a sweep that was started in this home folder (default: all of them)")
+    add_study(parser)
     parser.add_argument("--all", action="store_true", help="all trials of the sweep, not only those that say most")
 
 
 def _add_watch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sweep", nargs="?", help="name or key of a sweep (default: the one that changed last)")
+    add_study(parser)
     parser.add_argument("--interval", type=number(0, 86_400, above=True), default=5, help="seconds between two looks (default 5)")
 
 
@@ -24,6 +26,7 @@ def _status(arguments: argparse.Namespace) -> int:
     from orchestration.home import Home, readable
     from orchestration.sweeping.status import find_sweep, list_sweep_keys, sweep_status
 
+    use_study(arguments)
     home = Home.to_read(arguments.home)
     if arguments.sweep:
         found = [sweep_status(home, find_sweep(home, arguments.sweep))]
@@ -60,6 +63,7 @@ def _watch(arguments: argparse.Namespace) -> int:
     from orchestration.home import Home
     from orchestration.sweeping.status import find_sweep, list_sweep_keys, sweep_status
 
+    use_study(arguments)
     home = Home.to_read(arguments.home)
     keys = list_sweep_keys(home)
     key = find_sweep(home, arguments.sweep or (keys[-1] if keys else ""))

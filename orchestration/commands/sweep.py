@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from models.errors import UserError
 from orchestration import console
-from orchestration.commands.command import Command, add_data_root, add_wait, workplace_of
+from orchestration.commands.command import Command, add_data_root, add_study, add_wait, use_study, workplace_of
 
 if TYPE_CHECKING:
     from orchestration.home import Workplace
@@ -22,6 +22,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check everything and say what would run")
     parser.add_argument("--address", help="Ray cluster (default: RAY_ADDRESS, else a local Ray)")
     parser.add_argument("--no-evaluation", action="store_true", help="end after the search")
+    add_study(parser)
     add_wait(parser)
     add_data_root(parser)
 
@@ -46,6 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return _dry_run(config, workplace)
     from orchestration.sweeping.sweep import run_sweep
 
+    use_study(arguments)
     console.result(run_sweep(config, workplace, evaluate=not arguments.no_evaluation, wait=arguments.wait))
     return 0
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from analysis.evaluate import BlockQueue, BlockTask, PointStore, run_block
 from analysis.evaluation.queue import E
 from analysis.evaluation.records import Record
+from orchestration.storage import fetch, keep, storage_of
 from orchestration.trained_models.external import KnownExternal
 from orchestration.trained_models.targets import files_of, load_source
 
@@ -41,7 +42,8 @@ def run_on_ray(queue: BlockQueue[E], source_of: Callable[[E], Source], workers: 
     available = cluster.connect(address)
     count = concurrency(TrialResources(cpus=1, gpus=gpus, workers=1), available, workers)
     for file in {file for job, _ in queue.waiting for file in files_of(source_of(job))}:
-        SharedStorage(file).check()
+        if storage_of(file) is None:
+            SharedStorage(file).check()
     queue.long_ones_first()
     # A worker that dies is started again and its block repeated: blocks have no effect but their record.
     evaluator = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_Evaluator)
@@ -91,4 +93,9 @@ class _Evaluator:
         """Run one block."""
         if source not in self.models:
             self.models[source] = load_for_blocks(source, self.gpus)
-        return run_block(self.models[source], x.clone(), y.clone(), task, points)
+        if points is None:
+            return run_block(self.models[source], x.clone(), y.clone(), task, points)
+        fetch(points.folder)
+        record = run_block(self.models[source], x.clone(), y.clone(), task, points)
+        keep(points.folder)
+        return record

@@ -14,6 +14,7 @@ from orchestration.experiment import ExperimentConfig, ResourcesConfig
 from orchestration.home import Home, Workplace
 from orchestration.interruption import first_taken_by_tune
 from orchestration.run_folder import RunFolder
+from orchestration.storage import SMALL_BYTES, fetch
 from orchestration.sweeping.listener import TrialListener, TrialRow, WhenHopeless
 from orchestration.sweeping.trial_runs import known_history
 from orchestration.tracking.background_writer import BackgroundWriter
@@ -106,6 +107,8 @@ def _train_alike(
 ) -> None:
     wanted = experiments[0].resources
     cluster.connect(workplace.address, dashboard=wanted.most_workers > 1)
+    if wanted.is_elastic:
+        cluster.outlive_nodes()
     local = cluster.is_local(workplace.address)
     with probed(workplace.home.root) as storage:
         if not local:  # nodes may have gone since the search
@@ -154,6 +157,7 @@ def _run_on_tune(
     )
     with first_taken_by_tune():
         tuner.fit()
+    fetch(workplace.home.root / "runs", largest=SMALL_BYTES)
     listener.check_disk(workplace.home)
 
 

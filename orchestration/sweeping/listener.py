@@ -17,6 +17,8 @@ from models.errors import EnvironmentFailure
 from orchestration import console
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home
+from orchestration.storage import keep_databases
+from orchestration.sweeping.operation_metrics import OperationMetrics
 from orchestration.tracking.background_writer import BackgroundWriter
 from orchestration.tracking.experiment_run import FAILED, FINISHED, KILLED, STOPPED_EARLY, ExperimentRun
 from orchestration.training.cluster import ClusterWatch
@@ -98,6 +100,7 @@ class TrialListener(tune.Callback):
         self.full_disk: str | None = None
         self.failures: dict[str, str] = {}
         """Fingerprint -> why its training failed for good."""
+        self.epochs, self.metrics = 0, OperationMetrics(title.removeprefix("sweep "), kind)
         self.board = console.Board(title, [kind, "state", "epoch", *columns, "clean %", "robust %"])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -127,6 +130,7 @@ class TrialListener(tune.Callback):
         else:
             row.epoch, row.metrics = report.epoch, row.metrics | dict(report.metrics)
             self._note_best(report.metrics)
+            self.epochs += 1
             self.writer.later(row.run.log_epoch, report.epoch, report.metrics)
             self.writer.later(track_data, row.run)
             self._complain(row, report)
@@ -196,6 +200,7 @@ class TrialListener(tune.Callback):
         if trial.trial_id not in self.rows:
             row = self.rows[trial.trial_id] = self.row_of(trial.config)
             self.writer.later(row.run.open)
+            self.writer.later(keep_databases)
         return self.rows[trial.trial_id]
 
     def _note_best(self, metrics: Mapping[str, float]) -> None:
@@ -220,6 +225,7 @@ class TrialListener(tune.Callback):
 
     def _end(self, row: TrialRow) -> None:
         self.done += 1
+        self.writer.later(keep_databases)
         self.on_end(row)
 
     def _show(self, event: str) -> None:
@@ -235,6 +241,14 @@ class TrialListener(tune.Callback):
             for row in self._shown()
         ]
         self.board.show(rows, self._summary(), event)
+        self.metrics.show(self._counts())
+
+    def _counts(self) -> dict[str, float]:
+        running = sum(row.state == "running" for row in self.rows.values())
+        counts = {"trials_wanted": self.wanted, "trials_over": self.done, "trials_running": running, "trials_broken": len(self.broken)}
+        counts["epochs"] = self.epochs
+        best = {} if self.best is None else {"best_robust_accuracy": self.best}
+        return {f"rayndom_{name}": float(value) for name, value in (counts | best).items()}
 
     def _shown(self) -> list[TrialRow]:
         """Return the rows of the board: all that run, and of the others the last."""

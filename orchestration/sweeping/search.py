@@ -25,6 +25,7 @@ from orchestration.experiment import ExperimentConfig
 from orchestration.home import Workplace
 from orchestration.interruption import first_taken_by_tune
 from orchestration.search_space import suggest
+from orchestration.storage import SMALL_BYTES, fetch
 from orchestration.sweeping.config import SWEEP_FILE, SweepConfig, describe_values, dimension_cells, dimension_titles, sweep_key
 from orchestration.sweeping.listener import TrialListener, TrialRow, TrialsBroke, WhenHopeless
 from orchestration.sweeping.study import (
@@ -42,6 +43,7 @@ from orchestration.sweeping.study import (
     open_study,
     proxy_values,
     spent,
+    storage_url,
     study_error,
     superseded,
 )
@@ -247,6 +249,8 @@ def run_search(config: SweepConfig, workplace: Workplace, tracker: Tracker) -> S
     resources = config.experiment({}).resources
     console.say(f"joining Ray at {workplace.address}" if workplace.address else "starting Ray")
     available = cluster.connect(workplace.address, dashboard=resources.most_workers > 1)
+    if resources.is_elastic:
+        cluster.outlive_nodes()
     at_once = trials_at_once(resources, available, config.max_concurrent_trials, cluster.alive_nodes())
     key = sweep_key(config)
     folder = workplace.home.sweep(key)
@@ -263,7 +267,7 @@ def run_search(config: SweepConfig, workplace: Workplace, tracker: Tracker) -> S
     console.say(f"sweep {config.name}: {wanted} trials of {', '.join(config.all_recipes)}, {at_once} at a time{over}")
     for remark in config.remarks:
         console.say(remark)
-    console.say(f"study {folder / 'study.db'}; MLflow {tracker.link(run_id)}")
+    console.say(f"study {console.without_passwords(storage_url(folder)).removeprefix('sqlite:///')}; MLflow {tracker.link(run_id)}")
     late = complete_trial_runs(config, folder, study, workplace.home, search.run)
     if late:
         console.say(f"logged what an earlier start could not: trials {', '.join(map(str, late))}")
@@ -271,6 +275,7 @@ def run_search(config: SweepConfig, workplace: Workplace, tracker: Tracker) -> S
         watched = system_metrics(tracker, run_id, wanted=config.experiment({}).tracking.system_metrics)
         with probed(workplace.home.root) as storage, watched:
             _tune(search, workplace, at_once, storage)
+        fetch(workplace.home.root / "runs", largest=SMALL_BYTES)
     return search
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +25,14 @@ from orchestration.sweeping.goals import format_goal
 from orchestration.sweeping.study import (
     METRICS,
     STUDY_ERRORS,
+    STUDY_VARIABLE,
     all_trials,
     best_trials,
     is_feasible,
     num_wanted,
     spent,
-    storage_url,
+    study_name,
+    study_storage,
     superseded,
 )
 from orchestration.tracking.store import store_errors
@@ -129,8 +132,12 @@ class SweepStatus:
 
 def list_sweep_keys(home: Home) -> list[str]:
     """Return the sweeps of a home folder, the one that changed last at the end."""
-    studies = [path for path in home.entries("sweeps/*/study.db") if (path.parent / SWEEP_FILE).is_file()]
-    return [path.parent.name for path in sorted(studies, key=lambda path: path.stat().st_mtime)]
+    folders = [path.parent for path in home.entries(f"sweeps/*/{SWEEP_FILE}")]
+
+    def changed(folder: Path) -> float:
+        return max((folder / name).stat().st_mtime for name in (SWEEP_FILE, "study.db") if (folder / name).is_file())
+
+    return [folder.name for folder in sorted(folders, key=changed)]
 
 
 def find_sweep(home: Home, name: str) -> str:
@@ -165,7 +172,11 @@ def sweep_status(home: Home, key: str) -> SweepStatus:
         raise UserError(f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        study = optuna.load_study(study_name=config.name, storage=storage_url(folder))
+        if STUDY_VARIABLE not in os.environ and not (folder / "study.db").is_file():
+            raise UserError(f"the study of {key} is in another database; {STUDY_VARIABLE} or --study names it")
+        study = optuna.load_study(study_name=study_name(config, folder), storage=study_storage(folder))
+    except UserError:
+        raise
     except Exception as error:  # of a file that is no study Optuna, Alembic and SQLAlchemy raise many kinds
         raise _unreadable(folder, error) from None
     bases = config.base_experiments()

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from models.errors import EnvironmentFailure, UserError
+from orchestration import console
 from orchestration.search_space import label
 from orchestration.single_process import only_process
 from orchestration.sweeping.config import SweepConfig
@@ -52,7 +55,8 @@ class StudyAway(EnvironmentFailure):
             if "full" in cause
             else "Mend it"
         )
-        super().__init__(f"the study {folder / 'study.db'} cannot be used: {cause}. {hint} and start the same command again.")
+        place = console.without_passwords(storage_url(folder)).removeprefix("sqlite:///")
+        super().__init__(f"the study {place} cannot be used: {console.without_passwords(cause)}. {hint} and start the same command again.")
 
 
 def study_error(error: BaseException | None) -> BaseException | None:
@@ -62,9 +66,43 @@ def study_error(error: BaseException | None) -> BaseException | None:
     return error
 
 
+STUDY_VARIABLE = "RAYNDOM_STUDY"
+
+
 def storage_url(folder: Path) -> str:
-    """Return the URL of a sweep's study; optuna-dashboard opens it."""
-    return f"sqlite:///{folder / 'study.db'}"
+    """Return the URL of a sweep's study: RAYNDOM_STUDY, where several drivers and dashboards look, else a file of the sweep's own."""
+    return os.environ.get(STUDY_VARIABLE) or f"sqlite:///{folder / 'study.db'}"
+
+
+def study_name(config: SweepConfig, folder: Path) -> str:
+    """Return the name of a sweep's study: in a database of several sweeps the name of its folder, which no other one has."""
+    return folder.name if os.environ.get(STUDY_VARIABLE) else config.name
+
+
+def study_storage(folder: Path) -> optuna.storages.BaseStorage:
+    """Return the storage of a sweep's study.
+
+    Databases as `postgresql://...`; `grpc://HOST:PORT`, Optuna's proxy in front of one; `journal:FILE`, Optuna's journal.
+
+    Raises:
+        UserError: the address is none of these, or a package for it is missing.
+    """
+    url = storage_url(folder)
+    shown = console.without_passwords(url)
+    kind, _, place = url.partition(":")
+    try:
+        if kind == "journal":
+            return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(place))
+        if kind == "grpc":
+            address = urlsplit(url)
+            return optuna.storages.GrpcStorageProxy(host=address.hostname or "", port=address.port or 13000)
+        # A database elsewhere may have closed a connection that nothing was asked over for long.
+        options = {"connect_args": {"timeout": LOCK_PATIENCE_S}} if kind == "sqlite" else {"pool_pre_ping": True}
+        return optuna.storages.RDBStorage(url, engine_kwargs=options)
+    except (ArgumentError, NoSuchModuleError, ValueError):
+        raise UserError(f"{STUDY_VARIABLE} is {shown}: no address of a study, as postgresql://HOST/DATABASE, grpc://HOST:PORT") from None
+    except ImportError as error:
+        raise UserError(f"the study {shown} needs the package {error.name}: `make setup EXTRAS=server` installs it") from None
 
 
 def open_study(config: SweepConfig, folder: Path) -> optuna.Study:
@@ -77,12 +115,13 @@ def open_study(config: SweepConfig, folder: Path) -> optuna.Study:
     folder.mkdir(parents=True, exist_ok=True)
     ways = optuna.study.StudyDirection
     directions = [ways.MAXIMIZE if objective.mode == "max" else ways.MINIMIZE for objective in config.objectives]
-    (folder / "study.db").touch()  # SQLite would give it a mode of its own, whatever the umask says
+    if STUDY_VARIABLE not in os.environ:
+        (folder / "study.db").touch()  # SQLite would give it a mode of its own, whatever the umask says
     try:
-        storage = optuna.storages.RDBStorage(storage_url(folder), engine_kwargs={"connect_args": {"timeout": LOCK_PATIENCE_S}})
+        storage, name = study_storage(folder), study_name(config, folder)
         study = optuna.create_study(
             storage=storage,
-            study_name=config.name,
+            study_name=name,
             directions=directions,
             sampler=_sampler(config, config.seed),
             load_if_exists=True,
@@ -99,7 +138,7 @@ def open_study(config: SweepConfig, folder: Path) -> optuna.Study:
         for trial in list(all_trials(study)):
             if trial.state == TrialState.RUNNING:
                 # Marked first: a kill between these lines must not leave a trial that nobody runs again.
-                _mark(storage, config.name, trial.number, RETRY)
+                _mark(storage, name, trial.number, RETRY)
                 study.tell(trial.number, state=TrialState.FAIL)
             elif trial.state != TrialState.FAIL or not trial.user_attrs.get(RETRY) or trial.number in again:
                 continue
@@ -115,7 +154,7 @@ def _fixed(trial: FrozenTrial) -> dict[str, Any]:
     return dict(trial.system_attrs.get("fixed_params", {}))
 
 
-def _mark(storage: optuna.storages.RDBStorage, study: str, number: int, attribute: str) -> None:
+def _mark(storage: optuna.storages.BaseStorage, study: str, number: int, attribute: str) -> None:
     """Set an attribute of a trial that is not this process's own: a study changes only those."""
     trial = storage.get_trial_id_from_study_id_trial_number(storage.get_study_id_from_name(study), number)
     storage.set_trial_user_attr(trial, attribute, True)

@@ -25,13 +25,14 @@ from orchestration.experiment import ExperimentConfig
 from orchestration.exporting.export import export_target
 from orchestration.home import Home, Workplace
 from orchestration.run_folder import RunFolder
+from orchestration.storage import fetch
 from orchestration.sweeping.checks import extreme_points
 from orchestration.sweeping.config import SweepConfig, sweep_key
 from orchestration.sweeping.findings import conclude_search, infeasible, show_trials
 from orchestration.sweeping.listed_experiments import Listed, train_listed
 from orchestration.sweeping.repeats import repeat_best
 from orchestration.sweeping.search import Search, run_search
-from orchestration.sweeping.study import ENDING_S, all_trials, full_trials, only_driver
+from orchestration.sweeping.study import ENDING_S, all_trials, full_trials, only_driver, storage_url
 from orchestration.tracking.experiment_run import ParentRun
 from orchestration.tracking.logged_models import log_data, put_out
 from orchestration.tracking.tracker import Tracker
@@ -129,7 +130,7 @@ class _Ending:
             "stopped_early": search.stopped_early,
             "best": search.best,
             "mlflow_run": run_id,
-            "study": str(search.folder / "study.db"),
+            "study": console.without_passwords(storage_url(search.folder)).removeprefix("sqlite:///"),
             **found,
             "winner": winner,
             "winner_fingerprint": experiment.fingerprint,
@@ -197,6 +198,7 @@ class _Ending:
             others = (self.search.experiment(trial.number) for trial in full_trials(self.search.study))
             chosen += [each for each in others if each.fingerprint != winner.fingerprint]
         for experiment in chosen:
+            fetch(self._folder(experiment).path)
             run_id = tracker.find_run(experiment.fingerprint, below=self.run.run_id)
             model_id = None if run_id is None else track_model(tracker, run_id, experiment)
             if model_id is not None and experiment is winner:
@@ -238,12 +240,12 @@ def choose_winner(search: Search) -> int:
 def resume_command() -> str:
     """Return the command that goes on: the one that was given."""
     arguments = sys.argv[1:]
-    return shlex.join(["rayndom", *arguments]) if arguments else "the same call"
+    return console.without_passwords(shlex.join(["rayndom", *arguments])) if arguments else "the same call"
 
 
 def _movable(summary: dict[str, Any], home: Home) -> dict[str, Any]:
     """Return a summary with the files of the home as they are named in it: a home may be moved."""
-    paths = {key: str(Path(summary[key]).relative_to(home.root)) for key in ("study", "export")}
+    paths = {key: str(Path(summary[key]).relative_to(home.root)) for key in ("study", "export") if "://" not in summary[key]}
     return summary | paths | {"plots": [str(Path(plot).relative_to(home.root)) for plot in summary["plots"]]}
 
 

@@ -20,6 +20,7 @@ from orchestration.experiment import ExperimentConfig, read_experiment
 from orchestration.home import Home
 from orchestration.recipes import is_recipe, possible_names
 from orchestration.run_folder import RunFolder
+from orchestration.storage import fetch
 from orchestration.tracking.tracker import Tracker
 from orchestration.trained_models.details import check_details
 from orchestration.trained_models.downloads import download_model
@@ -99,7 +100,10 @@ class Target:
 
 def load_source(source: Path | KnownExternal) -> nn.Module:
     """Return the bare model of a `Target.source`."""
-    return source.load() if isinstance(source, KnownExternal) else load_pretrained(source, resample_on_forward=False)
+    if isinstance(source, KnownExternal):
+        return source.load()
+    fetch(source)
+    return load_pretrained(source, resample_on_forward=False)
 
 
 def files_of(source: Path | KnownExternal) -> tuple[Path, ...]:
@@ -186,6 +190,7 @@ def _local_run(run_id: str, home: Home) -> Target | None:
 
 
 def _target(folder: Path, run_id: str | None = None) -> Target:
+    fetch(folder)
     details = read_config(folder)["details"]
     source = f"{folder / CONFIG_FILE}: details"
     check_details(details, source)

@@ -17,6 +17,7 @@ from models.errors import EnvironmentFailure, UserError
 from models.plugins import VARIABLE, plugins
 from models.waiting_threads import SPIN_COUNT
 from orchestration import console
+from orchestration.storage import STORAGE_VARIABLES
 from orchestration.training.cluster_token import check_token
 from orchestration.training.resources import TrialResources, trials_that_fit
 from orchestration.training.shared_storage import SharedStorage
@@ -74,7 +75,7 @@ def _variables_of_workers() -> dict[str, str]:
     Ray refuses a variable that the environment of a submitted job already sets.
     """
     of_the_job = _variables_of_the_job()
-    return {name: os.environ[name] for name in (SPIN_COUNT,) if name in os.environ and name not in of_the_job}
+    return {name: os.environ[name] for name in (SPIN_COUNT, *STORAGE_VARIABLES) if name in os.environ and name not in of_the_job}
 
 
 def _variables_of_the_job() -> dict[str, str]:
@@ -144,6 +145,17 @@ def _environment(**values: str) -> Iterator[None]:
 def alive_nodes() -> list[dict[str, float]]:
     """Return the resources of each node that is alive."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def outlive_nodes() -> None:
+    """Let groups whose number of workers changes survive the loss of any node but this process's.
+
+    What counts the room for them is an actor that Ray binds to the node where it is asked for first, and that never comes back when that
+    node is lost. So it is asked for here. There is no public way to.
+    """
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+
+    get_or_create_autoscaling_coordinator()
 
 
 def is_local(address: str | None) -> bool:

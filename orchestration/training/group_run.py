@@ -44,6 +44,8 @@ def train_in_group(
     check_initial_weights(job)
     available = cluster.connect(address)
     concurrency(trial_resources(job.experiment.resources), available)
+    if job.experiment.resources.is_elastic:
+        cluster.outlive_nodes()
     with probed(job.folder.path.parent.parent):
         return _follow_group(job, on_epoch, on_ready)
 

@@ -13,6 +13,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from models.errors import UserError
+from orchestration.storage import storage_of
 
 PATIENCE_S = 120.0
 """A node starts its first worker in seconds; one that is busy with images or packages may take longer."""
@@ -78,6 +79,12 @@ class SharedStorage:
                 blind.append(address)
         if blind:
             nodes = f"{'node' if len(blind) == 1 else 'nodes'} {', '.join(sorted(blind))}"
+            storage = storage_of(self.file)
+            if storage is not None:
+                raise UserError(
+                    f"the home {storage.url} cannot be read on {nodes} of the cluster: each node needs the packages that open it and its "
+                    "credentials, in its environment or its machine's role."
+                )
             raise UserError(
                 f"the folder {self.file.parent} is not the same on {nodes} of the cluster: what is trained there would be lost. --home "
                 "names a folder that all nodes share (NFS or another network disk)."
@@ -93,13 +100,15 @@ def probed(folder: Path) -> Iterator[SharedStorage]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f".seen-by-every-node-{uuid.uuid4().hex}"
-    file.write_text(uuid.uuid4().hex)
+    store = storage_of(file)
+    content = uuid.uuid4().hex.encode()
+    store.write(file, content) if store else file.write_bytes(content)
     try:
         storage = SharedStorage(file)
         storage.check()
         yield storage
     finally:
-        file.unlink(missing_ok=True)
+        store.remove_object(file) if store else file.unlink(missing_ok=True)
 
 
 def _ask(file: Path, node: str) -> Any:
@@ -108,7 +117,8 @@ def _ask(file: Path, node: str) -> Any:
 
 
 def _digest(file: Path) -> str | None:
+    store = storage_of(file)
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError:
+        return hashlib.sha256(store.read(file) if store else file.read_bytes()).hexdigest()
+    except Exception:  # of a store: whatever its library raises where it is not installed, or not let in
         return None

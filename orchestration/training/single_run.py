@@ -11,6 +11,7 @@ from orchestration.environment import environment_tags
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Workplace
 from orchestration.method_code import changed_files, method_code
+from orchestration.storage import forget
 from orchestration.tracking.background_writer import BackgroundWriter
 from orchestration.tracking.experiment_run import FAILED, KILLED, ExperimentRun
 from orchestration.tracking.system_metrics import system_metrics
@@ -104,6 +105,7 @@ class _SingleRun:
         self.run.replace_earlier()
         with self.job.folder.locked():
             self.job.folder.clear()
+            forget(self.job.folder.path)
 
     def train(self) -> RunResult:
         """Train to the end; all that is known is in MLflow when it returns or raises, as far as the store can be reached."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from models.initial_weights import WeightsReport
 from models.weights import load_pretrained, read_config, save_pretrained
+from orchestration import storage
 from orchestration.environment import collect_environment
 from orchestration.method_code import method_code
 from orchestration.run_folder import RunFolder
@@ -25,6 +26,7 @@ from trainers.data.description import describe
 from trainers.distributed import world
 from trainers.fit import FitResult, TrainingDiverged
 from trainers.reporting import EpochReport
+from trainers.within_epoch import FOLDER as WITHIN_EPOCH
 from trainers.within_epoch import forget_within_epoch
 
 EpochListener = Callable[[EpochReport], None]
@@ -73,13 +75,17 @@ class _FolderReporter:
     def epoch_finished(self, report: EpochReport, save: Callable[[Path], None]) -> None:
         if world()[0] == 0:
             save(self.folder.path)
-            forget_within_epoch(self.folder.path)
+            if (within := self.folder.path / WITHIN_EPOCH).exists():
+                forget_within_epoch(self.folder.path)
+                storage.forget(within)
+            storage.keep(self.folder.path)
         self.on_epoch(report)
 
     def step_finished(self, step: int, num_steps: int, save: Callable[[Path], None]) -> None:
         self.ready()
         if self.leaving():
             save(self.folder.path)
+            storage.keep(self.folder.path / WITHIN_EPOCH)
         self.on_step(step, num_steps)
 
 
@@ -121,6 +127,7 @@ def train_here(
     experiment, folder = job.experiment, job.folder
     rank, _ = world()
     environment = collect_environment()  # now: code may be edited while it trains
+    storage.fetch(folder.path)
     finished = folder.result()
     if finished is not None:
         on_ready()
@@ -157,6 +164,7 @@ def train_here(
         reporter.ready()  # that it diverges is its result
         if rank == 0:
             folder.write_diverged(str(error))
+            storage.keep(folder.path)
         raise
     record = _record(outcome)
     begun = folder.initial_weights()
@@ -177,6 +185,7 @@ def train_here(
             },
         )
         folder.write_result(record)
+        storage.keep(folder.path)
     return as_result(folder, record, reused=False)
 
 

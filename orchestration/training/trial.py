@@ -18,6 +18,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from models.errors import UserError
 from orchestration.experiment import ExperimentConfig
+from orchestration.storage import keep, storage_of
 from orchestration.training.cluster import PATIENCE_S
 from orchestration.training.final_measures import protocol_metrics
 from orchestration.training.job import TrainingJob, TrialReport
@@ -83,7 +84,7 @@ def train_group(job: TrainingJob, callbacks: Sequence[UserCallback]) -> ray.trai
         ),
         run_config=ray.train.RunConfig(
             name=f"{job.experiment.fingerprint}-{job.start}",
-            storage_path=str(job.train_storage),
+            **_train_storage(job.train_storage),
             callbacks=list(callbacks),  # type: ignore[arg-type]  # Ray types it as the callback of Train V1
             failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]  # as above
                 max_failures=2, controller_failure_limit=3, **preemptions_without_limit()
@@ -97,6 +98,15 @@ def train_group(job: TrainingJob, callbacks: Sequence[UserCallback]) -> ray.trai
         if cause is None:
             raise
         raise cause from None
+
+
+def _train_storage(folder: Path) -> dict[str, Any]:
+    """Return where Ray Train keeps files of its own, which every node must see."""
+    storage = storage_of(folder)
+    if storage is None:
+        return {"storage_path": str(folder)}
+    filesystem, base = storage.filesystem()
+    return {"storage_path": f"{base}/.ray-train", "storage_filesystem": filesystem}
 
 
 def _raised_by_worker(error: ray.train.TrainingFailedError) -> Exception | None:
@@ -146,7 +156,11 @@ def _at_end(job: TrainingJob, result: RunResult, metrics: Mapping[str, float]) -
 
 def _final_metrics(job: TrainingJob, result: RunResult) -> Mapping[str, float]:
     """Return the metrics of a finished run, those under named protocols among them where the job asks for them."""
-    return result.metrics if job.measure is None else result.metrics | protocol_metrics(job, job.measure)
+    if job.measure is None:
+        return result.metrics
+    measured = protocol_metrics(job, job.measure)
+    keep(job.folder.path)
+    return result.metrics | measured
 
 
 def tune_resources(experiment: ExperimentConfig) -> dict[str, float]:

@@ -1,0 +1,415 @@
+"""A home in an object store (`s3://bucket/team`, `gs://`, `abfs://`, whatever fsspec opens), and the copy of it on this machine.
+
+Everything is read from and written to the copy, a folder like any home; what is whole is then uploaded. An object is there whole or not at
+all, and of a folder those files that make it count (`result.json`, `config.json`) come last: what is visible is complete. Nodes need share
+nothing but the store. Of a file that both sides have the newer one holds; the copy's files bear the store's times. Databases are copied
+when a trial has ended, by their own means of backup. Credentials are those of the environment or the machine: fsspec's business alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import hashlib
+import os
+import secrets
+import socket
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from models.errors import EnvironmentProblem, UserError
+from models.file_content import absolute
+from models.files import UNFINISHED
+
+COPY_VARIABLE = "RAYNDOM_CACHE"
+_URL_VARIABLE, _ROOT_VARIABLE = "RAYNDOM_STORAGE_URL", "RAYNDOM_STORAGE_ROOT"
+STORAGE_VARIABLES = (_URL_VARIABLE, _ROOT_VARIABLE)
+"""By which processes that a driver starts know its storage; they hold no secret."""
+
+SMALL_BYTES = 1 << 20
+"""Files that every command fetches; larger ones, weights, are fetched when they are used."""
+_LAST = ("config.json", "result.json", "outcome.json", "summary.json")
+_DATABASE = ".db"
+_STAYS_HERE = ("tune", "train")
+"""Folders at any depth for Tune's and Ray Train's own files, which nobody reads after a start."""
+_AT_A_TIME = 64
+_SAME_S = 0.0005  # times are floats on the way
+
+
+def is_url(home: str | Path | None) -> bool:
+    """Return whether a home is named by a URL instead of a folder."""
+    return isinstance(home, str) and "://" in home
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A home's object store and its copy here.
+
+    Attributes:
+        url: of the home. root: folder of the copy, the same path on every node.
+    """
+
+    url: str
+    root: Path
+
+    @classmethod
+    def locate(cls, url: str) -> Storage:
+        """Return the storage of a URL; its copy lies in the folder that RAYNDOM_CACHE names, else in `~/.cache/rayndom`.
+
+        Raises:
+            UserError: the URL holds a password, or no installed package opens it.
+        """
+        parts = urlsplit(url)
+        if parts.password or (parts.username and parts.scheme in ("s3", "gs", "gcs")):
+            raise UserError(
+                f"the home {parts.scheme}://... holds a password; credentials come from the environment, e.g. AWS_ACCESS_KEY_ID"
+            )
+        url = url.rstrip("/")
+        digest = hashlib.blake2b(url.encode(), digest_size=6).hexdigest()
+        place = absolute(os.environ.get(COPY_VARIABLE) or "~/.cache/rayndom")
+        return cls(url, place / f"{parts.scheme}-{digest}")
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        import fsspec
+
+        # Stores have no folders that must be there before a file is; a disk, which stands in for one in tests, does.
+        options = {"auto_mkdir": True} if self.url.startswith("file:") else {}
+        try:
+            return fsspec.core.url_to_fs(self.url, **options)
+        except ImportError as error:
+            raise UserError(
+                f"the home {self.url}: {error}; `make setup EXTRAS=storage` installs what opens s3://, gs:// and abfs://"
+            ) from None
+        except ValueError as error:
+            raise UserError(f"the home {self.url}: {error}. A home is a folder or a URL as s3://bucket/team") from None
+
+    def __reduce__(self) -> Any:
+        """Return what another process makes the same storage of: connections stay here."""
+        return Storage, (self.url, self.root)
+
+    def filesystem(self) -> tuple[Any, str]:
+        """Return the store as a filesystem of pyarrow, which Ray takes, and the home's path in it."""
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        files, base = self._opened
+        return PyFileSystem(FSSpecHandler(files)), base
+
+    def _remote(self, path: Path) -> str:
+        inside = path.relative_to(self.root).as_posix()
+        return self._opened[1] if inside == "." else f"{self._opened[1]}/{inside}"
+
+    def check(self, *, writable: bool) -> None:
+        """Make sure that the store answers, and takes what is written to it.
+
+        Raises:
+            UserError: no installed package opens it. EnvironmentProblem: it cannot be reached, or refuses.
+        """
+        files, base = self._opened
+        try:
+            if writable:
+                probe = f"{base}/.probe-{secrets.token_hex(8)}"
+                files.pipe_file(probe, b"rayndom")
+                files.rm_file(probe)
+            else:
+                files.invalidate_cache()
+                files.ls(base, detail=False)
+        except FileNotFoundError:
+            if writable:
+                raise EnvironmentProblem(f"cannot write to the home {self.url}: there is no such bucket") from None
+        except Exception as error:  # each service's library has errors of its own
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            raise EnvironmentProblem(
+                f"cannot use the home {self.url}: {reason}. Is the address right, and are its credentials set?"
+            ) from None
+
+    def pull(self, path: Path, *, largest: int | None = None, databases: bool = True) -> None:
+        """Fetch what lies at or below `path` in the store and is not here, or newer than here.
+
+        Args:
+            largest: leave larger files out, but for databases; None: none. databases: also those.
+        """
+        wanted = []
+        for remote, info in self._listed(path).items():
+            here = self._here(remote)
+            if here.suffix == _DATABASE:
+                if not databases:
+                    continue
+            elif largest is not None and info["size"] > largest:
+                continue
+            if not here.is_file() or _stamp(info) > here.stat().st_mtime + _SAME_S:
+                wanted.append((remote, here, _stamp(info)))
+        for start in range(0, len(wanted), _AT_A_TIME):
+            self._fetch(wanted[start : start + _AT_A_TIME])
+
+    def _fetch(self, wanted: Iterable[tuple[str, Path, float]]) -> None:
+        parts = []
+        for remote, here, stamp in wanted:
+            here.parent.mkdir(parents=True, exist_ok=True)
+            parts.append((remote, here.with_name(f".{here.name[:40]}.{secrets.token_hex(4)}{UNFINISHED}"), here, stamp))
+        self._opened[0].get([remote for remote, *_ in parts], [str(part) for _, part, *_ in parts])
+        for _, part, here, stamp in parts:
+            os.utime(part, (stamp, stamp))
+            if here.suffix == _DATABASE:  # of a process that was killed amid a write: of another database than this one
+                for rest in ("-journal", "-wal", "-shm"):
+                    here.with_name(here.name + rest).unlink(missing_ok=True)
+            os.replace(part, here)
+
+    def push(self, path: Path) -> None:
+        """Upload what lies at or below `path` here and is not in the store, or other than there; what makes a folder count comes last."""
+        files, known = self._opened[0], self._listed(path)
+        found = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
+        for here in sorted(filter(self._is_kept, found), key=lambda each: (_rank(each), -each.stat().st_size)):
+            remote, before = self._remote(here), here.stat()
+            info = known.get(remote)
+            if info is not None and info["size"] == before.st_size and abs(_stamp(info) - before.st_mtime) < _SAME_S:
+                continue
+            files.put_file(str(here), remote)
+            stamp = _stamp(files.info(remote))
+            now = here.stat()
+            if (now.st_ino, now.st_mtime_ns) == (before.st_ino, before.st_mtime_ns):
+                os.utime(here, (stamp, stamp))
+
+    def push_databases(self) -> None:
+        """Upload a consistent copy of every database that has changed since this process uploaded it."""
+        for here in sorted((*self.root.glob(f"*{_DATABASE}"), *self.root.glob(f"sweeps/*/*{_DATABASE}"))):
+            found = here.stat()
+            version = (found.st_size, found.st_mtime_ns)  # the clock of the store may be another than this machine's
+            if self._sent.get(here) == version:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                copy = Path(folder) / here.name
+                with contextlib.closing(sqlite3.connect(here, timeout=60)) as source, contextlib.closing(sqlite3.connect(copy)) as target:
+                    source.backup(target)
+                self._opened[0].put_file(str(copy), self._remote(here))
+            self._sent[here] = version
+
+    @cached_property
+    def _sent(self) -> dict[Path, tuple[int, int]]:
+        return {}
+
+    def remove(self, path: Path) -> None:
+        """Remove what lies at or below `path` in the store."""
+        files = self._opened[0]
+        for remote in self._listed(path):
+            files.rm_file(remote)
+
+    def _listed(self, path: Path) -> Mapping[str, Mapping[str, Any]]:
+        files = self._opened[0]
+        files.invalidate_cache()
+        found = files.find(self._remote(path), detail=True)
+        inside = {name: name.removeprefix(self._opened[1]).lstrip("/") for name in found}
+        return {
+            name: info
+            for name, info in found.items()
+            if not name.endswith(_HELD) and not any(part.startswith(".") for part in inside[name].split("/"))
+        }
+
+    def _here(self, remote: str) -> Path:
+        return self.root / remote.removeprefix(self._opened[1]).lstrip("/")
+
+    def _is_kept(self, here: Path) -> bool:
+        inside = here.relative_to(self.root)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        own = here.suffix == _DATABASE or "lock" in here.name or any(part in _STAYS_HERE for part in inside.parts[:-1])
+        return not hidden and not own and not here.name.endswith(("-journal", "-wal", "-shm"))
+
+    def held(self, lock: Path) -> Held:
+        """Return the lock of the store that belongs to a lock file here."""
+        return Held(self._opened[0], self._remote(lock) + _HELD, f"{socket.gethostname()} {self.root}")
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Write an object where `path` would be."""
+        self._opened[0].pipe_file(self._remote(path), content)
+
+    def remove_object(self, path: Path) -> None:
+        """Remove the object where `path` would be."""
+        self._opened[0].rm_file(self._remote(path))
+
+    def read(self, path: Path) -> bytes:
+        """Return the object where `path` would be."""
+        self._opened[0].invalidate_cache()
+        return self._opened[0].cat_file(self._remote(path))
+
+
+_HELD = ".held"
+_BEAT_S = 5.0
+_STALE_S = 30.0
+
+
+class Held:
+    """A lock in an object store: an object that is made where there is none, and renewed while it is held.
+
+    One whose holder was killed is not renewed any more; it may be taken over after half a minute.
+
+    Args:
+        files: of fsspec. name: of the object.
+        place: of the copy. Who holds the lock file of the copy may take over what an earlier process held from there: that one is dead.
+    """
+
+    def __init__(self, files: Any, name: str, place: str) -> None:
+        self.files, self.name, self.place = files, name, place
+        self.beat_s, self.stale_s = _BEAT_S, _STALE_S
+        self._token = secrets.token_hex(8)
+        self._ended = threading.Event()
+        self._beats = 0
+
+    def try_to_take(self, holder: str) -> bool:
+        """Take the lock; return whether it was free."""
+        try:
+            self.files.pipe_file(self.name, self._content(holder), mode="create")
+        except FileExistsError:
+            return False
+        threading.Thread(target=self._renew, args=(holder,), daemon=True).start()
+        return True
+
+    def _content(self, holder: str) -> bytes:
+        return f"{self._token}\n{self._beats}\n{self.place}\n{holder}".encode()
+
+    def _renew(self, holder: str) -> None:
+        while not self._ended.wait(self.beat_s):
+            self._beats += 1
+            with contextlib.suppress(Exception):  # a store that is away for a moment; the next beat comes soon
+                self.files.pipe_file(self.name, self._content(holder))
+
+    def look(self) -> tuple[str, str, str]:
+        """Return (what changes while it is held, the holder's place, who holds it); all empty where nobody does."""
+        self.files.invalidate_cache()
+        try:
+            token, beat, place, holder = self.files.cat_file(self.name).decode().split("\n", 3)
+        except FileNotFoundError:
+            return "", "", ""
+        return f"{token} {beat}", place, holder
+
+    def break_stale(self, seen: str) -> None:
+        """Remove the lock of a holder that is gone, unless it is another one by now than the one that was seen."""
+        if self.look()[0] == seen:
+            with contextlib.suppress(FileNotFoundError):
+                self.files.rm_file(self.name)
+
+    def release(self) -> None:
+        """Give the lock back."""
+        self._ended.set()
+        if self.look()[0].startswith(self._token):
+            with contextlib.suppress(FileNotFoundError):
+                self.files.rm_file(self.name)
+
+
+_driven: dict[Path, Storage] = {}
+"""Storages that commands of this process opened."""
+_written: dict[Path, int] = {}
+"""Root -> the open file whose lock says that a process here writes to the copy."""
+
+
+def open_storage(url: str, *, to_write: bool) -> Storage:
+    """Open the store of a home, fetch what is small, and make it known to this process and to those that it starts.
+
+    The databases of a copy that a living process here writes to are left as they are.
+
+    Raises:
+        UserError: it cannot be opened. EnvironmentProblem: it cannot be reached.
+    """
+    storage = Storage.locate(url)
+    storage.check(writable=to_write)
+    storage.root.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(storage.root / ".writers", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        alone = storage.root not in _written
+        if alone:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                alone = False
+        storage.pull(storage.root, largest=SMALL_BYTES, databases=alone)
+        if to_write and storage.root not in _written:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            _written[storage.root] = os.dup(descriptor)
+    finally:
+        os.close(descriptor)
+    _driven[storage.root] = storage
+    os.environ[_URL_VARIABLE], os.environ[_ROOT_VARIABLE] = storage.url, str(storage.root)
+    return storage
+
+
+def storage_of(path: Path) -> Storage | None:
+    """Return the storage whose copy a path lies in, None if it is a folder like any other."""
+    known = list(_driven.values())
+    if not known and _URL_VARIABLE in os.environ:
+        known = [_from_variables(os.environ[_URL_VARIABLE], os.environ[_ROOT_VARIABLE])]
+    return next((each for each in known if path.is_relative_to(each.root)), None)
+
+
+def lock_of(lock: Path) -> Held | None:
+    """Return the lock of a store that belongs to a lock file, None if there is none: locks are held by commands, not by their workers."""
+    storage = _driven.get(next((root for root in _written if lock.is_relative_to(root)), Path()))
+    return None if storage is None else storage.held(lock)
+
+
+_known: dict[tuple[str, str], Storage] = {}
+
+
+def _from_variables(url: str, root: str) -> Storage:
+    return _known.setdefault((url, root), Storage(url, Path(root)))
+
+
+def fetch(path: Path, *, largest: int | None = None) -> None:
+    """Fetch what lies at or below a path from the home's store; nothing where the home is a folder."""
+    storage = storage_of(path)
+    if storage is not None:
+        storage.pull(path, largest=largest, databases=False)
+
+
+def keep(path: Path) -> None:
+    """Upload what lies at or below a path to the home's store; nothing where the home is a folder."""
+    storage = storage_of(path)
+    if storage is not None:
+        storage.push(path)
+
+
+def forget(path: Path) -> None:
+    """Remove what lies at or below a path from the home's store; nothing where the home is a folder."""
+    storage = storage_of(path)
+    if storage is not None:
+        storage.remove(path)
+
+
+@contextlib.contextmanager
+def uploaded_at_the_end() -> Iterator[None]:
+    """Upload what the homes that are opened inside to be written hold at the end, however it ends."""
+    try:
+        yield
+    finally:
+        keep_databases()
+        for root in _written:
+            _driven[root].push(root)
+
+
+def keep_databases() -> None:
+    """Upload the databases of the homes that commands of this process write to."""
+    for root in _written:
+        _driven[root].push_databases()
+
+
+def _rank(path: Path) -> int:
+    return _LAST.index(path.name) + 1 if path.name in _LAST else 0
+
+
+def _stamp(info: Mapping[str, Any]) -> float:
+    """Return when an object was written, in seconds since 1970: each service has a name of its own for it."""
+    for name in ("LastModified", "mtime", "updated", "last_modified", "created"):
+        when = info.get(name)
+        if isinstance(when, datetime.datetime):
+            return (when if when.tzinfo else when.replace(tzinfo=datetime.UTC)).timestamp()
+        if isinstance(when, str):
+            return datetime.datetime.fromisoformat(when).timestamp()
+        if isinstance(when, int | float):
+            return float(when)
+    raise EnvironmentProblem("this store does not say when its objects were written; it cannot hold a home")
