@@ -177,4 +177,4 @@ class Board:
 
 def without_passwords(text: str) -> str:
     """Return text with what stands before the host of an address left out: users and passwords."""
-    return re.sub(r"://[^/@\s']+@", "://", text)
+    return re.sub(r"://[^/\s']+@", "://", text)

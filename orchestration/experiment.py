@@ -108,6 +108,20 @@ class ResourcesConfig(Config):
         0, ge=0, le=MOST_WORKERS, description="GPUs of each worker; a fraction shares a GPU between small trials."
     )
 
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _workers_are_one_number_or_two(cls, workers: Any) -> Any:
+        # Said here, in one sentence: the two kinds of a union would each complain.
+        parts = list(workers) if isinstance(workers, list | tuple) else [workers]
+        numbers = [part for part in parts if isinstance(part, int | float) and not isinstance(part, bool)]
+        if (
+            len(numbers) != len(parts)
+            or len(parts) not in (1, 2)
+            or not all(1 <= each <= MOST_WORKERS and each % 1 == 0 for each in numbers)
+        ):
+            raise ValueError(f"should be a whole number from 1 to {MOST_WORKERS}, or the fewest and the most workers, as [1, 4]")
+        return workers if len(parts) == 2 else parts[0]
+
     @field_validator("workers")
     @classmethod
     def _fewest_come_first(cls, workers: int | tuple[int, int]) -> int | tuple[int, int]:

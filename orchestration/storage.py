@@ -39,7 +39,7 @@ SMALL_BYTES = 1 << 20
 _LAST = ("config.json", "result.json", "outcome.json", "summary.json")
 _DATABASE = ".db"
 _STAYS_HERE = ("tune", "train")
-"""Folders at any depth for Tune's and Ray Train's own files, which nobody reads after a start."""
+"""Folders of a home and of its sweeps for Tune's and Ray Train's own files, which nobody reads after a start."""
 _AT_A_TIME = 64
 _SAME_S = 0.0005  # times are floats on the way
 
@@ -217,10 +217,11 @@ class Storage:
         return self.root / remote.removeprefix(self._opened[1]).lstrip("/")
 
     def _is_kept(self, here: Path) -> bool:
-        inside = here.relative_to(self.root)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        own = here.suffix == _DATABASE or "lock" in here.name or any(part in _STAYS_HERE for part in inside.parts[:-1])
-        return not hidden and not own and not here.name.endswith(("-journal", "-wal", "-shm"))
+        inside = here.relative_to(self.root).parts
+        hidden = any(part.startswith(".") for part in inside)
+        of_ray = inside[0] in _STAYS_HERE or (inside[0] == "sweeps" and len(inside) > 3 and inside[2] in _STAYS_HERE)
+        own = here.suffix in (_DATABASE, ".lock") or here.name == "lock" or here.name.endswith(("-journal", "-wal", "-shm"))
+        return not hidden and not of_ray and not own
 
     def held(self, lock: Path) -> Held:
         """Return the lock of the store that belongs to a lock file here."""

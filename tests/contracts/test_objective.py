@@ -146,12 +146,12 @@ def seen_images(name: str) -> Tensor:
     return seen[-1]
 
 
-def _enter(rank: int, folder: str) -> None:
+def _enter(rank: int, folder: str, size: int) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
     try:
         results = {case: step(*case) for case in STEPS}
-        noisy = {name: seen_images(name) for name in NOISY}
+        noisy = {name: seen_images(name) for name in NOISY} if size == 2 else {}
         torch.save((results, noisy), Path(folder) / f"result-{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -160,22 +160,43 @@ def _enter(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """What two processes computed: (steps by case, images by noisy objective) of each rank."""
-    folder = tmp_path_factory.mktemp("gloo")
-    multiprocessing.spawn(_enter, (str(folder),), nprocs=2, join=True)
-    return [torch.load(folder / f"result-{rank}.pt", weights_only=False) for rank in range(2)]
+    return computed_by(2, tmp_path_factory.mktemp("gloo"))
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """What four processes computed, like `both`."""
+    return computed_by(4, tmp_path_factory.mktemp("gloo"))
+
+
+def computed_by(size: int, folder: Path) -> list[Any]:
+    multiprocessing.spawn(_enter, (str(folder), size), nprocs=size, join=True)
+    return [torch.load(folder / f"result-{rank}.pt", weights_only=False) for rank in range(size)]
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(("name", "synchronized"), STEPS)
 def test_two_workers_compute_what_one_computes(name, synchronized, both):
+    assert_like_one_worker(name, synchronized, both)
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "synchronized"), STEPS)
+def test_four_workers_compute_what_one_computes(name, synchronized, four):
+    assert_like_one_worker(name, synchronized, four)
+
+
+def assert_like_one_worker(name: str, synchronized: bool, several: list[Any]) -> None:
     scalars, gradients = step(name, synchronized)
     assert unexplained(f"train/{scalar}" for scalar in scalars) == [], "docs/metrics.md explains every metric"
-    for steps, _ in both:
-        scalars_of_two, gradients_of_two = steps[name, synchronized]
-        assert scalars_of_two == pytest.approx(scalars, rel=1e-9, abs=1e-12)
-        assert gradients_of_two.keys() == gradients.keys()
+    for steps, _ in several:
+        scalars_of_several, gradients_of_several = steps[name, synchronized]
+        assert scalars_of_several == pytest.approx(scalars, rel=1e-9, abs=1e-12)
+        assert gradients_of_several.keys() == gradients.keys()
         for key, gradient in gradients.items():
-            torch.testing.assert_close(gradients_of_two[key], gradient, rtol=1e-7, atol=1e-10, msg=lambda text, key=key: f"{key}: {text}")
+            found = gradients_of_several[key]
+            torch.testing.assert_close(found, gradient, rtol=1e-7, atol=1e-10, msg=lambda text, key=key: f"{key}: {text}")
     assert any(gradient.abs().max() > 1e-4 for gradient in gradients.values()), "a step that trains nothing proves nothing"
 
 

@@ -39,7 +39,7 @@ def test_without_the_request_lines_are_for_people(monkeypatch, capsys):
 
 
 def test_no_password_is_said():
-    shown = console.without_passwords("rayndom sweep x --study postgresql://me:secret@host/db --home s3://bucket/team 'http://u:p@h'")
+    shown = console.without_passwords("rayndom sweep x --study postgresql://me:se@cret@host/db --home s3://bucket/team 'http://u:p@h'")
     assert shown == "rayndom sweep x --study postgresql://host/db --home s3://bucket/team 'http://h'"
 
 

@@ -48,16 +48,23 @@ def write(path: Path, content: str) -> Path:
 
 def test_what_one_machine_uploads_another_one_has(store, tmp_path):
     here, there = copies(store, tmp_path)
-    for name in ("runs/a/config.yaml", "runs/a/model/model.safetensors", "exports/x/README.md"):
+    names = (
+        "runs/a/config.yaml",
+        "runs/a/model/model.safetensors",
+        "exports/x/README.md",
+        "exports/train/README.md",
+        "evaluations/c/blocks",
+    )
+    for name in names:
         write(here.root / name, name)
     for name in ("runs/a/lock", "runs/a/.config.yaml.123.part", "tune/x/params.json", "sweeps/s/train/y", "mlflow.db-journal"):
         write(here.root / name, "stays here")
     here.push(here.root)
     there.pull(there.root)
     found = {path.relative_to(there.root).as_posix(): path.read_text() for path in there.root.rglob("*") if path.is_file()}
-    assert found == {name: name for name in ("runs/a/config.yaml", "runs/a/model/model.safetensors", "exports/x/README.md")}
+    assert found == {name: name for name in names}
     there.remove(there.root / "runs")
-    assert {Path(path).name for path in (tmp_path / "store").rglob("*") if path.is_file()} == {"README.md"}
+    assert {path.name for path in (tmp_path / "store").rglob("*") if path.is_file()} == {"README.md", "blocks"}
 
 
 def test_of_a_folder_what_makes_it_count_comes_last(store, tmp_path, monkeypatch):

@@ -14,10 +14,16 @@ from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
+from ray.tune.search import Searcher
 
+from models.errors import UserError
 from models.weights import load_pretrained
 from orchestration.cli import main
 from orchestration.home import Home
+from orchestration.sweeping.grid import grid_points
+from orchestration.sweeping.loading import load_sweep
+from orchestration.sweeping.search import StudySearch
+from orchestration.sweeping.study import STUDY_VARIABLE, open_study, spent
 from orchestration.tracking.tracker import ARTIFACTS_VARIABLE, Tracker
 from orchestration.trained_models.targets import resolve_target
 from tests.orchestration.services import Service, TrackingServer, answers, free_port
@@ -96,7 +102,7 @@ def database():
         with Service(command, Path(tempfile.mkstemp(suffix=".log")[1]), is_up, user=user):
             connection = connect("postgres")
             connection.autocommit = True
-            for name in ("mlflow", "direct"):
+            for name in ("mlflow", "direct", "studies"):
                 connection.cursor().execute(f"CREATE DATABASE {name}")
             connection.close()
             yield f"postgresql://rayndom:{DATABASE_PASSWORD}@127.0.0.1:{port}"
@@ -196,3 +202,25 @@ def test_a_database_without_a_server_and_artifacts_straight_to_s3(database, s3, 
     assert stored == {entry.name for entry in folder.iterdir()}
     assert any(key.startswith("direct/") and key.endswith("model/weights") for key in objects(bucket))
     assert DATABASE_PASSWORD not in tracker.link(run_id)
+
+
+def test_a_study_in_postgresql_is_gone_on_with_by_another_process_and_its_password_is_not_said(database, tmp_path, monkeypatch):
+    monkeypatch.setenv(STUDY_VARIABLE, f"{database}/studies")
+    config = load_sweep("rna_pools_digits")
+    folders = [tmp_path / machine / "sweeps" / "pools-1" for machine in ("one", "another")]
+    search = StudySearch(config, open_study(config, folders[0]))
+    first = [search.suggest(f"t{index}")["values"] for index in range(4)]
+    for index in range(2):
+        search.on_trial_complete(f"t{index}", {"epoch": 1, "finished": True, "validation/robust_accuracy": 0.5})
+    # Killed here; another machine has the database and nothing else.
+    study = open_study(config, folders[1])
+    assert spent(study) == 2
+    again = StudySearch(config, study)
+    rest = [again.suggest(f"t{index}")["values"] for index in range(8)]
+    assert again.suggest("more") == Searcher.FINISHED
+    assert sorted(map(str, [*first[:2], *rest])) == sorted(map(str, grid_points(config.space)))
+    assert not list(tmp_path.rglob("study.db"))
+    monkeypatch.setenv(STUDY_VARIABLE, f"{database}/nothing")
+    with pytest.raises(UserError) as caught:
+        open_study(config, folders[1])
+    assert DATABASE_PASSWORD not in str(caught.value)

@@ -353,6 +353,9 @@ def test_a_trial_needs_the_fewest_of_its_workers():
         trials_at_once(ResourcesConfig(workers=[3, 4]), {"CPU": 2.0}, None, [{"CPU": 2.0}])
     with pytest.raises(ValidationError, match="fewest"):
         ResourcesConfig(workers=[4, 2])
+    for wrong in (0, -1, 2.5, True, None, "x", [], [1, 2, 3], [1, "x"], math.inf, math.nan, {}):
+        with pytest.raises(ValidationError, match=r"1 validation error.*\n.*\n.*whole number from 1 to 4096"):
+            ResourcesConfig(workers=wrong)
     assert [workers_that_share(count, 32) for count in (1, 2, 3, 4, 7)] == [1, 2, 2, 4, 4]
 
 
