@@ -2,8 +2,9 @@
 
 Everything is read from and written to the copy, a folder like any home; what is whole is then uploaded. An object is there whole or not at
 all, and of a folder those files that make it count (`result.json`, `config.json`) come last: what is visible is complete. Nodes need share
-nothing but the store. Of a file that both sides have the newer one holds; the copy's files bear the store's times. Databases are copied
-when a trial has ended, by their own means of backup. Credentials are those of the environment or the machine: fsspec's business alone.
+nothing but the store. A file of the copy that is as it was fetched or uploaded bears a mark in its time: it is never uploaded over what
+another machine has written since. Databases are copied when a trial begins and ends, by their own means of backup. Credentials are those
+of the environment or the machine: fsspec's business alone.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _DATABASE = ".db"
 _STAYS_HERE = ("tune", "train")
 """Folders of a home and of its sweeps for Tune's and Ray Train's own files, which nobody reads after a start."""
 _AT_A_TIME = 64
-_SAME_S = 0.0005  # times are floats on the way
+_MILLISECOND = 1_000_000  # in nanoseconds
 
 
 def is_url(home: str | Path | None) -> bool:
@@ -145,38 +146,54 @@ class Storage:
                     continue
             elif largest is not None and info["size"] > largest:
                 continue
-            if not here.is_file() or _stamp(info) > here.stat().st_mtime + _SAME_S:
-                wanted.append((remote, here, _stamp(info)))
+            mark = self._mark(here, info)
+            if here.is_file():
+                found = here.stat().st_mtime_ns
+                if found == mark or (not self._is_marked(here, found) and _stamp(info) <= found / 1e9):
+                    continue
+            wanted.append((remote, here, mark))
         for start in range(0, len(wanted), _AT_A_TIME):
             self._fetch(wanted[start : start + _AT_A_TIME])
 
-    def _fetch(self, wanted: Iterable[tuple[str, Path, float]]) -> None:
+    def _fetch(self, wanted: Iterable[tuple[str, Path, int]]) -> None:
         parts = []
-        for remote, here, stamp in wanted:
+        for remote, here, mark in wanted:
             here.parent.mkdir(parents=True, exist_ok=True)
-            parts.append((remote, here.with_name(f".{here.name[:40]}.{secrets.token_hex(4)}{UNFINISHED}"), here, stamp))
+            parts.append((remote, here.with_name(f".{here.name[:40]}.{secrets.token_hex(4)}{UNFINISHED}"), here, mark))
         self._opened[0].get([remote for remote, *_ in parts], [str(part) for _, part, *_ in parts])
-        for _, part, here, stamp in parts:
-            os.utime(part, (stamp, stamp))
+        for _, part, here, mark in parts:
+            os.utime(part, ns=(mark, mark))
             if here.suffix == _DATABASE:  # of a process that was killed amid a write: of another database than this one
                 for rest in ("-journal", "-wal", "-shm"):
                     here.with_name(here.name + rest).unlink(missing_ok=True)
             os.replace(part, here)
 
     def push(self, path: Path) -> None:
-        """Upload what lies at or below `path` here and is not in the store, or other than there; what makes a folder count comes last."""
+        """Upload what lies at or below `path` here and is not in the store, or was changed here; what makes a folder count comes last."""
         files, known = self._opened[0], self._listed(path)
         found = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
         for here in sorted(filter(self._is_kept, found), key=lambda each: (_rank(each), -each.stat().st_size)):
             remote, before = self._remote(here), here.stat()
-            info = known.get(remote)
-            if info is not None and info["size"] == before.st_size and abs(_stamp(info) - before.st_mtime) < _SAME_S:
+            if remote in known and self._is_marked(here, before.st_mtime_ns):
                 continue
             files.put_file(str(here), remote)
-            stamp = _stamp(files.info(remote))
-            now = here.stat()
+            mark, now = self._mark(here, files.info(remote)), here.stat()
             if (now.st_ino, now.st_mtime_ns) == (before.st_ino, before.st_mtime_ns):
-                os.utime(here, (stamp, stamp))
+                os.utime(here, ns=(mark, mark))
+
+    def _mark(self, here: Path, info: Mapping[str, Any]) -> int:
+        """Return the time, in nanoseconds, of a file that is as the store has it: the store's milliseconds, then the file's own number.
+
+        The number is of the file's name, so that a copy of the file elsewhere in the home is not taken for one that is in the store.
+        """
+        return int(_stamp(info) * 1000) * _MILLISECOND + self._number(here)
+
+    def _is_marked(self, here: Path, time_ns: int) -> bool:
+        return time_ns % _MILLISECOND == self._number(here)
+
+    def _number(self, here: Path) -> int:
+        name = here.relative_to(self.root).as_posix()
+        return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest()) % _MILLISECOND
 
     def push_databases(self) -> None:
         """Upload a consistent copy of every database that has changed since this process uploaded it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -94,6 +95,23 @@ def test_weights_wait_until_they_are_used_and_databases_do_not(store, tmp_path):
     assert sorted(path.name for path in there.root.rglob("*") if path.is_file()) == ["mlflow.db", "result.json"]
     there.pull(there.root / "runs/a")
     assert (there.root / "runs/a/training.pt").is_file()
+
+
+def test_what_another_machine_has_written_since_is_not_overwritten_and_copies_are_files_of_their_own(store, tmp_path):
+    here, there = copies(store, tmp_path)
+    write(here.root / "runs/a/training.pt", "first")
+    write(here.root / "exports/x/config.json", "of another model")
+    here.push(here.root)
+    there.pull(there.root)
+    write(there.root / "runs/a/training.pt", "later")
+    there.push(there.root)
+    here.push(here.root)  # as a driver does at its end, which has an old state of a trial that moved
+    assert (tmp_path / "store" / "runs/a/training.pt").read_text() == "later"
+    here.pull(here.root)
+    assert (here.root / "runs/a/training.pt").read_text() == "later"
+    shutil.copy2(here.root / "runs/a/training.pt", here.root / "exports/x/config.json")  # with its time
+    here.push(here.root)
+    assert (tmp_path / "store" / "exports/x/config.json").read_text() == "later"
 
 
 @pytest.mark.parametrize("seed", range(5))
