@@ -13,23 +13,27 @@ import contextlib
 import datetime
 import fcntl
 import hashlib
+import io
+import logging
 import os
 import secrets
+import shutil
 import socket
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from models.errors import EnvironmentProblem, UserError
 from models.file_content import absolute
-from models.files import UNFINISHED
+from models.files import whole_file
 
+_logger = logging.getLogger(__name__)
 COPY_VARIABLE = "RAYNDOM_CACHE"
 _URL_VARIABLE, _ROOT_VARIABLE = "RAYNDOM_STORAGE_URL", "RAYNDOM_STORAGE_ROOT"
 STORAGE_VARIABLES = (_URL_VARIABLE, _ROOT_VARIABLE)
@@ -42,6 +46,7 @@ _DATABASE = ".db"
 _STAYS_HERE = ("tune", "train")
 """Folders of a home and of its sweeps for Tune's and Ray Train's own files, which nobody reads after a start."""
 _AT_A_TIME = 64
+_BUFFER_BYTES = 1 << 22
 _MILLISECOND = 1_000_000  # in nanoseconds
 
 
@@ -138,7 +143,7 @@ class Storage:
         Args:
             largest: leave larger files out, but for databases; None: none. databases: also those.
         """
-        wanted = []
+        small, large = {}, {}
         for remote, info in self._listed(path).items():
             here = self._here(remote)
             if here.suffix == _DATABASE:
@@ -151,22 +156,22 @@ class Storage:
                 found = here.stat().st_mtime_ns
                 if found == mark or (not self._is_marked(here, found) and _stamp(info) <= found / 1e9):
                     continue
-            wanted.append((remote, here, mark))
-        for start in range(0, len(wanted), _AT_A_TIME):
-            self._fetch(wanted[start : start + _AT_A_TIME])
+            (small if info["size"] <= SMALL_BYTES else large)[remote] = (here, mark)
+        files, names = self._opened[0], list(small)
+        for start in range(0, len(names), _AT_A_TIME):  # together, because each takes mostly a way there and back
+            for remote, content in files.cat(names[start : start + _AT_A_TIME]).items():
+                self._put_here(io.BytesIO(content), *small[remote])
+        for remote, (here, mark) in large.items():
+            with files.open(remote, "rb") as source:
+                self._put_here(source, here, mark)
 
-    def _fetch(self, wanted: Iterable[tuple[str, Path, int]]) -> None:
-        parts = []
-        for remote, here, mark in wanted:
-            here.parent.mkdir(parents=True, exist_ok=True)
-            parts.append((remote, here.with_name(f".{here.name[:40]}.{secrets.token_hex(4)}{UNFINISHED}"), here, mark))
-        self._opened[0].get([remote for remote, *_ in parts], [str(part) for _, part, *_ in parts])
-        for _, part, here, mark in parts:
-            os.utime(part, ns=(mark, mark))
-            if here.suffix == _DATABASE:  # of a process that was killed amid a write: of another database than this one
-                for rest in ("-journal", "-wal", "-shm"):
-                    here.with_name(here.name + rest).unlink(missing_ok=True)
-            os.replace(part, here)
+    def _put_here(self, source: BinaryIO, here: Path, mark: int) -> None:
+        if here.suffix == _DATABASE:  # of a process that was killed amid a write: of another database than this one
+            for rest in ("-journal", "-wal", "-shm"):
+                here.with_name(here.name + rest).unlink(missing_ok=True)
+        with whole_file(here) as file:
+            shutil.copyfileobj(source, file, _BUFFER_BYTES)
+        os.utime(here, ns=(mark, mark))
 
     def push(self, path: Path) -> None:
         """Upload what lies at or below `path` here and is not in the store, or was changed here; what makes a folder count comes last."""
@@ -295,8 +300,10 @@ class Held:
     def _renew(self, holder: str) -> None:
         while not self._ended.wait(self.beat_s):
             self._beats += 1
-            with contextlib.suppress(Exception):  # a store that is away for a moment; the next beat comes soon
+            try:
                 self.files.pipe_file(self.name, self._content(holder))
+            except Exception as error:  # a store that is away for a moment says so in words of its own; the next beat comes soon
+                _logger.info("the lock %s was not renewed: %s", self.name, error)
 
     def look(self) -> tuple[str, str, str]:
         """Return (what changes while it is held, the holder's place, who holds it); all empty where nobody does."""

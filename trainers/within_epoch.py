@@ -7,6 +7,7 @@ number the epoch begins again.
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 
 from models.files import whole_file
 
+_logger = logging.getLogger(__name__)
 FOLDER = "within_epoch"
 KEPT_STEPS = 2
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+)of(\d+)\.pt")
@@ -59,7 +61,8 @@ def read_within_epoch(folder: Path, epoch: int, rank: int, size: int) -> tuple[i
         return None
     try:
         state = torch.load(folder / FOLDER / f"{epoch}-{max(whole)}-{rank}of{size}.pt", map_location="cpu", weights_only=True)
-    except Exception:  # a changed file makes PyTorch raise nearly anything; the epoch's beginning is always there
+    except Exception as error:  # a changed file makes PyTorch raise nearly anything; the epoch's beginning is always there
+        _logger.warning("the state amid epoch %d in %s cannot be read, the epoch begins again: %s", epoch + 1, folder, error)
         return None
     fits = isinstance(state, dict) and all(isinstance(state.get(name), kind) for name, kind in _PARTS.items())
     return (max(whole), state) if fits else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from models.errors import UserError
 from orchestration.storage import storage_of
 
+logger = logging.getLogger(__name__)
 PATIENCE_S = 120.0
 """A node starts its first worker in seconds; one that is busy with images or packages may take longer."""
 
@@ -120,5 +122,6 @@ def _digest(file: Path) -> str | None:
     store = storage_of(file)
     try:
         return hashlib.sha256(store.read(file) if store else file.read_bytes()).hexdigest()
-    except Exception:  # of a store: whatever its library raises where it is not installed, or not let in
+    except Exception as error:  # of a store: whatever its library raises where it is not installed, or not let in
+        logger.info("%s cannot be read here: %s", file, error)
         return None
