@@ -62,7 +62,8 @@ def read_within_epoch(folder: Path, epoch: int, rank: int, size: int) -> tuple[i
     try:
         state = torch.load(folder / FOLDER / f"{epoch}-{max(whole)}-{rank}of{size}.pt", map_location="cpu", weights_only=True)
     except Exception as error:  # a changed file makes PyTorch raise nearly anything; the epoch's beginning is always there
-        _logger.warning("the state amid epoch %d in %s cannot be read, the epoch begins again: %s", epoch + 1, folder, error)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        _logger.warning("the state amid epoch %d in %s cannot be read, the epoch begins again: %s", epoch + 1, folder, reason)
         return None
     fits = isinstance(state, dict) and all(isinstance(state.get(name), kind) for name, kind in _PARTS.items())
     return (max(whole), state) if fits else None
