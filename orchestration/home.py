@@ -11,10 +11,9 @@ from typing import TypeVar
 from models.errors import EnvironmentProblem, UserError
 from models.file_content import absolute
 from orchestration import console
-from orchestration.storage import is_url, open_storage
+from orchestration.storage import TRACKING_VARIABLE, is_url, open_storage
 
 HOME_VARIABLE = "RAYNDOM_HOME"
-TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from models.errors import EnvironmentProblem, UserError
 from orchestration import console
-from orchestration.storage import Held, lock_of
+from orchestration.storage import fetch, lock_of
 
 _SAID_AFTER_S = 3
 ENDING_S = 2
@@ -50,7 +50,10 @@ def only_process(lock: Path, what: str, *, advice: str = "", patience_s: float |
         if held is None:
             yield
             return
-        _take_held(held, own, what, advice, patience_s)
+        holder = held.take(own, patience_s, lambda other: console.say(f"waiting for {other}, which runs {what} or was killed"))
+        if holder is not None:
+            raise EnvironmentProblem(f"{what} is being run by {holder}. {advice}".rstrip())
+        fetch(lock.parent, databases=True)  # what an earlier holder left
         try:
             yield
         finally:
@@ -112,27 +115,6 @@ def make_folder(folder: Path) -> None:
             raise
         above = next((each for each in (folder, *folder.parents) if os.path.lexists(each)), folder)
         raise UserError(f"{str(above)[:300]} is no folder, so {str(folder)[:300]} cannot be made: remove it") from None
-
-
-def _take_held(held: Held, own: str, what: str, advice: str, patience_s: float | None) -> None:
-    """Take the lock of a home's store, which processes on all machines hold, see `only_process`. A holder that is gone renews no more."""
-    began, said = time.monotonic(), False
-    first, since = "", began
-    while not held.try_to_take(own):
-        seen, place, holder = held.look()
-        now = time.monotonic()
-        alive = bool(first) and seen != first
-        if seen != first:
-            first, since = seen, now
-        if seen and (place == held.place or now - since > held.stale_s):
-            held.break_stale(seen)
-            continue
-        if alive and patience_s is not None and now - began >= patience_s:
-            raise EnvironmentProblem(f"{what} is being run by {holder}. {advice}".rstrip())
-        if now - began > _SAID_AFTER_S and not said:
-            console.say(f"waiting for {holder}, which runs {what} or was killed")
-            said = True
-        time.sleep(0.5)
 
 
 def holder_of(lock: Path) -> str:

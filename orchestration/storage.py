@@ -22,7 +22,8 @@ import socket
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +35,7 @@ from models.file_content import absolute
 from models.files import whole_file
 
 _logger = logging.getLogger(__name__)
-COPY_VARIABLE = "RAYNDOM_CACHE"
+COPY_VARIABLE, TRACKING_VARIABLE = "RAYNDOM_CACHE", "MLFLOW_TRACKING_URI"
 _URL_VARIABLE, _ROOT_VARIABLE = "RAYNDOM_STORAGE_URL", "RAYNDOM_STORAGE_ROOT"
 STORAGE_VARIABLES = (_URL_VARIABLE, _ROOT_VARIABLE)
 """By which processes that a driver starts know its storage; they hold no secret."""
@@ -143,7 +144,8 @@ class Storage:
         Args:
             largest: leave larger files out, but for databases; None: none. databases: also those.
         """
-        small, large = {}, {}
+        small: dict[str, tuple[Path, int]] = {}
+        large: dict[str, tuple[Path, int]] = {}
         for remote, info in self._listed(path).items():
             here = self._here(remote)
             if here.suffix == _DATABASE:
@@ -266,6 +268,7 @@ class Storage:
 _HELD = ".held"
 _BEAT_S = 5.0
 _STALE_S = 30.0
+_SAID_AFTER_S = 3.0
 
 
 class Held:
@@ -284,6 +287,30 @@ class Held:
         self._token = secrets.token_hex(8)
         self._ended = threading.Event()
         self._beats = 0
+
+    def take(self, own: str, patience_s: float | None, on_wait: Callable[[str], None] = lambda holder: None) -> str | None:
+        """Take the lock; return who holds it where that one is alive after `patience_s` seconds (None: wait), None once it is taken.
+
+        Args:
+            own: who takes it, for others. on_wait: told once whom it waits for.
+        """
+        began, said, first, since = time.monotonic(), False, "", 0.0
+        while not self.try_to_take(own):
+            seen, place, holder = self.look()
+            now = time.monotonic()
+            alive = bool(first) and seen != first
+            if seen != first:
+                first, since = seen, now
+            if seen and (place == self.place or now - since > self.stale_s):
+                self.break_stale(seen)
+                continue
+            if alive and patience_s is not None and now - began >= patience_s:
+                return holder
+            if now - began > _SAID_AFTER_S and not said:
+                on_wait(holder)
+                said = True
+            time.sleep(0.5)
+        return None
 
     def try_to_take(self, holder: str) -> bool:
         """Take the lock; return whether it was free."""
@@ -330,6 +357,7 @@ class Held:
 
 _driven: dict[Path, Storage] = {}
 """Storages that commands of this process opened."""
+_machine_locks: list[Held] = []
 _written: dict[Path, int] = {}
 """Root -> the open file whose lock says that a process here writes to the copy."""
 
@@ -337,10 +365,11 @@ _written: dict[Path, int] = {}
 def open_storage(url: str, *, to_write: bool) -> Storage:
     """Open the store of a home, fetch what is small, and make it known to this process and to those that it starts.
 
-    The databases of a copy that a living process here writes to are left as they are.
+    The databases of a copy that a living process here writes to are left as they are. One machine at a time writes to a home whose MLflow
+    store is a file: its copy is uploaded whole.
 
     Raises:
-        UserError: it cannot be opened. EnvironmentProblem: it cannot be reached.
+        UserError: it cannot be opened. EnvironmentProblem: it cannot be reached, or another machine writes to it.
     """
     storage = Storage.locate(url)
     storage.check(writable=to_write)
@@ -353,6 +382,8 @@ def open_storage(url: str, *, to_write: bool) -> Storage:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 alone = False
+        if to_write and alone and not os.environ.get(TRACKING_VARIABLE):
+            _hold_for_this_machine(storage)
         storage.pull(storage.root, largest=SMALL_BYTES, databases=alone)
         if to_write and storage.root not in _written:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -362,6 +393,18 @@ def open_storage(url: str, *, to_write: bool) -> Storage:
     _driven[storage.root] = storage
     os.environ[_URL_VARIABLE], os.environ[_ROOT_VARIABLE] = storage.url, str(storage.root)
     return storage
+
+
+def _hold_for_this_machine(storage: Storage) -> None:
+    held = storage.held(storage.root / "mlflow.db")
+    own = f"process {os.getpid()} on {socket.gethostname()}"
+    holder = held.take(own, 0, lambda other: _logger.warning("waiting for %s, which writes to %s or was killed", other, storage.url))
+    if holder is not None:
+        raise EnvironmentProblem(
+            f"the home {storage.url} is written to by {holder}, and its MLflow store is a file: one machine at a time. End that process "
+            f"first, name another home, or an MLflow server with {TRACKING_VARIABLE}."
+        )
+    _machine_locks.append(held)
 
 
 def storage_of(path: Path) -> Storage | None:
@@ -385,11 +428,11 @@ def _from_variables(url: str, root: str) -> Storage:
     return _known.setdefault((url, root), Storage(url, Path(root)))
 
 
-def fetch(path: Path, *, largest: int | None = None) -> None:
-    """Fetch what lies at or below a path from the home's store; nothing where the home is a folder."""
+def fetch(path: Path, *, largest: int | None = None, databases: bool = False) -> None:
+    """Fetch what lies at or below a path from the home's store; nothing where the home is a folder. `largest`, `databases`: as `pull`."""
     storage = storage_of(path)
     if storage is not None:
-        storage.pull(path, largest=largest, databases=False)
+        storage.pull(path, largest=largest, databases=databases)
 
 
 def keep(path: Path) -> None:
@@ -415,6 +458,8 @@ def uploaded_at_the_end() -> Iterator[None]:
         keep_databases()
         for root in _written:
             _driven[root].push(root)
+        while _machine_locks:
+            _machine_locks.pop().release()
 
 
 def keep_databases() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import optuna
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
@@ -92,7 +93,7 @@ def study_storage(folder: Path) -> optuna.storages.BaseStorage:
     kind, _, place = url.partition(":")
     try:
         if kind == "journal":
-            return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(place))
+            return optuna.storages.JournalStorage(JournalFileBackend(place))
         if kind == "grpc":
             address = urlsplit(url)
             return optuna.storages.GrpcStorageProxy(host=address.hostname or "", port=address.port or 13000)

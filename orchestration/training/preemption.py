@@ -81,7 +81,7 @@ class GroupNotice:
         return self.given
 
 
-def preemptions_without_limit() -> dict[str, int]:
+def preemptions_without_limit() -> dict[str, Any]:
     """Return the argument of Ray Train's `FailureConfig` for machines that are taken away: no limit, where Ray counts them apart."""
     known = {field.name for field in dataclasses.fields(ray.train.FailureConfig)}
     return {"max_preemption_failures": -1} if "max_preemption_failures" in known else {}

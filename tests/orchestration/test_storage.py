@@ -26,12 +26,16 @@ def store(tmp_path, monkeypatch):
     """URL of an empty store; what commands open in this process is forgotten afterwards."""
     monkeypatch.setattr(storages, "_driven", {})
     monkeypatch.setattr(storages, "_written", {})
+    monkeypatch.setattr(storages, "_machine_locks", [])
+    monkeypatch.delenv(storages.TRACKING_VARIABLE, raising=False)
     for name in storages.STORAGE_VARIABLES:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setenv(storages.COPY_VARIABLE, str(tmp_path / "cache"))
     (tmp_path / "store").mkdir()
     yield f"file://{tmp_path / 'store'}"
+    for held in storages._machine_locks:
+        held.release()
     for descriptor in storages._written.values():
         os.close(descriptor)
 
@@ -196,6 +200,18 @@ def test_a_second_driver_is_refused_and_takes_over_when_the_first_is_gone(store,
     started = time.monotonic()
     with only_process(lock, "the sweep s"):
         assert time.monotonic() - started < 0.9
+
+
+def test_one_machine_at_a_time_writes_to_a_home_whose_mlflow_store_is_a_file(store, tmp_path, monkeypatch):
+    elsewhere = Storage(store, tmp_path / "elsewhere").held(tmp_path / "elsewhere" / "mlflow.db")
+    elsewhere.place, elsewhere.beat_s = "another machine", 0.2
+    assert elsewhere.try_to_take("process 1 on another machine")
+    with pytest.raises(EnvironmentProblem, match="is written to by process 1 on another machine"):
+        Home.locate(store)
+    Home.to_read(store)
+    monkeypatch.setenv(storages.TRACKING_VARIABLE, "http://127.0.0.1:9")
+    Home.locate(store)
+    elsewhere.release()
 
 
 def test_of_many_that_take_a_lock_one_holds_it(store, tmp_path):
