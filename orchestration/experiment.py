@@ -221,10 +221,10 @@ class ExperimentConfig(Config):
             raise ValueError(
                 f"training.batch_size {self.training.batch_size} cannot be divided among resources.workers {self.resources.fewest_workers}"
             )
-        if self.training.batch_size % (self.resources.workers * self.training.accumulation):
+        if self.training.batch_size % (self.resources.fewest_workers * self.training.accumulation):
             raise ValueError(
                 f"training.batch_size {self.training.batch_size} cannot be divided into training.accumulation {self.training.accumulation} "
-                f"parts for each of resources.workers {self.resources.workers}"
+                f"parts for each of resources.workers {self.resources.fewest_workers}"
             )
         return self
 

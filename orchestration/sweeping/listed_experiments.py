@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -114,7 +113,7 @@ def _train_alike(
         if not local:  # nodes may have gone since the search
             cluster.ClusterWatch(trial_resources(wanted.model_copy(update={"workers": 1})), local=local, storage=storage).wait()
         nodes = cluster.alive_nodes()
-        resources = with_workers_that_fit(wanted, math.gcd(*(each.training.batch_size for each in experiments)), nodes) or wanted
+        resources = with_workers_that_fit(wanted, [each.training for each in experiments], nodes) or wanted
         if resources != wanted:
             console.warn(
                 f"the cluster has room for {resources.workers} of {wanted.fewest_workers} workers: the {kind}s are trained with those"

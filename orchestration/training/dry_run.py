@@ -133,7 +133,7 @@ def dry_run(experiment: ExperimentConfig, workplace: Workplace) -> DryRun:
         UserError: the run could not start.
     """
     home, training = workplace.home, experiment.training
-    workers = workers_that_share(experiment.resources.most_workers, training.batch_size)
+    workers = workers_that_share(experiment.resources.most_workers, training)
     prepared = PreparedTraining(experiment, workplace.data_root)
     initial = TrainingJob.at(workplace, experiment).initial
     begun = None if initial is None else initial.begin(prepared.model, training.reinitialize)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from models.errors import UserError
 from orchestration.experiment import ResourcesConfig
+from trainers.config import TrainingConfig
 
 # A trial with several workers has a driver beside them that only waits. It takes a little memory instead of a core: Tune refuses a
 # bundle of nothing, and a hundredth of a core would keep two workers from fitting two cores.
@@ -43,9 +44,9 @@ def trials_at_once(
     return max(1, min(least, trials_that_fit(_resources_of(resources, resources.most_workers), nodes)))
 
 
-def workers_that_share(workers: int, batch_size: int) -> int:
+def workers_that_share(workers: int, training: TrainingConfig) -> int:
     """Return how many of the workers can share a batch evenly: the others of a group stand by."""
-    return next(count for count in range(workers, 0, -1) if batch_size % count == 0)
+    return next(count for count in range(workers, 0, -1) if training.batch_size % (count * training.accumulation) == 0)
 
 
 def trials_that_fit(need: TrialResources, nodes: Sequence[Mapping[str, float]]) -> int:
@@ -62,17 +63,20 @@ def trials_that_fit(need: TrialResources, nodes: Sequence[Mapping[str, float]]) 
     return workers // need.workers
 
 
-def with_workers_that_fit(resources: ResourcesConfig, batch_size: int, nodes: Sequence[Mapping[str, float]]) -> ResourcesConfig | None:
+def with_workers_that_fit(
+    resources: ResourcesConfig, trainings: Sequence[TrainingConfig], nodes: Sequence[Mapping[str, float]]
+) -> ResourcesConfig | None:
     """Return the resources with as many workers as fit the nodes, at most those asked for: a cluster may have shrunk. None: not one fits.
 
     Args:
-        batch_size: of the training, which the workers share evenly.
+        trainings: each of whose batches the workers share evenly.
     """
     if trials_that_fit(trial_resources(resources), nodes):
         return resources
     for workers in range(resources.fewest_workers - 1, 0, -1):
         fewer = resources.model_copy(update={"workers": workers})
-        if batch_size % workers == 0 and trials_that_fit(trial_resources(fewer), nodes):
+        even = all(workers_that_share(workers, training) == workers for training in trainings)
+        if even and trials_that_fit(trial_resources(fewer), nodes):
             return fewer
     return None
 

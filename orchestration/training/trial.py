@@ -130,7 +130,7 @@ def run_worker(content: Mapping[str, Any]) -> None:
     """
     job = TrainingJob.from_json(content).with_own_cores()
     job.folder.path.mkdir(parents=True, exist_ok=True)
-    group = WorkerGroup(job.experiment.training.batch_size)
+    group = WorkerGroup(job.experiment.training)
     if group.stands_by:
         group.stand_by()
         return

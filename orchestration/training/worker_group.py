@@ -16,6 +16,7 @@ from ray.train.collective import broadcast_from_rank_zero
 
 from orchestration.training.preemption import group_preemption
 from orchestration.training.resources import workers_that_share
+from trainers.config import TrainingConfig
 
 _REPORT, _ASK, _AGREE, _END = "report", "ask", "agree", "end"
 T = TypeVar("T")
@@ -25,16 +26,16 @@ class WorkerGroup:
     """This worker's view of its group.
 
     Args:
-        batch_size: global batch of the training.
+        training: whose batches the workers share.
 
     Attributes:
         rank: of this worker. stands_by: whether it takes no part in the training.
     """
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self, training: TrainingConfig) -> None:
         context = ray.train.get_context()
         self.rank, self._size = context.get_world_rank(), context.get_world_size()
-        self._sharing = workers_that_share(self._size, batch_size)
+        self._sharing = workers_that_share(self._size, training)
         self.stands_by = self.rank >= self._sharing
 
     @contextlib.contextmanager

@@ -25,6 +25,7 @@ from orchestration.sweeping.search import RememberingAsha, StudySearch
 from orchestration.sweeping.study import num_wanted, open_study, spent, superseded
 from orchestration.training.cluster import PATIENCE_S, ClusterLost, ClusterWatch
 from orchestration.training.resources import TrialResources, concurrency, trials_at_once, with_workers_that_fit, workers_that_share
+from trainers.config import TrainingConfig
 
 
 @pytest.fixture
@@ -336,7 +337,8 @@ def test_workers_are_counted_node_by_node():
     [(4, 64, (4,), 4), (4, 64, (2, 1), 2), (4, 60, (2, 1), 3), (4, 64, (1,), 1), (2, 64, (0,), None), (2, 64, (), None)],
 )
 def test_what_is_trained_after_the_search_takes_the_workers_that_are_left(wanted, batch_size, cpus, expected):
-    resources = with_workers_that_fit(ResourcesConfig(workers=wanted), batch_size, [{"CPU": float(count)} for count in cpus])
+    trainings = [TrainingConfig(batch_size=batch_size), TrainingConfig(batch_size=2 * batch_size)]
+    resources = with_workers_that_fit(ResourcesConfig(workers=wanted), trainings, [{"CPU": float(count)} for count in cpus])
     assert (resources.workers if resources else None) == expected
 
 
@@ -356,7 +358,8 @@ def test_a_trial_needs_the_fewest_of_its_workers():
     for wrong in (0, -1, 2.5, True, None, "x", [], [1, 2, 3], [1, "x"], math.inf, math.nan, {}):
         with pytest.raises(ValidationError, match=r"1 validation error.*\n.*\n.*whole number from 1 to 4096"):
             ResourcesConfig(workers=wrong)
-    assert [workers_that_share(count, 32) for count in (1, 2, 3, 4, 7)] == [1, 2, 2, 4, 4]
+    assert [workers_that_share(count, TrainingConfig(batch_size=32)) for count in (1, 2, 3, 4, 7)] == [1, 2, 2, 4, 4]
+    assert [workers_that_share(count, TrainingConfig(batch_size=32, accumulation=16)) for count in (1, 2, 3, 4)] == [1, 2, 2, 2]
 
 
 def test_room_is_waited_for():
