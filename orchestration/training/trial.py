@@ -30,6 +30,12 @@ from trainers.fit import TrainingDiverged
 from trainers.reporting import EpochReport
 
 
+_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+ELASTIC_START_S = 60.0
+MOST_STARTS = 20
+"""Groups whose size changes that may be too large for the room there is, one after the other."""
+
+
 def run_trial(job: TrainingJob) -> None:
     """Train, and report every epoch, then once more at the end with the selected epoch's metrics, as `TrialReport`s.
 
@@ -68,9 +74,14 @@ def train_group(job: TrainingJob, callbacks: Sequence[UserCallback]) -> ray.trai
         UserError, TrainingDiverged: what a worker raised.
         ray.train.TrainingFailedError: the workers failed for good.
     """
-    # Ray Train gives workers a minute to come; nodes of a cluster are waited for as long as trials with one worker wait for them.
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PATIENCE_S))
     resources = job.experiment.resources
+    if resources.is_elastic:
+        # Ray Train counts the room that there was a moment ago; a group that is too large for what is left is given up soon, and a smaller
+        # one begins.
+        os.environ[_START_TIMEOUT] = str(ELASTIC_START_S)
+    else:
+        # Ray Train gives workers a minute to come; nodes of a cluster are waited for as long as trials with one worker wait for them.
+        os.environ.setdefault(_START_TIMEOUT, str(PATIENCE_S))
     per_worker = {"CPU": resources.cpus_per_worker or 1.0}
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
@@ -87,7 +98,7 @@ def train_group(job: TrainingJob, callbacks: Sequence[UserCallback]) -> ray.trai
             **_train_storage(job.train_storage),
             callbacks=list(callbacks),  # type: ignore[arg-type]  # Ray types it as the callback of Train V1
             failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]  # as above
-                max_failures=2, controller_failure_limit=3, **preemptions_without_limit()
+                max_failures=2, controller_failure_limit=MOST_STARTS if resources.is_elastic else 3, **preemptions_without_limit()
             ),
         ),
     )
