@@ -29,7 +29,6 @@ from orchestration.training.worker_group import WorkerGroup
 from trainers.fit import TrainingDiverged
 from trainers.reporting import EpochReport
 
-
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 ELASTIC_START_S = 60.0
 MOST_STARTS = 20
