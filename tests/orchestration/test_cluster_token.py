@@ -48,6 +48,7 @@ def variables(monkeypatch, tmp_path):
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # other tests of this process may have started one
     return monkeypatch
 
 
