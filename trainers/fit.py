@@ -418,10 +418,8 @@ class TrainingLoop:
         write_state(self.state_dict(), folder)
 
     def _save_within_epoch(self, epoch: int, step: int, totals: Mapping[str, Tensor], started: float, folder: Path) -> None:
-        """Write this worker's state after `step` steps of an epoch; after the last one the epoch's own state comes at once.
-
-        Perturbations that an epoch leaves to the next are as large as the images: with them the epoch begins again.
-        """
+        """Write this worker's state after `step` steps of an epoch; after the last one the epoch's own state comes at once."""
+        # Perturbations that an epoch leaves to the next are as large as the images: with them the epoch begins again.
         if step == self.steps_per_epoch or self.context.warm_start is not None:
             return
         state = {
