@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import base64
+import sys
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 import pandas
+from matplotlib.figure import Figure
 
+from analysis.reporting.figure_style import figure_as_png
 from orchestration.recipes import parse_overrides
+
+
+def show_figures() -> None:
+    """Let the notebook that this process belongs to show figures, with or without `%matplotlib inline`; elsewhere nothing happens."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is not None:
+        shell.display_formatter.formatters["image/png"].for_type(Figure, _as_png)
+
+
+def _as_png(figure: Figure) -> bytes:
+    return base64.b64decode(figure_as_png(figure))
+
+
+show_figures()
 
 
 def as_html(title: str, facts: Mapping[str, Any], frame: pandas.DataFrame | None = None) -> str:

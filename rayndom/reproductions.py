@@ -30,18 +30,18 @@ class Reproduced:
     @property
     def frame(self) -> pandas.DataFrame:
         """A row for each cell and kind of number, as in the CSV file."""
-        from analysis.reproduction.sheet import sheet_of
+        from analysis.reproduction.sheet import Sheet
         from analysis.reproduction.tables import tidy
         from analysis.reproduction.view import view_of
 
-        return pandas.DataFrame(list(tidy(sheet_of(view_of(self.outcome)))))
+        return pandas.DataFrame(list(tidy(Sheet(view_of(self.outcome)))))
 
     def _repr_html_(self) -> str:
-        from analysis.reproduction.sheet import sheet_of
+        from analysis.reproduction.sheet import Sheet
         from analysis.reproduction.tables import terminal_rows
         from analysis.reproduction.view import view_of
 
-        header, rows, below = terminal_rows(sheet_of(view_of(self.outcome)))
+        header, rows, below = terminal_rows(Sheet(view_of(self.outcome)))
         table = pandas.DataFrame(rows, columns=pandas.Index(header))
         notes = {str(number): note for number, note in enumerate(below, start=1)}
         return as_html(f"{self.outcome.item} at scale {self.outcome.scale}", notes, table)
