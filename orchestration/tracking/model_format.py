@@ -62,10 +62,12 @@ def _save(source: Path, folder: Path, model_id: str | None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         code = Path(scratch, "code")
         _copy_code(Path(models.__file__).parent, code / "models")
+        loader = Path(scratch, _LOADER.name)
+        shutil.copyfile(_LOADER, loader)  # MLflow keeps the mode of what it copies, and an installation has modes of its own
         mlflow.pyfunc.save_model(
             folder,
             mlflow_model=description,
-            python_model=str(_LOADER),
+            python_model=str(loader),
             artifacts={"model": str(source), "code": str(code)},
             signature=signature_of(source),
             input_example=np.round(np.linspace(0, 1, int(np.prod(shape)), dtype=np.float32).reshape(1, *shape), 3),
