@@ -6,6 +6,7 @@ Outcomes are simulated with a known accuracy: logit p = a + u + v with u of the 
 (sd 0, 0.3, 1, 2); right with probability p, or right where logit p > 0. Parts:
 
 * grid: 30, 100, 1000 images x 5, 20, 100 draws x accuracies x spreads, `accuracy_interval` and the candidates of `interval_candidates`.
+* between: accuracies of 10, 15, 20 and 30 %, draws spread by 1 and 2: what covers on the grid may not cover between its accuracies.
 * exact: spaces of 3 and 10 configurations, all scored, equally likely or not; the target is the mean over images for these.
 * paired: difference of two models on the same images (correlation 0.8 of their u), each with draws of its own.
 * worst: the worst of k draws. batches: T0, one draw per block of images, scored once.
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--parts", default="grid,exact,paired,worst,batches,until")
+    parser.add_argument("--parts", default="grid,between,exact,paired,worst,batches,until")
     parser.add_argument("--minutes", type=float, default=60.0, help="start no cell after so long")
     parser.add_argument("--markdown", type=Path, help="the tables of the summary")
     chosen = parser.parse_args(arguments)
@@ -104,7 +105,7 @@ def _report(found: list[Found], seed: int, markdown: Path | None) -> int:
     print(text)
     grid = [each for each in found if each.cell.part == "grid"]
     if grid:
-        print(by_cell(grid))
+        print(by_cell(grid, [each for each in found if each.cell.part == "between"]))
     low = [each for each in found if each.interval == OURS and each.coverage < GOAL]
     for each in sorted(low, key=lambda one: one.coverage):
         print(f"{100 * each.coverage:.1f} % (high {each.too_high:.3f}, low {each.too_low:.3f}, width {each.width:.3f}): {each.cell}")

@@ -121,7 +121,9 @@ def run_cell(task: tuple[Cell, int, int, int]) -> tuple[Cell, list[Found]]:
     """Simulate one cell: `(cell, first, repetitions, seed)`."""
     cell, first, repetitions, seed = task
     rng = np.random.default_rng([seed, *os.fsencode(repr(cell))])
-    simulate = {"grid": _grid, "exact": _exact, "paired": _paired, "worst": _worst, "batches": _batches, "until": _until}[cell.part]
+    simulate = {"grid": _grid, "between": _grid, "exact": _exact, "paired": _paired, "worst": _worst, "batches": _batches, "until": _until}[
+        cell.part
+    ]
     parts = [simulate(cell, min(first, repetitions), rng)]
     if first < repetitions and not _beyond_doubt(_found(cell, OURS, parts)):
         parts.append(simulate(cell, repetitions - first, rng))
@@ -227,6 +229,8 @@ def cells(parts: Iterable[str]) -> list[Cell]:
     for part in parts:
         if part == "grid":
             settings = [(s, r, a, v, 0) for s, r, a, v in itertools.product(sizes, draws, accuracies, spreads)]
+        elif part == "between":
+            settings = [(s, r, a, v, 0) for s, r, a, v in itertools.product(sizes, draws, (0.1, 0.15, 0.2, 0.3), spreads[2:])]
         elif part == "exact":
             settings = [(s, r, a, v, 0) for s, r, a, v in itertools.product(sizes, (3, 10), accuracies, spreads)]
         elif part == "paired":
@@ -239,7 +243,7 @@ def cells(parts: Iterable[str]) -> list[Cell]:
         elif part == "until":
             settings = [(2000, r, a, v, w) for r, a, v, w in itertools.product((20, 5), accuracies[1:], spreads[:3], (4, 10))]
         else:
-            raise SystemExit(f"unknown part {part!r}; there are grid, exact, paired, worst, batches, until")
+            raise SystemExit(f"unknown part {part!r}; there are grid, between, exact, paired, worst, batches, until")
         found += [Cell(part, s, r, a, v, u, t, extra) for (s, r, a, v, extra), (u, t) in itertools.product(settings, outcome)]
     return found
 

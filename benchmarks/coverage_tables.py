@@ -22,9 +22,10 @@ def summary(found: list[Found], seed: int) -> str:
     shown = " or ".join(f"{sum(each.repetitions == number for each in mine)} cells {number} times" for number in repetitions)
     lines = [f"Simulated, seed {seed}: {shown}. Coverage in %, width in points.", ""]
     grid = [each for each in found if each.cell.part == "grid"]
+    between = [each for each in found if each.cell.part == "between"]
     if grid:
-        lines += [*_by_size(grid), "", *_by_interval(grid)]
-    others = [each for each in found if each.cell.part != "grid"]
+        lines += [*_by_size(grid, between), "", *_by_interval(grid)]
+    others = [each for each in found if each.cell.part != "grid" and (each.interval == OURS or each.cell.part == "until")]
     if others:
         lines += ["", *_by_part(others)]
     return "\n".join(lines) + "\n"
@@ -33,7 +34,7 @@ def summary(found: list[Found], seed: int) -> str:
 @dataclass(frozen=True)
 class Rival:
     """One cell's interval beside the narrowest candidate that covers: in this cell, which only who knows the truth can choose, and in all
-    cells of as many images and draws, which anyone can. `None`: there is none."""
+    cells of as many images and draws, those between the grid's accuracies too, which anyone can. `None`: there is none."""
 
     mine: Found
     here: Found | None
@@ -45,13 +46,15 @@ class Rival:
         return self.mine.width / rival.width if rival is not None else None
 
 
-def rivals(grid: list[Found]) -> list[Rival]:
+def rivals(grid: list[Found], between: list[Found]) -> list[Rival]:
     """Return each cell of the grid with its rivals."""
     by_cell: dict[Cell, dict[str, Found]] = {}
-    for each in grid:
+    for each in (*grid, *between):
         by_cell.setdefault(each.cell, {})[each.interval] = each
     found = []
     for cell, of in by_cell.items():
+        if cell.part != "grid":
+            continue
         alike = [other for other in by_cell if (other.num_images, other.num_draws) == (cell.num_images, cell.num_draws)]
         covering = [name for name in CANDIDATES if of[name].coverage >= GOAL]
         everywhere = [name for name in covering if all(by_cell[other][name].coverage >= GOAL for other in alike)]
@@ -60,12 +63,12 @@ def rivals(grid: list[Found]) -> list[Rival]:
     return found
 
 
-def by_cell(grid: list[Found]) -> str:
+def by_cell(grid: list[Found], between: list[Found]) -> str:
     """Return the table of all cells of the grid in Markdown."""
     heads = ["images", "draws", "accuracy", "sd draws", "sd images", "outcomes", "repetitions", "coverage", "width"]
     heads += ["narrowest that covers here", "ratio", "narrowest that covers everywhere", "ratio"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for each in rivals(grid):
+    for each in rivals(grid, between):
         cell = each.mine.cell
         row: list[Any] = [cell.num_images, cell.num_draws, f"{100 * cell.accuracy:g} %", cell.draw_deviation, cell.image_deviation]
         row += ["thresholded" if cell.thresholded else "random", each.mine.repetitions, f"{100 * each.mine.coverage:.1f}"]
@@ -76,11 +79,11 @@ def by_cell(grid: list[Found]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _by_size(grid: list[Found]) -> list[str]:
+def _by_size(grid: list[Found], between: list[Found]) -> list[str]:
     heads = ["images", "draws", "lowest by sd 0 / 0.3 / 1 / 2", "mean", "mean width", "too few said"]
     heads += ["narrowest other that covers everywhere", "width as a multiple of its: median, largest, cells above 1.3"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    pairs = rivals(grid)
+    pairs = rivals(grid, between)
     for size in sorted({(each.cell.num_images, each.cell.num_draws) for each in grid}):
         here = [each for each in pairs if (each.mine.cell.num_images, each.mine.cell.num_draws) == size]
         mine = [each.mine for each in here]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from analysis.evaluation.block_task import BlockTask
 from analysis.evaluation.protocols import RunAttack
 from analysis.fingerprints import tensor_bytes
 from models.errors import UserError
+from models.file_content import check_ordinary
 from models.files import whole_file
 
 PointPurpose = Literal["keep", "score", "reuse"]
@@ -121,18 +123,22 @@ class PointStore:
             UserError: they are not there, or the file is not as it was written.
         """
         path = self.path(task)
+        if not os.path.lexists(path):
+            raise UserError(f"the points of {task.title} are not in {self.folder}; {_REMEDY}")
+        check_ordinary(path)  # a pipe would be waited for
         try:
             with safe_open(path, framework="pt") as file:
                 facts = json.loads((file.metadata() or {})[_FACTS])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
             whole = facts["digest"] == _digest(tensors) and facts["data"] == task.data and facts["key"] == task.points_key
-        except FileNotFoundError:
-            raise UserError(f"the points of {task.title} are not in {self.folder}; {_REMEDY}") from None
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"the points {path} cannot be read ({error}); {_REMEDY}") from None
+            points = [_attacked(each, tensors, index) for index, each in enumerate(facts["attacks"])]
+            num_folded = int(facts["num_folded"])
+        # RuntimeError: strides that no tensor of this shape has.
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise UserError(f"the points {path} cannot be read ({str(error)[:300]}); {_REMEDY}") from None
         if not whole:
             raise UserError(f"the points {path} are not those that were written; {_REMEDY}")
-        return [_attacked(each, tensors, index) for index, each in enumerate(facts["attacks"])], int(facts["num_folded"])
+        return points, num_folded
 
 
 _REMEDY = "`rayndom evaluate` with `--keep-points` makes them"

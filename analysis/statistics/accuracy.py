@@ -31,6 +31,7 @@ class TwoChances:
         images: chance of the images. draws: chance of the draws; None where every configuration was scored, or nothing varied.
         num_samples: S. num_draws: draws that add chance, those of all batches together; 0 where every configuration was scored.
         standard_error: of the mean, from the components of variance.
+        num_batches: groups of images of which each had draws of its own.
     """
 
     images: ImageChance
@@ -38,6 +39,7 @@ class TwoChances:
     num_samples: int
     num_draws: int
     standard_error: float
+    num_batches: int = 1
 
     def interval(self, tail: float) -> tuple[float, float]:
         """Return the interval (low, high) with `tail` beyond each end."""
@@ -46,7 +48,7 @@ class TwoChances:
         if self.draws is not None:
             return combined_interval(self.draws, self.images, tail)
         # Nothing but errors, or none: only one side can miss, and the worst case over the unknown spread of draws is taken already.
-        none = highest_without_success(self.num_samples, self.num_draws, 2 * tail)
+        none = highest_without_success(self.num_samples, self.num_draws, 2 * tail, self.num_batches)
         highest = max(none, self.images.interval(tail)[1] if self.images.mean < 0.5 else 1 - self.images.interval(tail)[0])
         return (0.0, highest) if self.images.mean < 0.5 else (1 - highest, 1.0)
 
@@ -200,7 +202,7 @@ def own_draws(correct: FloatArray, batches_S: NDArray[np.generic], tail: float) 
     residual_B = (successes_BR.mean(1) - mean * size_B) / correct.shape[0]
     between = float((residual_B**2).sum()) * labels.size / (labels.size - 1)
     within = mean * (1 - mean) / images.num_effective
-    return TwoChances(images, draws, correct.shape[0], successes_BR.size, math.sqrt(max(between, within)))
+    return TwoChances(images, draws, correct.shape[0], successes_BR.size, math.sqrt(max(between, within)), labels.size)
 
 
 def mean_squares(correct: FloatArray, mean: float, image_S: FloatArray, draw_R: FloatArray) -> tuple[float, float, float]:

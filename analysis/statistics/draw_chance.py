@@ -85,20 +85,26 @@ def _without_noise(found: Posterior, mean: float) -> FloatArray:
 
 
 @lru_cache(maxsize=1024)
-def highest_without_success(num_samples: int, num_draws: int, tail: float) -> float:
+def highest_without_success(num_samples: int, num_draws: int, tail: float, num_batches: int = 1) -> float:
     """Return the largest accuracy at which no success on any image and draw has at least this probability.
 
     The worst case over how the variance of an outcome is shared between images and draws, up to `_LARGEST_SHARE` for the draws.
+
+    Args:
+        num_samples, num_draws: of all batches together. tail: the probability.
+        num_batches: batches, of equal size, of which each has draws of its own: an image meets only those of its batch.
     """
+    of_batch, draws_of_batch = num_samples / num_batches, num_draws / num_batches
     value_X = np.linspace(-9, 9, 1201)
     middle_X = (value_X[1:] + value_X[:-1]) / 2
     highest = 1 - tail ** (1 / num_samples)
     for share in np.linspace(0.05, _LARGEST_SHARE, 12):
-        largest_X = np.diff(special.ndtr(value_X / np.sqrt(share)) ** num_draws)
+        largest_X = np.diff(special.ndtr(value_X / np.sqrt(share)) ** draws_of_batch)
         low, high = -5.0, 3.0
         for _ in range(32):
             middle = (low + high) / 2
-            none = float((largest_X * special.ndtr((-middle - middle_X) / np.sqrt(1 - share)) ** num_samples).sum())
+            of_one = float((largest_X * special.ndtr((-middle - middle_X) / np.sqrt(1 - share)) ** of_batch).sum())
+            none = of_one**num_batches
             low, high = (middle, high) if none > tail else (low, middle)
         highest = max(highest, float(special.ndtr(low)))
     return highest

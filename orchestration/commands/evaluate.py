@@ -185,10 +185,13 @@ def _threat_model(arguments: argparse.Namespace, experiment: ExperimentConfig | 
     if arguments.epsilon is None and arguments.norm is None:
         return None
     trained = experiment.threat_model if experiment else ThreatModel()
+    names = ("norm", "epsilon")
+    asked = {name: getattr(trained if getattr(arguments, name) is None else arguments, name) for name in names}
     try:
-        return ThreatModel.model_validate({"norm": arguments.norm or trained.norm, "epsilon": arguments.epsilon or trained.epsilon})
+        return ThreatModel.model_validate(asked)
     except ValidationError as error:
-        raise UserError("; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())) from None
+        said = (f"--{''.join(map(str, item['loc'])) or 'epsilon'}: {item['msg'].removeprefix('Value error, ')}" for item in error.errors())
+        raise UserError("; ".join(said)) from None
 
 
 EVALUATE = Command(

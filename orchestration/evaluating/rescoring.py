@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import Field, ValidationError
 
 from analysis.evaluate import EvaluationResult, PointStore
 from analysis.evaluation.block_task import BlockTask
@@ -15,7 +18,9 @@ from analysis.evaluation.records import read_records
 from analysis.evaluation.suites import Suite
 from analysis.evaluation.tasks import on_kept_points
 from analysis.statistics import Estimate, paired_difference
+from models.configuration import Config
 from models.errors import UserError, unknown_name
+from models.json_text import first_problem
 from models.threat_model import ThreatModel
 from orchestration.evaluating.evaluation_run import POINTS_FOLDER, RECORDS_FILE, EvaluationSettings, Job, Until, prepare
 from orchestration.evaluating.stored_evaluation import Summary, read_kept
@@ -46,18 +51,33 @@ def kept_summary(target: Target, suite: str | None, home: Home) -> Summary:
     return kept[suite or next(iter(kept))]
 
 
+class _Asked(Config):
+    """What was asked of an evaluation, as it is kept beside its records."""
+
+    suite: Suite = Field(description="The suite itself.")
+    threat_model: ThreatModel = Field(description="Norm and radius.")
+    data: DataConfig = Field(description="The data set.")
+    num_samples: int | None = Field(ge=1, description="Images; none: the suite's.")
+    num_draws: int | None = Field(ge=1, description="Scoring draws; none: the suite's.")
+    seed: int = Field(description="Root of all seeds.")
+    until: dict[str, Any] | None = Field(None, description="The rule that chose the numbers; earlier versions do not have it.")
+
+
 def settings_of(summary: Summary) -> EvaluationSettings:
-    """Return what was asked of a kept evaluation."""
-    asked = summary["settings"]
-    return EvaluationSettings(
-        suite=Suite.model_validate(asked["suite"]),
-        threat_model=ThreatModel.model_validate(asked["threat_model"]),
-        num_samples=asked["num_samples"],
-        num_draws=asked["num_draws"],
-        data=DataConfig.model_validate(asked["data"]),
-        seed=asked["seed"],
-        until=None if asked.get("until") is None else Until.from_json(asked["until"]),
-    )
+    """Return what was asked of a kept evaluation.
+
+    Raises:
+        UserError: what is kept of it is damaged.
+    """
+    try:
+        asked = _Asked.model_validate(summary["settings"])
+        until = None if asked.until is None else Until.from_json(asked.until)
+    except (ValidationError, KeyError, TypeError) as error:
+        problem = first_problem(error) if isinstance(error, ValidationError) else f"until: {error}"
+        raise UserError(
+            f"what is kept of the evaluation {summary['suite']} is damaged ({problem}); `rayndom evaluate` makes it again"
+        ) from None
+    return EvaluationSettings(asked.suite, asked.threat_model, asked.num_samples, asked.num_draws, asked.data, asked.seed, until)
 
 
 def prepare_rescoring(name: str, target: Target, summary: Summary, num_draws: int | None, workplace: Workplace) -> Job:

@@ -160,6 +160,8 @@ HARD = [
     Cell("worst", 100, 20, 0.5, 0.3, 1.0, False, 5),
     Cell("batches", 256, 1, 0.5, 1.0, 1.0, False, 10),
     Cell("batches", 256, 1, 0.05, 1.0, 1.0, False, 1),
+    Cell("batches", 256, 1, 0.05, 2.0, 1.0, True, 10),
+    Cell("between", 1000, 5, 0.15, 2.0, 1.0, True),
 ]
 
 

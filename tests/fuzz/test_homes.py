@@ -50,7 +50,7 @@ def sound(tmp_path_factory):
     for run in RUNS:
         before = set(home.rglob("*"))
         for words in (
-            ["evaluate", run, "--samples", "10", "--workers", "1"],
+            ["evaluate", run, "--samples", "10", "--workers", "1", "--keep-points"],
             ["analyse", run, "--samples", "4"],
             ["export", run, "--to", str(home / "exports" / run)],
         ):
@@ -74,6 +74,7 @@ def commands_on(run: str, other: str, home: Path, rng: random.Random) -> list[st
             ["evaluate", run, "--samples", "10", "--workers", "1"],
             ["evaluate", str(home / "exports" / run), "--samples", "10", "--workers", "1"],
             ["analyse", run, "--samples", "4"],
+            ["rescore", run, "--draws", "3"],
             ["compare", run, other],
             ["compare", run, other, "--all", "--json"],
         ]
