@@ -166,6 +166,9 @@ def _run(arguments: list[str]) -> int:
     names = [command.name for command in COMMANDS]
     if not arguments[0].startswith("-") and arguments[0] not in names:
         raise unknown_name("command", arguments[0], names)
+    empty = next((word for word in arguments if word.startswith("--") and word.endswith("=--")), None)
+    if empty is not None:  # argparse makes an empty list of it
+        raise UserError(f"{empty[:200]}: `--` is no value")
     parsed, rest = parser.parse_known_args(arguments)
     if rest and not parsed.takes_fields:
         flag = rest[0].partition("=")[0]

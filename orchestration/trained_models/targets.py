@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,10 +138,12 @@ def resolve_target(target: str, home: Home) -> Target:
     Raises:
         UserError: there is none; says where it was looked for.
     """
+    if not target.strip():
+        raise UserError(f"target: {target!r} names no model; `rayndom list runs` names those of this home")
     if target.startswith(SCHEME):
         return _target(fetch_model(target, home))
     path = Path(target)
-    if any(len(part.encode()) > LONGEST_NAME for part in path.parts):
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
         raise UserError(f"no model {target[:60]!r}...: no file has a name of more than {LONGEST_NAME} bytes")
     if (path / CONFIG_FILE).is_file():
         if is_recipe(target):

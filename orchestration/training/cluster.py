@@ -44,9 +44,10 @@ def connect(address: str | None = None, *, dashboard: bool = False, num_cpus: in
             _start(options | {"include_dashboard": dashboard, "num_cpus": num_cpus} | _runtime_with_plugins({}))
             return ray.cluster_resources()
         check_token(address)
+        runtime = _runtime_with_plugins({"env_vars": _variables_of_workers()}, elsewhere=True)
         try:
-            ray.init(address=address, **_runtime_with_plugins({"env_vars": _variables_of_workers()}, elsewhere=True), **options)
-        except (ConnectionError, TimeoutError, RuntimeError) as error:
+            ray.init(address=address, **runtime, **options)
+        except (ConnectionError, TimeoutError, RuntimeError, ValueError, OSError) as error:  # ValueError: no address at all
             raise UserError(f"no Ray cluster at {address}: {error}") from None
     return ray.cluster_resources()
 

@@ -77,7 +77,7 @@ def test_it_agrees_with_an_independent_implementation_within_half_a_point(implem
     print(f"{implementation} {norm} {epsilon}: PGD-20 {pgd_20:.4f}, autoattack_standard {ours:.4f}, independent {theirs:.4f}")
     assert 0.1 < ours < 0.95
     assert ours <= pgd_20
-    assert abs(ours - theirs) <= 0.005
+    assert abs(ours - theirs) <= 0.005 + 1e-9
 
 
 @pytest.mark.slow
@@ -92,7 +92,7 @@ def test_a_second_opinion_agrees_within_half_a_point_on_deterministic_models(nor
     theirs = result.headline.value
     print(f"{norm} {epsilon}: ours {ours:.4f}, independent {theirs:.4f}")
     assert 0.1 < ours < 0.95
-    assert abs(ours - theirs) <= 0.005
+    assert abs(ours - theirs) <= 0.005 + 1e-9
 
 
 @pytest.mark.slow

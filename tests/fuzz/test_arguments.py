@@ -20,13 +20,14 @@ from tests.orchestration.test_earlier_home import ARCHIVE
 FEW, MANY = 40, 700
 RUN, OTHER = "04e9dcd8e27c21aa", "f3adf480c8de54f4"
 TEXTS = (
-    "", " ", "nowhere", "a\0b", "a\nb", "../..", "/", ".", "~nobody_of_this_name/x", "x" * 5000, "\ud800", "\x1b[31mred", "-", "--", "---x",
+    "", " ", "nowhere", "a\0b", "a\nb", "../..", "/", ".", "~nobody_of_this_name/x", "x" * 5000, "\udcff", "\x1b[31mred", "-", "--", "---x",
     "models:/", "models:/x", "models:/x@", "models:/x@y@z", "models:/x/0", "runs:/", "mlflow-artifacts:/x", "a,b", ",", "{}", "[", "null",
     "\u0661", "C:\\x", "http://", "http://127.0.0.1:1", "%s%n", "'", '"', "*", "?", "1e400", "nan", "at_digits@", "@", "#", "a=b", "=",
     "/dev/null", "/dev/zero", "/proc/self/mem", "a/b/c", "..", "*.py:build", "x.py:build", "x.py:", ":build", "timm:", "timm:nowhere",
     "ctrw.", ".table1",
 )  # fmt: skip
 
+JOBS = ("logs", "stop", "resume")
 USE: dict[str, list[str]] = {
     "evaluate": [RUN, "--samples=10", "--workers=1"],
     "rescore": [RUN],
@@ -39,9 +40,7 @@ USE: dict[str, list[str]] = {
     "train": ["at_digits", "--dry-run"],
     "sweep": ["ctrw_bounds_digits", "--dry-run"],
     "reproduce": ["ctrw.table4", "--dry-run"],
-    "logs": ["nowhere", "--address=http://127.0.0.1:1"],
-    "stop": ["nowhere", "--address=http://127.0.0.1:1"],
-    "resume": ["nowhere", "--address=http://127.0.0.1:1"],
+    **{command: ["nowhere", "--address=http://127.0.0.1:1"] for command in JOBS},
 }
 """Arguments with which a command would do something, soon: what is left out starts servers or a demo."""
 
@@ -83,8 +82,9 @@ def cases() -> Iterator[Case]:
                 typed = [part for part in (text.strip()[:40], repr(text)[1:-1][:40]) if part]
                 if action.option_strings:
                     flag = action.option_strings[-1]
-                    # There is nothing to score again: which of two mistakes is told first does not matter.
-                    yield Case([command, *base, f"{flag}={text}"], [flag, *typed, *(["kept its points"] if command == "rescore" else [])])
+                    # There is nothing to score again, and nobody who takes jobs: which of two mistakes is told first does not matter.
+                    first = ["kept its points"] if command == "rescore" else ["127.0.0.1:1"] if command in JOBS else []
+                    yield Case([command, *base, f"{flag}={text}"], [flag, *typed, *first])
                 else:
                     positional = [word for word in base if not word.startswith("-")]
                     rest = [*positional[1:], *(word for word in base if word.startswith("-"))]
