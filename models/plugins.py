@@ -25,6 +25,7 @@ from models.errors import UserError
 
 GROUP = "rayndom.plugins"
 VARIABLE = "RAYNDOM_PLUGINS"
+_LONGEST = 4000  # characters of a path
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,9 @@ def named_absolutely(named: Sequence[str]) -> str:
     Raises:
         UserError: there is no such folder.
     """
+    for each in named:
+        if not each.strip() or "\0" in each or len(each) > _LONGEST:
+            raise UserError(f"the plug-in {each[:100]!r} is not there; name the folder of a package, or an importable module")
     return os.pathsep.join(str(Path(each).resolve()) if _is_place(each) else each for each in named)
 
 
@@ -112,12 +116,12 @@ def using(named: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         if named:
-            os.environ.pop(VARIABLE)
+            os.environ.pop(VARIABLE, None)
             os.environ.update({} if before is None else {VARIABLE: before})
 
 
 def _is_place(named: str) -> bool:
-    return os.sep in named or named.startswith((".", "~")) or Path(named).exists()
+    return os.sep in named or named.startswith((".", "~")) or os.path.exists(named)  # where it cannot be a path: no
 
 
 def _modules_at(named: str) -> list[str]:
@@ -125,7 +129,7 @@ def _modules_at(named: str) -> list[str]:
     if not _is_place(named):
         return [named]
     place = Path(named).expanduser().resolve()
-    if not place.exists():
+    if not os.path.exists(place):
         raise UserError(f"the plug-in {named} is not there; name the folder of a package, or an importable module")
     project = place / "pyproject.toml"
     if project.is_file():

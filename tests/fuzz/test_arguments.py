@@ -84,7 +84,7 @@ def cases() -> Iterator[Case]:
                     flag = action.option_strings[-1]
                     # There is nothing to score again, and nobody who takes jobs: which of two mistakes is told first does not matter.
                     first = ["kept its points"] if command == "rescore" else ["127.0.0.1:1"] if command in JOBS else []
-                    yield Case([command, *base, f"{flag}={text}"], [flag, *typed, *first])
+                    yield Case([command, *base, f"{flag}={text}"], [flag, *typed, *first, *(["plug-in"] if flag == "--plugin" else [])])
                 else:
                     positional = [word for word in base if not word.startswith("-")]
                     rest = [*positional[1:], *(word for word in base if word.startswith("-"))]
