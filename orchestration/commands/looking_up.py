@@ -180,16 +180,16 @@ def _list_runs(arguments: argparse.Namespace) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    from orchestration.home import Home
-    from orchestration.method_code import changed_files, digest_of_code, method_code
-    from orchestration.recipes import load_recipe
-    from orchestration.run_folder import RunFolder
-
     if arguments.help or not arguments.recipe:
         if not arguments.help:
             raise UserError("show needs a recipe; `rayndom list recipes` names them")
         arguments.parser.print_help()
         return
+    from orchestration.home import Home
+    from orchestration.method_code import changed_files, digest_of_code, method_code
+    from orchestration.recipes import load_recipe
+    from orchestration.run_folder import RunFolder
+
     loaded = load_recipe(arguments.recipe, arguments.fields)
     experiment, parts = loaded.experiment, loaded.parts
     composed: dict[str, Any] = {}
