@@ -20,7 +20,6 @@ from models.file_content import absolute
 from models.initial_weights import SCHEMES, WeightsReport, begin_with, is_path
 from models.weights import CONFIG_FILE, WEIGHTS_FILE, check_weights, read_config
 from orchestration.home import Home
-from orchestration.trained_models.targets import resolve_target
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,8 @@ def initial_weights(name: str, home: Home) -> InitialWeights:
             f"training.initial_weights {name!r:.300} is code: weights are an exported model, a run, a file of tensors or timm:NAME"
         )
     try:
+        from orchestration.trained_models.targets import resolve_target  # here: it brings MLflow, which a sweep's help does without
+
         target = resolve_target(name, home)
     except UserError as error:
         raise UserError(f"training.initial_weights: {error}") from None
