@@ -386,12 +386,13 @@ class TrainingLoop:
 
     def recompute_batch_statistics(self) -> None:
         """Take the model's batch statistics anew from some training images, augmented as in training; this worker's rows of them."""
-        generators = [
+        order, augmentation = (
             torch.Generator().manual_seed(derive_seed(self.seed, f"{name} of the average", self.finished_epochs))
             for name in ("order", "augmentation")
-        ]
+        )
         size = self.config.batch_size
-        batches = training_batches(self.splits.train, size // self.world_size, self.augmentation, *generators, self.rank, self.world_size)
+        rows = size // self.world_size
+        batches = training_batches(self.splits.train, rows, self.augmentation, order, augmentation, self.rank, self.world_size)
         images = (x_BCHW for x_BCHW, _ in itertools.islice(batches, max(1, self.config.averaging.statistics_images // size)))
         recompute_batch_statistics(self.model, images, derive_seed(self.seed, "draws of the average", self.finished_epochs, self.rank))
         average_batch_statistics(self.model)
