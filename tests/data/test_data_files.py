@@ -13,7 +13,7 @@ import torch
 
 from models.errors import UserError
 from trainers.data import DATASETS, DataConfig, data_root, load_data
-from trainers.data.sets import DATASETS as REGISTRY
+from trainers.data.sets import SHIPPED as REGISTRY
 
 
 @pytest.fixture
