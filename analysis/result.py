@@ -332,7 +332,7 @@ def _headline(shown: list[Measurement], level: float) -> tuple[Estimate | None, 
     selection, evaluation = [], []
     for each in same_draws:
         rows, wide_rows = common_rows(each, widest)
-        picked, scored = np.ones((size, each.matrix("selection").shape[1])), np.ones((size, each.matrix().shape[1]))
+        picked, scored = np.ones((size, each.matrix("selection").shape[1])), np.ones((size, each.matrix().shape[1]), dtype=bool)
         picked[wide_rows], scored[wide_rows] = each.matrix("selection")[rows], each.matrix()[rows]
         if len(rows) < size:
             # Never chosen where it was not run: worse than any measured accuracy.
@@ -341,7 +341,7 @@ def _headline(shown: list[Measurement], level: float) -> tuple[Estimate | None, 
         selection.append(picked)
         evaluation.append(scored)
     estimate, chosen_S = statistics.worst_attack_accuracy(selection, evaluation, exact=widest.exact, level=level)
-    columns = np.asarray(evaluation)[chosen_S, np.arange(size)]
+    columns = np.asarray(evaluation)[chosen_S, np.arange(size)].astype(np.float64)
     names = tuple(same_draws[index].name for index in chosen_S)
     data = tuple(record["header"]["data"] for record in widest.records)
     return estimate, WorstAttack(widest.ids, data, names, columns, widest.exact)

@@ -25,7 +25,7 @@ HELPERS = {
     "timing",
     "turns",
 }
-HOURS = {"checks", "coverage", "growth", "kills", "learning"}
+HOURS = {"checks", "coverage", "growth", "kills", "learning", "plan"}
 
 
 def main(names: list[str]) -> int:

@@ -34,9 +34,9 @@ from models.modes import mode
 from orchestration.experiment import ExperimentConfig
 from orchestration.recipes import list_recipes, listed_recipes, load_recipe
 from orchestration.training.preparation import build_for
+from trainers.complaints import complaints
 from trainers.data import ArraySplit, StreamedSplit, evaluation_batches, load_data
 from trainers.fit import TrainingDiverged, fit
-from trainers.signs import complaints
 from trainers.validation import ValidationConfig, validate
 
 RESULTS = "learning.jsonl"

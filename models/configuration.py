@@ -16,6 +16,8 @@ SMALLEST_FLOAT = 1e-30
 """32-bit numbers begin at 1.2e-38: what is smaller than this is nothing there."""
 MOST = 1_000_000
 """Where a number that has a smallest value ends, unless its field says where: a count, a weight of a loss, a width."""
+MOST_IMAGES = 100_000_000
+"""More than any set of labelled images has."""
 LONGEST_TEXT = 2000
 LONGEST_NUMBER = 60
 

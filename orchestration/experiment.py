@@ -22,6 +22,7 @@ from models.errors import UserError, unknown_name
 from models.registry import defence_model, parse_defence_parameters
 from models.threat_model import LARGEST_RADIUS, ThreatModel
 from orchestration.catalogue import catalogue
+from orchestration.home import checked_name
 from trainers.config import TrainingConfig
 from trainers.data import DATASETS, DataConfig
 from trainers.data.split import derived_validation_size
@@ -87,7 +88,6 @@ MOST_WORKERS = 4096
 RESERVED_TAGS = ("mlflow.", "rayndom.", "environment.")
 """How tags begin that MLflow and this tool write themselves."""
 _TAG = re.compile(r"[\w.\- /:]{1,250}")
-_NAME = re.compile(r"[^\s./\\~-][^/\\\n\t]{0,199}")
 
 
 WorkerCount = Annotated[int, Field(ge=1, le=MOST_WORKERS)]
@@ -289,19 +289,6 @@ def read_experiment(content: Any, source: str) -> ExperimentConfig:
         where = ".".join(map(str, first["loc"])) or "experiment"
         message = first["msg"].removeprefix("Value error, ")[:300]
         raise UserError(f"{source} cannot be read: {where}: {message}. It is damaged, or of another version.") from None
-
-
-def checked_name(name: str) -> str:
-    """Return the name of a recipe or a sweep, which folders and files are called by.
-
-    Raises:
-        ValueError: it could not be the name of a file, or would be one elsewhere.
-    """
-    if name and not _NAME.fullmatch(name):
-        raise ValueError(
-            f"{name!r:.100} is no name: at most 200 characters in one line without / or \\, the first no dot, space, dash or tilde"
-        )
-    return name
 
 
 def _own_objective(defence: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from orchestration import console
 from orchestration.storage import TRACKING_VARIABLE, is_url, open_storage
 
 HOME_VARIABLE = "RAYNDOM_HOME"
+_NAME = re.compile(r"[^\s./\\~-][^/\\\n\t]{0,199}")
 
 
 @dataclass(frozen=True)
@@ -151,3 +153,16 @@ def readable(read: Callable[[Item], Read], items: Iterable[Item]) -> Iterator[Re
             console.warn(f"skipped: {error}")
             continue
         yield found
+
+
+def checked_name(name: str) -> str:
+    """Return the name of a recipe or a sweep, which folders and files are called by.
+
+    Raises:
+        ValueError: it could not be the name of a file, or would be one elsewhere.
+    """
+    if name and not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r:.100} is no name: at most 200 characters in one line without / or \\, the first no dot, space, dash or tilde"
+        )
+    return name

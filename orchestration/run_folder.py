@@ -1,7 +1,7 @@
 """The folder of one training run, named by its fingerprint: configuration, resumable state, result, exported model.
 
 The same fingerprint means the same folder: a run that was interrupted goes on, a finished one is reused, two processes never train
-it at once.
+it at once. PyTorch is loaded where weights or schemas are read: who looks which runs there are does without.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import ValidationError
@@ -21,13 +21,13 @@ from pydantic import ValidationError
 from models.errors import EnvironmentProblem, UserError
 from models.files import write_text
 from models.json_text import read_json
-from models.weights import CONFIG_FILE, read_config
 from models.yaml_text import read_yaml
-from orchestration.experiment import ExperimentConfig, read_experiment
 from orchestration.single_process import ADVICE, ENDING_S, holder_of, is_held, only_process
-from trainers.checkpoint import STATE_FILE, read_state
-from trainers.data.description import DataDescription
 from trainers.reporting import are_metrics
+
+if TYPE_CHECKING:
+    from orchestration.experiment import ExperimentConfig
+    from trainers.data.description import DataDescription
 
 RESULT_FILE = "result.json"
 EXPERIMENT_FILE = "config.yaml"
@@ -65,6 +65,8 @@ class RunFolder:
     @property
     def has_state(self) -> bool:
         """Whether there is something to resume."""
+        from trainers.checkpoint import STATE_FILE
+
         return (self.path / STATE_FILE).is_file()
 
     @property
@@ -95,6 +97,8 @@ class RunFolder:
 
     def _check_model(self, result: Mapping[str, Any]) -> None:
         """Raise a UserError unless the exported model is there, and is that of this run and of this result."""
+        from models.weights import CONFIG_FILE, read_config
+
         details = read_config(self.model)["details"]
         made_by, training = details.get("fingerprint"), details.get("training")
         if made_by != self.path.name:
@@ -114,6 +118,8 @@ class RunFolder:
         Raises:
             UserError: a file is damaged.
         """
+        from trainers.checkpoint import read_state
+
         finished = self._read_result()
         if finished is not None:
             return finished["history"]
@@ -156,6 +162,8 @@ class RunFolder:
 
     def read_config(self) -> ExperimentConfig:
         """Return the run's configuration."""
+        from orchestration.experiment import read_experiment
+
         path = self.path / EXPERIMENT_FILE
         if not path.is_file():
             raise UserError(f"{self.path} is not a run folder: it has no {EXPERIMENT_FILE}")
@@ -171,6 +179,8 @@ class RunFolder:
         Raises:
             UserError: the file is damaged.
         """
+        from trainers.data.description import DataDescription
+
         path = self.path / DATA_FILE
         if not path.is_file():
             return None

@@ -136,6 +136,28 @@ class Dimension(Config):
             return max(low, math.ceil(bound) if self.type == "int" else bound)
         return low + math.ceil((bound - low) / step - 1e-9) * step
 
+    def at_share(self, share: float, bound: float) -> float:
+        """Return the value that lies a share in [0,1] of the way up from `bound`, or from the lower end where that is higher."""
+        if math.isfinite(self.num_values) and not self.log:
+            numbers = [value for value in self.values() if value >= bound]
+            return numbers[min(int(share * len(numbers)), len(numbers) - 1)]
+        low, high = max(self.bounds[0], bound), self.bounds[1]
+        value = low * (high / low) ** share if self.log else low + (high - low) * share
+        value = min(max(value, low), high)  # rounding may leave the range
+        return min(max(round(value), math.ceil(low)), int(high)) if self.type == "int" else value
+
+    def share_of(self, value: float, bound: float) -> float:
+        """Return a share for which `at_share` gives `value`."""
+        if math.isfinite(self.num_values) and not self.log:
+            numbers = [each for each in self.values() if each >= bound]
+            nearest_one = min(range(len(numbers)), key=lambda index: abs(numbers[index] - value))
+            return (nearest_one + 0.5) / len(numbers)
+        low, high = max(self.bounds[0], bound), self.bounds[1]
+        if high <= low:
+            return 0.5
+        share = math.log(value / low) / math.log(high / low) if self.log else (value - low) / (high - low)
+        return min(max(share, 0.0), 1.0)
+
     def distribution(self) -> optuna.distributions.BaseDistribution:
         """Return the whole range, without the bound that another dimension sets."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -175,13 +197,39 @@ def ordered(space: SearchSpace) -> list[str]:
     return done
 
 
-def suggest(space: SearchSpace, trial: optuna.Trial) -> dict[str, Any]:
-    """Return dotted field -> value for one trial, conditional dimensions only where their condition holds."""
+SHARE = " (share)"
+"""Ends the name under which Optuna knows a bounded dimension that is proposed as a share, see `suggest`."""
+
+
+def suggest(space: SearchSpace, trial: optuna.Trial, *, shares: bool = False) -> dict[str, Any]:
+    """Return dotted field -> value for one trial, conditional dimensions only where their condition holds.
+
+    Args:
+        shares: propose a dimension that lies `above` another as its share of the way up from there. Its range is then the same in every
+            trial; samplers that look at all dimensions together leave out those whose range changes.
+    """
     chosen: dict[str, Any] = {}
     for name in ordered(space):
-        if is_active(space[name], chosen):
-            chosen[name] = space[name].suggest(trial, name, chosen)
+        dimension = space[name]
+        if not is_active(dimension, chosen):
+            continue
+        if shares and dimension.above in chosen:
+            chosen[name] = dimension.at_share(trial.suggest_float(name + SHARE, 0.0, 1.0), chosen[dimension.above])
+        else:
+            chosen[name] = dimension.suggest(trial, name, chosen)
     return chosen
+
+
+def as_proposed(space: SearchSpace, values: Mapping[str, Any], *, shares: bool = False) -> dict[str, Any]:
+    """Return values as Optuna is told to propose them: the reverse of `suggest`."""
+    told: dict[str, Any] = {}
+    for name, value in values.items():
+        above = space[name].above
+        if shares and above is not None and above in values:
+            told[name + SHARE] = space[name].share_of(value, values[above])
+        else:
+            told[name] = label(value)
+    return told
 
 
 def is_active(dimension: Dimension, chosen: Mapping[str, Any]) -> bool:

@@ -21,6 +21,7 @@ from models.threat_model import ThreatModel
 from trainers.accumulation import accumulate
 from trainers.averaging import WeightAverage, recompute_batch_statistics
 from trainers.checkpoint import START_AGAIN, STATE_FILE, read_state, write_state
+from trainers.complaints import CATASTROPHIC_OVERFITTING, CLIPPED_STEPS
 from trainers.config import TrainingConfig
 from trainers.data import ArraySplit, Augmentation, DeviceBatches, Splits, StreamedSplit, training_batches
 from trainers.distributed import (
@@ -37,14 +38,7 @@ from trainers.objective import build_objective
 from trainers.optimizer import build_optimizer
 from trainers.reporting import EpochReport, Reporter, SilentReporter, StopTraining
 from trainers.schedule import learning_rate_factor, plateau_reductions
-from trainers.signs import (
-    CATASTROPHIC_OVERFITTING,
-    CLIPPED_STEPS,
-    catastrophic_overfitting,
-    gradient_ratios,
-    most_common_answer,
-    single_step_accuracy,
-)
+from trainers.signs import catastrophic_overfitting, gradient_ratios, most_common_answer, single_step_accuracy
 from trainers.step import StepContext
 from trainers.streams import Streams
 from trainers.validation import BATCH_SIZE, validate

@@ -8,13 +8,12 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from models.configuration import Config
+from models.configuration import MOST_IMAGES, Config
 from models.modes import mode
 from models.randomness import derive_seed, is_randomized, resample, seeded
 from models.threat_model import ThreatModel
 from trainers.attacks import pgd
 from trainers.data import ArraySplit, StreamedSplit, evaluation_batches
-from trainers.data.config import MOST_IMAGES
 from trainers.data.split import class_balanced_prefix
 from trainers.distributed import sum_over_workers, world
 from trainers.step import InnerAttackConfig

@@ -34,8 +34,8 @@ def pack_rows(correct_SR: NDArray[np.bool_]) -> list[str]:
 
 def unpack_rows(rows: list[str], num_draws: int) -> NDArray[np.bool_]:
     """Return the boolean matrix (S, R) that `pack_rows` packed."""
-    packed = np.array([np.frombuffer(bytes.fromhex(row), dtype=np.uint8) for row in rows])
-    return np.unpackbits(packed, axis=1, count=num_draws).astype(bool)
+    packed = np.frombuffer(bytes.fromhex("".join(rows)), dtype=np.uint8).reshape(len(rows), -1)
+    return np.unpackbits(packed, axis=1, count=num_draws).view(bool)
 
 
 def correct_matrix(record: Record, draw_set: str = "evaluation") -> NDArray[np.bool_]:

@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.reporting.tables import MARK, format_percent
+from analysis.reporting.mark import MARK
+from analysis.reporting.tables import format_percent
 from analysis.result import EvaluationResult, WorstAttack
 from analysis.statistics import Estimate, holm, mcnemar_exact, paired_difference, two_sided_p_value
 from models.errors import UserError

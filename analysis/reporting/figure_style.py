@@ -1,6 +1,7 @@
 """How every figure looks: one style for screen and print, colours that colour-blind readers tell apart, and how figures become files.
 
-Figures are made without pyplot, so that nothing global is left behind: settings hold inside `style()` only.
+Figures are made without pyplot, so that nothing global is left behind: settings hold inside `style()` only. Libraries that draw through
+pyplot do so inside `borrowed_pyplot()`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ PALE = "#AAAAAA"
 PRINTED = "#555555"
 SUSPICIOUS = "#B00020"
 
-Format = Literal["png", "pdf"]
+Format = Literal["png", "pdf", "svg"]
 
 _FILE_DOTS, _PAGE_DOTS = 160, 130
 """Per inch, of files and of images inside pages."""
@@ -69,6 +70,24 @@ def style() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def borrowed_pyplot() -> Iterator[None]:
+    """Let a library draw through pyplot: settings that it changes are as before afterwards, and the figures that it opened are closed.
+
+    What is made of a figure is made inside.
+    """
+    from matplotlib import pyplot
+
+    with mpl.rc_context(_SETTINGS):
+        pyplot.switch_backend("agg")  # no window, whatever this process draws on otherwise
+        before = set(pyplot.get_fignums())
+        try:
+            yield
+        finally:
+            for number in set(pyplot.get_fignums()) - before:
+                pyplot.close(number)
+
+
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure of a size in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -99,7 +118,7 @@ def figure_as_png(figure: Figure) -> str:
 
 
 def _write(figure: Figure, file: BinaryIO, kind: Format, dots: int) -> None:
-    undated: dict[str, Any] = {"CreationDate": None} if kind == "pdf" else {"Software": None}
+    undated: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}[kind]
     with style():
         figure.savefig(file, format=kind, dpi=dots, metadata=undated)
 

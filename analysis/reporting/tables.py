@@ -8,12 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis.reporting.latex import escape
+from analysis.reporting.mark import MARK
 from analysis.statistics import Estimate
 
 Frame = Sequence[Mapping[str, Any]]
-
-MARK = "(!)"
-"""Stands behind every number of an evaluation with a failed check."""
 
 MISSING = "–"
 

@@ -29,6 +29,6 @@ def worst_attack_accuracy(
     low (winner's curse).
     """
     chosen_S = choose_worst_attack(selection_ASR)
-    evaluation = np.asarray(evaluation_AST, dtype=np.float64)
-    worst_ST = evaluation[chosen_S, np.arange(evaluation.shape[1])]
+    evaluation = np.asarray(evaluation_AST)  # numbers only once they are chosen: of many attacks and draws it is large
+    worst_ST = evaluation[chosen_S, np.arange(evaluation.shape[1])].astype(np.float64)
     return accuracy_interval(worst_ST, worst_ST.shape[1] if exact else None, level=level), chosen_S

@@ -16,6 +16,7 @@ from orchestration.commands.new import NEW
 from orchestration.commands.open import OPEN
 from orchestration.commands.reproduce import REPRODUCE
 from orchestration.commands.rescore import RESCORE
+from orchestration.commands.simulate import SIMULATE
 from orchestration.commands.status import STATUS, WATCH
 from orchestration.commands.sweep import SWEEP
 from orchestration.commands.train import TRAIN
@@ -25,6 +26,7 @@ COMMANDS: tuple[Command, ...] = (
     DEMO,
     TRAIN,
     SWEEP,
+    SIMULATE,
     STATUS,
     WATCH,
     SUBMIT,

@@ -33,13 +33,8 @@ def add_item(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from orchestration.sweeping.config import SweepConfig
-
     if arguments.help:
-        arguments.parser.print_help()
-        rows = [(f"--{name}", info.description or "") for name, info in SweepConfig.model_fields.items()]
-        console.table("fields of a sweep", ["flag", "what it is"], rows)
-        return 0
+        return show_help(arguments)
     config = named_sweep(arguments)
 
     workplace = workplace_of(arguments)
@@ -49,6 +44,16 @@ def _run(arguments: argparse.Namespace) -> int:
 
     use_study(arguments)
     console.result(run_sweep(config, workplace, evaluate=not arguments.no_evaluation, wait=arguments.wait))
+    return 0
+
+
+def show_help(arguments: argparse.Namespace) -> int:
+    """Print the help of a command that takes fields of a sweep."""
+    from orchestration.sweeping.config import SweepConfig
+
+    arguments.parser.print_help()
+    rows = [(f"--{name}", info.description or "") for name, info in SweepConfig.model_fields.items()]
+    console.table("fields of a sweep", ["flag", "what it is"], rows)
     return 0
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from models.errors import UserError, nearest
 from models.yaml_text import read_yaml
+from orchestration.home import checked_name
 from orchestration.recipes.library import read_method, read_setting, setting_files
 from orchestration.recipes.names import RecipeName, describe, is_recipe, possible_names, split_name
 from orchestration.recipes.trees import Tree, merge, with_names
@@ -101,8 +102,6 @@ def _of_file(path: Path, below: tuple[Path, ...]) -> Composition:
 
 def _check_name(path: Path, name: Any) -> None:
     """Raise a UserError if a file gives itself a name that none could have; a recipe is called like its file in any case."""
-    from orchestration.experiment import checked_name
-
     if name is None:
         return
     if not isinstance(name, str) or not name.isprintable():

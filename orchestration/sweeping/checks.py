@@ -10,8 +10,9 @@ from models.registry import build_model
 from orchestration.experiment import OPERATIONAL_SECTIONS, ExperimentConfig
 from orchestration.search_space import RECIPE, Dimension, is_active, ordered, split
 from orchestration.sweeping.config import SweepConfig
-from orchestration.sweeping.goals import RATES, epoch_metrics, final_metrics, is_accuracy
+from orchestration.sweeping.goal_metrics import RATES, epoch_metrics, final_metrics, is_accuracy
 from orchestration.sweeping.grid import grid_points
+from orchestration.sweeping.samplers import check_sampler
 from trainers.data import DATASETS
 
 NO_DIMENSIONS = {
@@ -93,6 +94,7 @@ def check_space(config: SweepConfig) -> None:
         _check_point(config, point)
     if config.sampler == "grid" and not config.points:
         grid_points(config.space)
+    check_sampler(config)
     for title, values in (*extreme_points(config), *_points_between(config)):
         try:
             config.experiment(values)

@@ -5,31 +5,36 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from models.configuration import Config
+from models.configuration import MOST_IMAGES, Config
 from models.errors import UserError, unknown_name
 from models.file_content import absolute
-from models.initial_weights import SCHEMES, is_path
-from models.registry import parse_parameters
 from orchestration import recipes
 from orchestration.catalogue import catalogue
-from orchestration.experiment import MOST_WORKERS, ExperimentConfig, checked_name
+from orchestration.home import checked_name
 from orchestration.search_space import RECIPE, Dimension, chosen_fields
 from orchestration.sweeping.goals import (
     Constraint,
     RepeatsConfig,
     StoppingConfig,
     SweepObjective,
+    WarmStartConfig,
 )
-from orchestration.training.final_measures import MARKED_METRIC
-from orchestration.training.job import MeasureConfig
-from trainers.data.config import MOST_IMAGES
+from orchestration.training.measure import MARKED_METRIC, MeasureConfig
+
+if TYPE_CHECKING:
+    from orchestration.experiment import ExperimentConfig  # brings PyTorch: `rayndom status` reads sweeps without it
 
 SWEEP_FILE = "sweep.json"
 """Name of a sweep's definition in its folder and in its MLflow run."""
+
+MOST_AT_ONCE = 4096
+"""Trials at a time."""
+
+SamplerName = Literal["tpe", "multivariate_tpe", "grouped_tpe", "gp", "cmaes", "nsgaii", "nsgaiii", "qmc", "random", "grid"]
 
 BUDGET_FIELDS = {
     "name",
@@ -37,6 +42,7 @@ BUDGET_FIELDS = {
     "num_trials",
     "max_concurrent_trials",
     "max_failed_share",
+    "max_hours",
     "suite",
     "baselines",
     "num_test_examples",
@@ -47,7 +53,10 @@ BUDGET_FIELDS = {
 
 
 # Fields that came later: at their defaults they are not part of a sweep's key, so that earlier sweeps keep theirs.
-LATER_FIELDS = {"recipes", "constraints", "measure", "points", "prior"}
+LATER_FIELDS = {"recipes", "constraints", "measure", "points", "prior", "warm_start"}
+
+EARLIER_SCHEDULER = "asha"
+"""When it was the only one, keys did not name it."""
 
 EARLIER_PRIORS = ("ctrw", "dcs")
 """The key of a sweep with a prior has one for each of these, asked for or not: so it was when they were the only ones."""
@@ -71,6 +80,7 @@ class SweepConfig(Config):
     points: tuple[dict[str, Any], ...] = Field(
         (), description="Values of dimensions tried first, the others proposed; with the sampler `grid` the only ones that are visited."
     )
+    warm_start: WarmStartConfig | None = Field(None, description="Points of other sweeps or of finished runs, tried behind `points`.")
     prior: Mapping[str, SerializeAsAny[Config]] | None = Field(
         None, description="Defence -> what its paper's theory is asked; its answer bounds the space or seeds it."
     )
@@ -81,18 +91,27 @@ class SweepConfig(Config):
     )
     constraints: tuple[Constraint, ...] = Field((), description="What a trial must satisfy to win.")
     measure: MeasureConfig = Field(default_factory=MeasureConfig, description="How named protocols are measured at the end of a trial.")
-    sampler: Literal["tpe", "random", "grid"] = Field("tpe", description="How Optuna proposes.")
+    sampler: SamplerName = Field("tpe", description="How points are proposed: docs/sweeps.md says which to choose when.")
     num_trials: int | None = Field(None, ge=1, le=1_000_000, description="Number of trials; a grid may leave it out and visits all points.")
     max_concurrent_trials: int | None = Field(
-        None, ge=1, le=MOST_WORKERS, description="Trials at a time; none: what the resources allow. 1 makes a sweep reproducible."
+        None, ge=1, le=MOST_AT_ONCE, description="Trials at a time; none: what the resources allow. 1 makes a sweep reproducible."
     )
-    stopping: StoppingConfig | None = Field(default_factory=StoppingConfig, description="ASHA; none: every trial runs to its end.")
+    stopping: StoppingConfig | None = Field(
+        default_factory=StoppingConfig, description="Which trials end early; none: every trial runs to its end."
+    )
     max_failed_share: float = Field(
         0.25,
         ge=0,
         le=1,
         description="The sweep ends when more than this share of its trials broke in one start. Diverged trials are results and do not "
         "count.",
+    )
+    max_hours: float | None = Field(
+        None,
+        gt=0,
+        le=100_000,
+        description="After so many hours no further trial starts; those that run come to their end, and the sweep concludes with what it "
+        "has. Each start has its own hours; none: no limit.",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the search.")
     repeats: RepeatsConfig | None = Field(None, description="Training the best trials with further seeds; none: one seed decides.")
@@ -116,6 +135,8 @@ class SweepConfig(Config):
     def _priors_are_those_of_defences(cls, value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
+        from models.registry import parse_parameters
+
         theories = {name: record.prior.settings for name, record in catalogue().items() if record.prior is not None}
         parsed = {}
         for name, settings in value.items():
@@ -134,6 +155,8 @@ class SweepConfig(Config):
     def _trials_are_bounded(self) -> SweepConfig:
         if self.num_trials is None and self.sampler != "grid":
             raise ValueError("num_trials is missing (only a grid sweep may leave it out)")
+        if self.sampler == "grid" and self.warm_start is not None:
+            raise ValueError("a grid visits its own points: leave out warm_start")
         if (self.recipe is None) == (not self.recipes):
             raise ValueError("give either `recipe` or `recipes`")
         if len(set(self.recipes)) != len(self.recipes):
@@ -180,6 +203,8 @@ class SweepConfig(Config):
 
     def _refuse_relative_path(self, tree: Mapping[str, Any]) -> None:
         """A trial runs in a folder of its own, from which a relative path would lead elsewhere."""
+        from models.initial_weights import SCHEMES, is_path
+
         training = tree.get("training")
         name = training.get("initial_weights") if isinstance(training, Mapping) else None
         if isinstance(name, str) and name and is_path(name) and not name.startswith(SCHEMES) and str(absolute(name)) != name:
@@ -200,6 +225,8 @@ def sweep_key(config: SweepConfig) -> str:
     unused = {name for name in LATER_FIELDS if getattr(config, name) == fields[name].get_default(call_default_factory=True)}
     bases = [experiment.scientific() for experiment in config.base_experiments()]
     definition = config.model_dump(mode="json", exclude=BUDGET_FIELDS | unused) | {"base": bases if config.recipes else bases[0]}
+    if definition["stopping"] is not None and definition["stopping"]["scheduler"] == EARLIER_SCHEDULER:
+        del definition["stopping"]["scheduler"]
     if "prior" in definition:
         definition["prior"] = dict.fromkeys(EARLIER_PRIORS) | definition["prior"]
     digest = hashlib.blake2b(json.dumps(definition, sort_keys=True).encode(), digest_size=4).hexdigest()

@@ -15,12 +15,14 @@ from scipy import stats
 
 from orchestration import console
 from orchestration.sweeping.config import SweepConfig, dimension_cells, dimension_titles
+from orchestration.sweeping.goal_metrics import goal_interval
 from orchestration.sweeping.goals import format_goal
-from orchestration.sweeping.plots import write_plots
+from orchestration.sweeping.plots import METHOD, shown_values, write_plots
 from orchestration.sweeping.search import Search
-from orchestration.sweeping.study import METRICS, all_trials, full_trials, is_feasible, proxy_values, superseded
-from trainers.signs import complaints
+from orchestration.sweeping.study import METRICS, AnyStudy, all_trials, full_trials, is_feasible, proxy_values, superseded, top_trials
+from trainers.complaints import complaints
 
+MOST_SHOWN = 40
 MIN_TRIALS = 4  # fewer full-budget trials say nothing about importances or ranks
 
 
@@ -86,8 +88,9 @@ def importances(config: SweepConfig, trials: Sequence[FrozenTrial]) -> dict[str,
     """
     if len(trials) < MIN_TRIALS:
         return None
-    common = [name for name in config.space or {} if all(name in trial.params for trial in trials)]
-    common = [name for name in common if len({trial.params[name] for trial in trials}) > 1]
+    chosen = [shown_values(trial) for trial in trials]
+    common = [name for name in config.space or {} if all(name in values for values in chosen)]
+    common = [name for name in common if len({values[name] for values in chosen}) > 1]
     if not common:
         return None
     # Optuna does not compare trials whose ranges differ, as those of B above A do: here every trial gets the whole range.
@@ -101,9 +104,9 @@ def importances(config: SweepConfig, trials: Sequence[FrozenTrial]) -> dict[str,
         copied.add_trials(
             [
                 optuna.trial.create_trial(
-                    params={name: trial.params[name] for name in common}, distributions=distributions, value=trial.values[index]
+                    params={name: values[name] for name in common}, distributions=distributions, value=trial.values[index]
                 )
-                for trial in trials
+                for values, trial in zip(chosen, trials, strict=True)
             ]
         )
         scores = optuna.importance.get_param_importances(copied, evaluator=optuna.importance.PedAnovaImportanceEvaluator())
@@ -135,17 +138,6 @@ def not_learning(trials: Sequence[FrozenTrial]) -> list[tuple[int, str]]:
     return [(trial.number, text) for trial in trials for text in complaints(trial.user_attrs.get(METRICS, {})).values()]
 
 
-def top_trials(config: SweepConfig, study: optuna.Study, count: int) -> list[int]:
-    """Return the numbers of the best feasible full-budget trials: the front first, each part by the first objective."""
-    sign = 1 if config.objectives[0].mode == "max" else -1
-    feasible = [trial for trial in full_trials(study) if is_feasible(trial)]
-    front = {trial.number for trial in study.best_trials} if len(config.objectives) > 1 and feasible else set()
-    ranked = sorted(feasible, key=lambda trial: (trial.number not in front, -sign * trial.values[0], trial.number))
-    # A sampler may propose a point twice; its repeats would be the same runs.
-    unique = {trial.user_attrs.get("fingerprint", str(trial.number)): trial.number for trial in reversed(ranked)}
-    return [trial.number for trial in ranked if trial.number in unique.values()][:count]
-
-
 ENDS = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed"}
 
 
@@ -155,24 +147,33 @@ def show_trials(search: Search, winner: int | None) -> None:
     rows = []
     again = superseded(search.study)
     violating = dict(infeasible(config, full))
-    for trial in all_trials(search.study):
-        if "values" not in trial.user_attrs or trial.number in again:
-            continue
-        shown = dimension_cells(config, trial.user_attrs["values"])
+    known = [trial for trial in all_trials(search.study) if "values" in trial.user_attrs and trial.number not in again]
+    shown = _most_telling(config, search.study, known, best)
+    for trial in shown:
+        cells = dimension_cells(config, trial.user_attrs["values"])
         ended = ENDS.get(trial.state.name, trial.state.name.lower())
         scores = _scores(config, trial) if trial.state.name == "COMPLETE" else ["" for _ in config.objectives]
         front = "front" if len(config.objectives) > 1 else ""
         mark = "winner" if trial.number == winner else front if trial.number in best else ""
         mark = mark or ("violates a constraint" if trial.number in violating else "")
-        rows.append([trial.number, ended, trial.user_attrs.get("epochs", ""), *shown, *scores, mark])
+        rows.append([trial.number, ended, trial.user_attrs.get("epochs", ""), *cells, *scores, mark])
     columns = ["trial", "ended", "epochs", *dimension_titles(config), *(objective.metric for objective in config.objectives), ""]
-    console.table("trials", columns, rows)
+    count = "" if len(shown) == len(known) else f": the best {len(shown)} of {len(known)} (`rayndom status {config.name} --all` shows all)"
+    console.table(f"trials{count}", columns, rows)
     if len(config.objectives) > 1:
         _show_front(config, [trial for trial in full if trial.number in best])
     for number, reason in violating.items():
         console.say(f"trial {number} cannot win: not {reason}")
     for number, sentence in not_learning(full):
         console.warn(f"trial {number}: {sentence}")
+
+
+def _most_telling(config: SweepConfig, study: AnyStudy, trials: Sequence[FrozenTrial], best: Sequence[int]) -> list[FrozenTrial]:
+    """Return the trials that a table shows: all of a few; of thousands the front and the best, so many as fit a screen."""
+    if len(trials) <= MOST_SHOWN:
+        return list(trials)
+    chosen = {*best[:MOST_SHOWN], *top_trials(config, study, MOST_SHOWN)}
+    return [trial for trial in trials if trial.number in chosen][:MOST_SHOWN]
 
 
 def _scores(config: SweepConfig, trial: FrozenTrial) -> list[str]:
@@ -212,14 +213,23 @@ def conclude_search(search: Search, winner: int | None) -> dict[str, Any]:
     ]
     found = {
         "front": front,
+        "intervals": {str(trial.number): _intervals(config, trial) for trial in trials if trial.number in best},
         "infeasible": [{"trial": number, "reason": reason} for number, reason in infeasible(config, trials)],
         "not_learning": [{"trial": number, "sign": sentence} for number, sentence in not_learning(trials)],
         "importances": shares,
+        "importances_method": METHOD,
         "proxy": [vars(each) for each in correlations],
         "plots": [str(file) for file in files],
     }
     tracker.log_json(run_id, found | {"plots": [file.name for file in files]}, "search.json")
     return found
+
+
+def _intervals(config: SweepConfig, trial: FrozenTrial) -> dict[str, tuple[float, float]]:
+    """Return the 95 % intervals of those objectives that are accuracies."""
+    goals = zip((objective.metric for objective in config.objectives), trial.values, strict=True)
+    found = {metric: goal_interval(config, trial.user_attrs["values"], metric, value) for metric, value in goals}
+    return {metric: interval for metric, interval in found.items() if interval is not None}
 
 
 def _say_importances(config: SweepConfig, shares: dict[str, dict[str, float]] | None) -> None:
@@ -228,7 +238,7 @@ def _say_importances(config: SweepConfig, shares: dict[str, dict[str, float]] | 
         return
     names = list(dict.fromkeys(name for column in shares.values() for name in column))
     console.table(
-        "importance for reaching the best tenth of full-budget trials (PED-ANOVA; unreliable with few trials)",
+        f"importance for reaching the best tenth of full-budget trials ({METHOD}; unreliable with few trials)",
         ["dimension", *shares],
         [[name, *(f"{100 * column[name]:.0f} %" for column in shares.values())] for name in names],
     )

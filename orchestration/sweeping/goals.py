@@ -7,23 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from analysis.evaluation.suites import load_suite
-from analysis.reporting.tables import MARK
+from analysis.reporting.mark import MARK
 from models.configuration import Config
-from orchestration.experiment import ExperimentConfig
-from orchestration.training.final_measures import MARKED_METRIC, PROTOCOLS, protocol_metric
-from trainers.validation import attack_name
-
-COST_METRICS = ("model/parameters", "model/latency_ms")
-AVERAGED = tuple(f"validation/{copy}/{kind}_accuracy" for copy in ("average", "latest") for kind in ("clean", "robust"))
-"""Accuracies of the averaged weights and of the latest ones; `validation/robust_accuracy` is that of the better copy."""
-RATES = ("time/examples_per_second",)
-"""Metrics of which more is better, accuracies apart."""
-
-
-def is_accuracy(metric: str) -> bool:
-    """Return whether a metric is an accuracy: a share in [0,1] of which more is better."""
-    return metric.startswith("validation/") and metric != MARKED_METRIC
+from orchestration.training.measure import MARKED_METRIC, PROTOCOLS, protocol_metric
 
 
 class SweepObjective(Config):
@@ -63,11 +49,30 @@ class Constraint(Config):
 
 
 class StoppingConfig(Config):
-    """Early stopping of unpromising trials by asynchronous successive halving (ASHA)."""
+    """Early stopping of unpromising trials."""
 
+    scheduler: Literal["asha", "hyperband", "median"] = Field(
+        "asha",
+        description="asha: the best share at each rung goes on; hyperband: several such brackets, the last without early stopping; "
+        "median: what falls below the median ends.",
+    )
     metric: str = Field("validation/robust_accuracy", description="The metric that trials are compared by, always maximized.")
     grace_epochs: int = Field(1, ge=1, le=100_000, description="No trial is stopped before this many epochs.")
     reduction_factor: float = Field(3, gt=1, le=1000, description="Of the trials at a rung, one in this many goes on.")
+
+
+class WarmStartConfig(Config):
+    """Points that are tried first because something is known of them."""
+
+    sweep: str | None = Field(None, min_length=1, description="Another sweep of the home, by name or key: its best points, not its values.")
+    runs: bool = Field(False, description="Finished runs of the home that are points of the space; they are not trained again.")
+    top: int = Field(10, ge=1, le=1000, description="At most so many points of each.")
+
+    @model_validator(mode="after")
+    def _names_something(self) -> WarmStartConfig:
+        if self.sweep is None and not self.runs:
+            raise ValueError("warm_start needs `sweep`, or `runs: true`")
+        return self
 
 
 class RepeatsConfig(Config):
@@ -77,28 +82,6 @@ class RepeatsConfig(Config):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (1, 2), min_length=1, max_length=1000, description="Further training seeds, beside the one of the search."
     )
-
-
-def epoch_metrics(experiment: ExperimentConfig) -> list[str]:
-    """Return the metrics that a run of `experiment` reports after epochs."""
-    validation = experiment.training.validation
-    attacks = sorted({attack_name(validation, randomized=randomized) for randomized in (False, True)})
-    return [
-        "train/loss",
-        "validation/clean_accuracy",
-        "validation/robust_accuracy",
-        *(f"validation/robust_accuracy/{attack}" for attack in attacks),
-        *(AVERAGED if experiment.training.averaging.name != "none" else ()),
-        "time/epoch_seconds",
-        "time/examples_per_second",
-    ]
-
-
-def final_metrics(experiment: ExperimentConfig, suite: str) -> list[str]:
-    """Return the metrics that a finished trial reports beside those of its selected epoch."""
-    attacks = load_suite(suite, experiment.defence.name).attacks
-    protocols = {protocol for attack in attacks for protocol in attack.protocols}
-    return [*COST_METRICS, *(protocol_metric(protocol) for protocol in PROTOCOLS if protocol in protocols), MARKED_METRIC]
 
 
 def format_goal(metric: str, value: float, metrics: Mapping[str, float]) -> str:

@@ -20,7 +20,8 @@ from orchestration.tracking.background_writer import BackgroundWriter
 from orchestration.tracking.experiment_run import FAILED, ParentRun
 from orchestration.training import cluster
 from orchestration.training.final_measures import kept_protocol_metrics
-from orchestration.training.job import MeasureConfig, TrainingJob, new_start
+from orchestration.training.job import TrainingJob, new_start
+from orchestration.training.measure import MeasureConfig
 from orchestration.training.resources import trial_resources, trials_at_once, with_workers_that_fit
 from orchestration.training.shared_storage import probed
 from orchestration.training.tracked_outcome import track_data

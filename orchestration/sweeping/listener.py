@@ -25,8 +25,8 @@ from orchestration.training.cluster import ClusterWatch
 from orchestration.training.job import TrialReport
 from orchestration.training.tracked_outcome import track_data
 from orchestration.training.trial import failure_reason
+from trainers.complaints import complaints
 from trainers.fit import SELECTION_METRIC
-from trainers.signs import complaints
 
 MOST_ROWS = 40
 """Trials on the board that are over."""

@@ -11,12 +11,13 @@ from orchestration.experiment import ExperimentConfig
 from orchestration.home import Workplace
 from orchestration.run_folder import RunFolder
 from orchestration.sweeping.config import SweepConfig
-from orchestration.sweeping.findings import top_trials
 from orchestration.sweeping.goals import RepeatsConfig, format_goal
 from orchestration.sweeping.listed_experiments import Listed, train_listed
 from orchestration.sweeping.search import Search
+from orchestration.sweeping.study import top_trials
 from orchestration.tracking.experiment_run import ParentRun
-from orchestration.training.final_measures import MARKED_METRIC, kept_protocol_metrics
+from orchestration.training.final_measures import kept_protocol_metrics
+from orchestration.training.measure import MARKED_METRIC
 
 
 def repeat_best(search: Search, repeats: RepeatsConfig, workplace: Workplace) -> int | None:

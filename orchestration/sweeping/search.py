@@ -1,21 +1,20 @@
-"""The search of a sweep: Optuna proposes, Tune runs trials, ASHA stops, MLflow records; the same command goes on after any kill."""
+"""The search of a sweep: Optuna proposes, Tune runs trials, a scheduler stops, MLflow records; the same command goes on after any kill."""
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 from ray import tune
 from ray.tune.error import TuneError
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from models.files import write_text
@@ -28,6 +27,8 @@ from orchestration.search_space import suggest
 from orchestration.storage import SMALL_BYTES, fetch
 from orchestration.sweeping.config import SWEEP_FILE, SweepConfig, describe_values, dimension_cells, dimension_titles, sweep_key
 from orchestration.sweeping.listener import TrialListener, TrialRow, TrialsBroke, WhenHopeless
+from orchestration.sweeping.samplers import SAMPLERS
+from orchestration.sweeping.schedulers import EarlyStopping
 from orchestration.sweeping.study import (
     METRICS,
     PASSED,
@@ -42,12 +43,13 @@ from orchestration.sweeping.study import (
     num_wanted,
     open_study,
     proxy_values,
+    remember,
     spent,
     storage_url,
     study_error,
-    superseded,
 )
 from orchestration.sweeping.trial_runs import complete_trial_runs, shared_parameters, trial_run
+from orchestration.sweeping.warm_start import warm_points
 from orchestration.tracking.background_writer import BackgroundWriter
 from orchestration.tracking.experiment_run import ParentRun
 from orchestration.tracking.system_metrics import system_metrics
@@ -60,6 +62,30 @@ from orchestration.training.trial import run_trial, tune_resources
 
 
 @dataclass(frozen=True)
+class Deadline:
+    """When a start of a sweep begins no further trial.
+
+    Attributes:
+        ends: by the monotonic clock.
+    """
+
+    ends: float = math.inf
+
+    @classmethod
+    def after(cls, hours: float | None) -> Deadline:
+        """Return the end of so many hours from now on; None: never."""
+        return NEVER if hours is None else cls(time.monotonic() + 3600 * hours)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the hours are over."""
+        return time.monotonic() >= self.ends
+
+
+NEVER = Deadline()
+
+
+@dataclass(frozen=True)
 class Search:
     """The search of a sweep, however far it is.
 
@@ -68,17 +94,21 @@ class Search:
         study: Optuna's, with all trials.
         run: the sweep's MLflow run.
         folder: of the sweep.
+        deadline: of this start.
     """
 
     config: SweepConfig
     study: optuna.Study
     run: ParentRun
     folder: Path
+    deadline: Deadline = NEVER
 
     @property
     def complete(self) -> bool:
-        """Whether all trials are over."""
-        return spent(self.study) >= num_wanted(self.config)
+        """Whether all trials are over, or all that began before the hours of this start were."""
+        if spent(self.study) >= num_wanted(self.config):
+            return True
+        return self.deadline.passed and not any(trial.state == TrialState.RUNNING for trial in all_trials(self.study))
 
     @property
     def best(self) -> list[int]:
@@ -91,48 +121,8 @@ class Search:
 
     @property
     def stopped_early(self) -> int:
-        """How many trials ASHA stopped."""
+        """How many trials were stopped early."""
         return sum(trial.state == TrialState.PRUNED for trial in all_trials(self.study))
-
-
-class RememberingAsha(AsyncHyperBandScheduler):
-    """ASHA over several starts of a sweep: it also compares with trials of earlier starts, does not judge again the epochs of a trial
-    that an earlier start let go on, and stops no trial at its last epoch.
-
-    Args:
-        config: the sweep, with early stopping.
-        epochs: of its trials; one that reaches its end finishes by itself and writes its model.
-        study: of the sweep, with the trials of earlier starts.
-    """
-
-    def __init__(self, config: SweepConfig, epochs: int, study: optuna.Study) -> None:
-        assert config.stopping is not None
-        super().__init__(
-            time_attr="epoch",
-            metric=config.stopping.metric,
-            mode="max",
-            max_t=epochs + 1,
-            grace_period=min(config.stopping.grace_epochs, epochs),
-            reduction_factor=config.stopping.reduction_factor,
-        )
-        self.epochs = epochs
-        again = superseded(study)
-        for earlier in all_trials(study):
-            if earlier.number in again:
-                continue
-            stand_in = SimpleNamespace(trial_id=f"earlier-{earlier.number}", config=None)
-            self.on_trial_add(None, stand_in)  # type: ignore[arg-type]  # of a trial it reads the name alone
-            for epoch, value in proxy_values(config, earlier).items():
-                self.on_trial_result(None, stand_in, {"epoch": epoch, config.stopping.metric: value})
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial | SimpleNamespace, result: dict[str, Any]) -> str:
-        """Decide as ASHA does, but let a trial that goes on after an interruption come to where it was."""
-        # What has trained to its end counts, whatever the others did.
-        if result["epoch"] >= self.epochs:
-            return TrialScheduler.CONTINUE
-        action = super().on_trial_result(tune_controller, trial, result)  # type: ignore[arg-type]  # as above
-        passed = (trial.config or {}).get(PASSED, 0)
-        return TrialScheduler.CONTINUE if action == TrialScheduler.STOP and result["epoch"] <= passed else action
 
 
 class StudySearch(Searcher):
@@ -143,11 +133,18 @@ class StudySearch(Searcher):
         study: from `open_study`.
         interrupted: returns whether this start is being ended: a trial that then stops before its end stays open, and the next start goes
             on with it.
+        deadline: after which nothing more is proposed.
     """
 
-    def __init__(self, config: SweepConfig, study: optuna.Study, interrupted: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        config: SweepConfig,
+        study: optuna.Study,
+        interrupted: Callable[[], bool] = lambda: False,
+        deadline: Deadline = NEVER,
+    ) -> None:
         super().__init__()  # what is improved is the study's business
-        self.interrupted = interrupted
+        self.interrupted, self.deadline = interrupted, deadline
         self.config, self.study = config, study
         self.metrics = [objective.metric for objective in config.objectives]
         self.missing = num_wanted(config) - spent(study)
@@ -166,11 +163,11 @@ class StudySearch(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Ray types it without its own FINISHED
         """Return `values`, `number` and `passed` of a new trial, or that the sweep has all its trials."""
         if trial_id not in self.trials:
-            if len(self.trials) >= self.missing:
+            if len(self.trials) >= self.missing or self.deadline.passed:
                 return Searcher.FINISHED
             self.trials[trial_id] = self.study.ask()
         trial = self.trials[trial_id]
-        values = suggest(self.config.space or {}, trial)
+        values = suggest(self.config.space or {}, trial, shares=SAMPLERS[self.config.sampler].shares)
         trial.set_user_attr("values", dict(values))
         trial.set_user_attr("fingerprint", self.config.experiment(values).fingerprint)
         return {"values": values, "number": trial.number, PASSED: self._passed(trial)}
@@ -181,15 +178,18 @@ class StudySearch(Searcher):
         return 0 if earlier is None else max(proxy_values(self.config, all_trials(self.study)[earlier]), default=0)
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Report an epoch's value, for single-objective sweeps; keep what early stopping compares."""
+        """Report an epoch's value, for single-objective sweeps; keep what early stopping compares, and what is shown of a trial."""
         if trial_id in self.over or result.get("finished"):
             return
         self._keep_proxy(trial_id, result)
-        if len(self.metrics) > 1:
-            return
-        value = result.get(self.metrics[0])
+        trial, report = self.trials[trial_id], TrialReport.from_result(result)
+        if report.metrics:
+            trial.set_user_attr(METRICS, dict(report.metrics))
+        value = result.get(self.metrics[0]) if len(self.metrics) == 1 else None
         if value is not None and math.isfinite(value):
-            self.trials[trial_id].report(value, result["epoch"])
+            trial.report(value, report.epoch)
+        elif report.epoch:  # no reported value says how far it is
+            trial.set_user_attr("epochs", report.epoch)
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Close the Optuna trial."""
@@ -200,7 +200,7 @@ class StudySearch(Searcher):
         self.over.add(trial_id)
         trial, result = self.trials[trial_id], result or {}
         if "epoch" in result:
-            trial.set_user_attr(METRICS, dict(TrialReport.from_result(dict(result)).metrics))
+            trial.set_user_attr(METRICS, dict(TrialReport.from_result(result).metrics))
         nothing = float("nan")
         values = [result.get(metric, nothing) for metric in self.metrics]
         bounded = {constraint: result.get(constraint.metric, nothing) for constraint in self.config.constraints}
@@ -246,27 +246,32 @@ def run_search(config: SweepConfig, workplace: Workplace, tracker: Tracker) -> S
             kept.
         KeyboardInterrupt: Ctrl-C; everything finished is kept.
     """
+    key = sweep_key(config)
+    folder = workplace.home.sweep(key)
+    deadline = Deadline.after(config.max_hours)
+    known = [] if (folder / SWEEP_FILE).exists() else warm_points(config, workplace.home)
     resources = config.experiment({}).resources
     console.say(f"joining Ray at {workplace.address}" if workplace.address else "starting Ray")
     available = cluster.connect(workplace.address, dashboard=resources.most_workers > 1)
     if resources.is_elastic:
         cluster.outlive_nodes()
     at_once = trials_at_once(resources, available, config.max_concurrent_trials, cluster.alive_nodes())
-    key = sweep_key(config)
-    folder = workplace.home.sweep(key)
-    study = open_study(config, folder)
+    study = open_study(config, folder, known)
     run_id = tracker.run("sweep", {SWEEP_TAG: key}, name=config.name)
     tracker.set_tags(run_id, {"rayndom.recipe": ", ".join(config.all_recipes)} | environment_tags())
     tracker.log_json(run_id, config.model_dump(mode="json"), SWEEP_FILE)
     write_text(folder / SWEEP_FILE, json.dumps(config.model_dump(mode="json"), indent=2))
     shared = shared_parameters(config)
     tracker.log_params(run_id, shared)
-    search = Search(config, study, ParentRun(tracker, run_id, shared), folder)
+    search = Search(config, study, ParentRun(tracker, run_id, shared), folder, deadline)
     done, wanted = spent(study), num_wanted(config)
     over = f", {done} already over" if done else ""
     console.say(f"sweep {config.name}: {wanted} trials of {', '.join(config.all_recipes)}, {at_once} at a time{over}")
+    if known:
+        console.say(f"warm start: {len(known)} points that something is known of come first")
     for remark in config.remarks:
         console.say(remark)
+    remember(study, folder, max(experiment.training.epochs for experiment in config.base_experiments()), tracker.link(run_id))
     console.say(f"study {console.without_passwords(storage_url(folder)).removeprefix('sqlite:///')}; MLflow {tracker.link(run_id)}")
     late = complete_trial_runs(config, folder, study, workplace.home, search.run)
     if late:
@@ -276,6 +281,10 @@ def run_search(config: SweepConfig, workplace: Workplace, tracker: Tracker) -> S
         with probed(workplace.home.root) as storage, watched:
             _tune(search, workplace, at_once, storage)
         fetch(workplace.home.root / "runs", largest=SMALL_BYTES)
+        if search.complete and spent(study) < wanted:
+            console.say(
+                f"max_hours {config.max_hours:g} are over with {spent(study)} of {wanted} trials; the same command goes on with the rest"
+            )
     return search
 
 
@@ -310,11 +319,11 @@ def _tune(search: Search, workplace: Workplace, at_once: int, storage: SharedSto
     )
     scheduler: TrialScheduler = FIFOScheduler()
     if config.stopping is not None:
-        scheduler = RememberingAsha(config, max(experiment.training.epochs for experiment in bases), study)
+        scheduler = EarlyStopping(config, max(experiment.training.epochs for experiment in bases), study)
     tuner = tune.Tuner(
         tune.with_resources(trial, tune_resources(bases[0])),
         tune_config=tune.TuneConfig(
-            search_alg=StudySearch(config, study, lambda: listener.hopeless),
+            search_alg=StudySearch(config, study, lambda: listener.hopeless, search.deadline),
             scheduler=scheduler,
             num_samples=num_wanted(config) + 1000,  # the searcher says when the sweep has all its trials
             max_concurrent_trials=at_once,

@@ -1,14 +1,16 @@
-"""What a sweep is doing, seen from another terminal: its study says which trials there are, its run folders who trains, MLflow how far."""
+"""What a sweep is doing, seen from another terminal: its study says which trials there are and how far, its run folders who trains.
+
+Of sweeps that an earlier version began, MLflow is asked as well. Otherwise neither it nor PyTorch is loaded: a look takes no seconds.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -23,21 +25,23 @@ from orchestration.single_process import is_held
 from orchestration.sweeping.config import SWEEP_FILE, SweepConfig, dimension_cells, dimension_titles
 from orchestration.sweeping.goals import format_goal
 from orchestration.sweeping.study import (
+    EPOCHS,
+    LINK,
     METRICS,
     STUDY_ERRORS,
-    STUDY_VARIABLE,
+    STUDY_FILE_ERRORS,
     all_trials,
     best_trials,
     is_feasible,
     num_wanted,
     spent,
-    study_name,
-    study_storage,
+    study_to_look_at,
     superseded,
 )
-from orchestration.tracking.store import store_errors
-from orchestration.tracking.tracker import FINGERPRINT_TAG, SWEEP_TAG, Tracker
-from trainers.signs import complaints
+from trainers.complaints import complaints
+
+if TYPE_CHECKING:
+    from orchestration.tracking.tracker import Tracker
 
 MOST_ROWS = 40
 """Trials that a table shows unless all are asked for."""
@@ -157,6 +161,20 @@ def find_sweep(home: Home, name: str) -> str:
     return matching[-1]
 
 
+def read_sweep(folder: Path) -> SweepConfig:
+    """Return the sweep that a folder is of.
+
+    Raises:
+        UserError: its file is damaged.
+    """
+    path = folder / SWEEP_FILE
+    try:
+        return SweepConfig.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
 def sweep_status(home: Home, key: str) -> SweepStatus:
     """Read a sweep's state; nothing is written.
 
@@ -164,33 +182,24 @@ def sweep_status(home: Home, key: str) -> SweepStatus:
         UserError: the study cannot be read.
     """
     folder = home.sweep(key)
-    path = folder / SWEEP_FILE
-    try:
-        config = SweepConfig.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    config = read_sweep(folder)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        if STUDY_VARIABLE not in os.environ and not (folder / "study.db").is_file():
-            raise UserError(f"the study of {key} is in another database; {STUDY_VARIABLE} or --study names it")
-        study = optuna.load_study(study_name=study_name(config, folder), storage=study_storage(folder))
-    except UserError:
-        raise
-    except Exception as error:  # of a file that is no study Optuna, Alembic and SQLAlchemy raise many kinds
-        raise _unreadable(folder, error) from None
-    bases = config.base_experiments()
-    epochs = max(experiment.training.epochs for experiment in bases)
-    try:
+        study = study_to_look_at(config, folder)
+        epochs, link = study.user_attrs.get(EPOCHS), study.user_attrs.get(LINK)
         again = superseded(study)
         counted = [trial for trial in all_trials(study) if trial.number not in again]
-        # Earlier versions kept the metrics of trials that were stopped in MLflow alone.
+        # Earlier versions kept the metrics of trials that were stopped, or still ran, in MLflow alone.
         everything = any(trial.state == TrialState.PRUNED and METRICS not in trial.user_attrs for trial in counted)
-        tracked, link = _tracked_if_it_can_be_read(home, bases[0].tracking.experiment, key, running=not everything)
+        tracked: dict[str, dict[str, float]] = {}
+        if everything or epochs is None or link is None:
+            bases = config.base_experiments()
+            epochs = max(experiment.training.epochs for experiment in bases)
+            tracked, found = _tracked_if_it_can_be_read(home, bases[0].tracking.experiment, key, running=not everything)
+            link = link or found
         trials = tuple(_trial(config, home, trial, tracked.get(str(trial.user_attrs.get("fingerprint")), {})) for trial in counted)
         return SweepStatus(key, config, epochs, spent(study), num_wanted(config), tuple(best_trials(config, study)), trials, link)
-    # Optuna reads its tables when they are asked for; what stands in them may be of any type.
-    except (*STUDY_ERRORS, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (*STUDY_ERRORS, *STUDY_FILE_ERRORS) as error:
         raise _unreadable(folder, error) from None
 
 
@@ -201,6 +210,9 @@ def _unreadable(folder: Path, error: BaseException) -> UserError:
 
 def _tracked_if_it_can_be_read(home: Home, experiment: str, key: str, *, running: bool) -> tuple[dict[str, dict[str, float]], str | None]:
     """Return what `_tracked` does, with a warning nothing where the MLflow store cannot be used: the study says most of it."""
+    from orchestration.tracking.store import store_errors
+    from orchestration.tracking.tracker import Tracker
+
     try:
         with store_errors(home.tracking_uri):
             tracker = Tracker.existing(home, experiment)
@@ -212,6 +224,8 @@ def _tracked_if_it_can_be_read(home: Home, experiment: str, key: str, *, running
 
 def _tracked(tracker: Tracker, key: str, *, running: bool) -> tuple[dict[str, dict[str, float]], str | None]:
     """Return fingerprint -> last metrics of a sweep's trials (`epoch` among them), or of the running ones, and the link to the sweep."""
+    from orchestration.tracking.tracker import FINGERPRINT_TAG, SWEEP_TAG
+
     parents = tracker.client.search_runs([tracker.experiment_id], f"tags.`{SWEEP_TAG}` = '{key}' and tags.`rayndom.kind` = 'sweep'")
     if not parents:
         return {}, None
@@ -229,6 +243,7 @@ def _trial(config: SweepConfig, home: Home, trial: FrozenTrial, metrics: dict[st
     fingerprint = str(trial.user_attrs.get("fingerprint", ""))
     metrics = metrics | trial.user_attrs.get(METRICS, {})
     epoch = trial.user_attrs.get("epochs") or int(metrics.get("epoch", 0)) or max(trial.intermediate_values, default=0)
+    is_over = trial.state == TrialState.COMPLETE  # of its selected epoch, whatever MLflow has of the last one
     started, ended = trial.datetime_start, trial.datetime_complete
     seconds = ((ended or datetime.datetime.now()) - started).total_seconds() if started else None
     return TrialStatus(
@@ -242,7 +257,7 @@ def _trial(config: SweepConfig, home: Home, trial: FrozenTrial, metrics: dict[st
         seconds=seconds,
         fingerprint=fingerprint,
         metrics=trial.user_attrs.get(METRICS, {}),
-        signs=tuple(complaints(trial.user_attrs.get(METRICS, metrics)).values()),
+        signs=tuple(complaints(trial.user_attrs[METRICS] if is_over and METRICS in trial.user_attrs else metrics).values()),
     )
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import optuna
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -23,20 +25,27 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from models.errors import EnvironmentFailure, UserError
 from orchestration import console
-from orchestration.search_space import label
 from orchestration.single_process import only_process
 from orchestration.sweeping.config import SweepConfig
 from orchestration.sweeping.grid import grid_points
-from trainers.fit import SELECTION_METRIC
+from orchestration.sweeping.samplers import proposed, sampler_of
+from orchestration.sweeping.study_file import FileStorage, StudyRecord, read_study
 
 RESUMES = "resumes"  # of a trial that runs another one again: that one's number
 RETRY = "retry"
 PASSED = "passed"  # of a suggestion: epochs that an earlier start trained and let go on
 PROXY = "proxy"  # epoch -> the metric that early stopping watches
-METRICS = "metrics"  # of a finished trial, or the last ones of a trial that ended before
+METRICS = "metrics"  # of a finished trial, of others the last ones
+EPOCHS, LINK = "epochs", "mlflow"  # of the study: epochs of its longest trials, where MLflow shows it
 
+
+AnyStudy = optuna.Study | StudyRecord
+"""A study that a sweep works with, or one that was read to be looked at."""
 
 STUDY_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
+STUDY_FILE_ERRORS = (sqlite3.Error, KeyError, TypeError, ValueError, AttributeError, IndexError)
+"""What reading a damaged study raises: what stands in its tables may be of any type."""
+
 LOCK_PATIENCE_S = 30
 
 
@@ -98,6 +107,8 @@ def study_storage(folder: Path) -> optuna.storages.BaseStorage:
             address = urlsplit(url)
             return optuna.storages.GrpcStorageProxy(host=address.hostname or "", port=address.port or 13000)
         # A database elsewhere may have closed a connection that nothing was asked over for long.
+        if STUDY_VARIABLE not in os.environ:
+            return FileStorage(folder / "study.db", engine_kwargs={"connect_args": {"timeout": LOCK_PATIENCE_S}})
         options = {"connect_args": {"timeout": LOCK_PATIENCE_S}} if kind == "sqlite" else {"pool_pre_ping": True}
         return optuna.storages.RDBStorage(url, engine_kwargs=options)
     except (ArgumentError, NoSuchModuleError, ValueError):
@@ -106,8 +117,31 @@ def study_storage(folder: Path) -> optuna.storages.BaseStorage:
         raise UserError(f"the study {shown} needs the package {error.name}: `make setup EXTRAS=server` installs it") from None
 
 
-def open_study(config: SweepConfig, folder: Path) -> optuna.Study:
-    """Create or reopen the study, propose unfinished trials again, and queue the points of a grid.
+def study_to_look_at(config: SweepConfig, folder: Path) -> AnyStudy:
+    """Return the study of a sweep as it stands, for those who only look; nothing is written.
+
+    Raises:
+        UserError: it is in another database, which nobody named, or it cannot be read.
+    """
+    if STUDY_VARIABLE in os.environ:
+        try:
+            return optuna.load_study(study_name=study_name(config, folder), storage=study_storage(folder))
+        except UserError:
+            raise
+        except Exception as error:  # of what is no study Optuna, Alembic and SQLAlchemy raise many kinds
+            cause = console.without_passwords(str(getattr(error, "orig", None) or error)).strip().splitlines() or [type(error).__name__]
+            raise UserError(f"the study of {folder.name} cannot be read: {cause[0][:300]}") from None
+    if not (folder / "study.db").is_file():
+        raise UserError(f"the study of {folder.name} is in another database; {STUDY_VARIABLE} or --study names it")
+    return read_study(folder / "study.db", config.name)
+
+
+def open_study(config: SweepConfig, folder: Path, known: Sequence[Mapping[str, Any]] = ()) -> optuna.Study:
+    """Create or reopen the study, propose unfinished trials again, and queue the points of a new one.
+
+    Args:
+        config: the sweep. folder: its own.
+        known: points of a warm start, tried behind the sweep's own ones, as many as there are trials.
 
     Raises:
         UserError: the study file is locked by another program or damaged.
@@ -124,15 +158,16 @@ def open_study(config: SweepConfig, folder: Path) -> optuna.Study:
             storage=storage,
             study_name=name,
             directions=directions,
-            sampler=_sampler(config, config.seed),
+            sampler=sampler_of(config, 0),
             load_if_exists=True,
         )
         fresh = not all_trials(study)
-        if not fresh:  # with the seed of the first start it would propose that start's first points again
-            study.sampler = _sampler(config, config.seed + len(all_trials(study)))
+        if not fresh:
+            study.sampler = sampler_of(config, len(all_trials(study)))
         queued = [_fixed(trial) for trial in all_trials(study) if RESUMES not in trial.user_attrs]
-        for point in planned_points(config):  # of an earlier start: those that it was killed before it could queue
-            fixed = {name: label(value) for name, value in point.items()}
+        # Those of an earlier start that it was killed before it could queue; those of a warm start are of a new study alone.
+        for point in [*planned_points(config), *(known if fresh else ())][: num_wanted(config) if fresh else None]:
+            fixed = proposed(config, point)
             if fixed not in queued:
                 study.enqueue_trial(fixed)
         again = superseded(study)
@@ -155,25 +190,39 @@ def _fixed(trial: FrozenTrial) -> dict[str, Any]:
     return dict(trial.system_attrs.get("fixed_params", {}))
 
 
+def remember(study: optuna.Study, folder: Path, epochs: int, link: str) -> None:
+    """Keep in the study what those who look at it want to know beside its trials, so that they need neither MLflow nor experiments.
+
+    Raises:
+        StudyAway: it cannot be written.
+    """
+    try:
+        for name, value in ((EPOCHS, epochs), (LINK, link)):
+            if study.user_attrs.get(name) != value:
+                study.set_user_attr(name, value)
+    except STUDY_ERRORS as error:
+        raise StudyAway(folder, error) from None
+
+
 def _mark(storage: optuna.storages.BaseStorage, study: str, number: int, attribute: str) -> None:
     """Set an attribute of a trial that is not this process's own: a study changes only those."""
     trial = storage.get_trial_id_from_study_id_trial_number(storage.get_study_id_from_name(study), number)
     storage.set_trial_user_attr(trial, attribute, True)
 
 
-def all_trials(study: optuna.Study) -> list[FrozenTrial]:
+def all_trials(study: AnyStudy) -> list[FrozenTrial]:
     """Return the trials of a study by number, not to be changed: `study.trials` copies each of them deeply, at every look."""
     return study.get_trials(deepcopy=False)
 
 
-def spent(study: optuna.Study) -> int:
+def spent(study: AnyStudy) -> int:
     """Return how many of the sweep's trials are over: interrupted ones are not, they are run again."""
     over = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
     again = superseded(study)
     return sum(trial.state in over and trial.number not in again for trial in all_trials(study))
 
 
-def superseded(study: optuna.Study) -> set[int]:
+def superseded(study: AnyStudy) -> set[int]:
     """Return the numbers of trials that were interrupted or broke, and that later trials run again."""
     return {trial.user_attrs[RESUMES] for trial in all_trials(study) if RESUMES in trial.user_attrs}
 
@@ -201,8 +250,10 @@ def proxy_values(config: SweepConfig, trial: FrozenTrial) -> dict[int, float]:
     return {int(epoch): value for epoch, value in trial.user_attrs.get(PROXY, {}).items()}
 
 
-def best_robust_accuracy(study: optuna.Study) -> float | None:
+def best_robust_accuracy(study: AnyStudy) -> float | None:
     """Return the best robust accuracy on validation images that any trial of earlier starts came to; None: none came to one."""
+    from trainers.fit import SELECTION_METRIC  # brings PyTorch, which those who only look do without
+
     ends = [trial.user_attrs.get(METRICS, {}) for trial in all_trials(study)]
     return max((metrics[SELECTION_METRIC] for metrics in ends if math.isfinite(metrics.get(SELECTION_METRIC, math.nan))), default=None)
 
@@ -212,29 +263,46 @@ def is_feasible(trial: FrozenTrial) -> bool:
     return all(violation <= 0 for violation in trial.constraints.values())
 
 
-def full_trials(study: optuna.Study) -> list[FrozenTrial]:
+def full_trials(study: AnyStudy) -> list[FrozenTrial]:
     """Return the trials that trained to their end, feasible or not."""
     again = superseded(study)
     return [trial for trial in all_trials(study) if trial.state == TrialState.COMPLETE and trial.number not in again]
 
 
-def best_trials(config: SweepConfig, study: optuna.Study) -> list[int]:
+def best_trials(config: SweepConfig, study: AnyStudy) -> list[int]:
     """Return the numbers of the best full-budget trials: one, or the Pareto front.
 
     Trials that were stopped early or violate a constraint do not count.
     """
-    if not any(trial.state == TrialState.COMPLETE and is_feasible(trial) for trial in all_trials(study)):
+    feasible = [trial for trial in full_trials(study) if is_feasible(trial)]
+    if not feasible:
         return []
+    losses = losses_of(config, feasible)
     if len(config.objectives) == 1:
-        return [study.best_trial.number]
-    return [trial.number for trial in study.best_trials]
+        return [feasible[int(losses[:, 0].argmin())].number]
+    return [trial.number for trial, own in zip(feasible, losses, strict=True) if not _dominated(own, losses)]
 
 
-def _sampler(config: SweepConfig, seed: int) -> optuna.samplers.BaseSampler:
-    if config.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    startup = max(4, (config.num_trials or 0) // 4)
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
+def top_trials(config: SweepConfig, study: AnyStudy, count: int) -> list[int]:
+    """Return the numbers of the best feasible full-budget trials: the front first, each part by the first objective."""
+    sign = 1 if config.objectives[0].mode == "max" else -1
+    feasible = [trial for trial in full_trials(study) if is_feasible(trial)]
+    front = set(best_trials(config, study)) if len(config.objectives) > 1 else set()
+    ranked = sorted(feasible, key=lambda trial: (trial.number not in front, -sign * trial.values[0], trial.number))
+    # A sampler may propose a point twice; its repeats would be the same runs.
+    unique = {trial.user_attrs.get("fingerprint", str(trial.number)): trial.number for trial in reversed(ranked)}
+    return [trial.number for trial in ranked if trial.number in unique.values()][:count]
+
+
+def losses_of(config: SweepConfig, trials: Sequence[FrozenTrial]) -> np.ndarray:
+    """Return the values of full-budget trials (trials, objectives), signs turned so that less is better."""
+    signs = [1.0 if objective.mode == "min" else -1.0 for objective in config.objectives]
+    return np.array([trial.values for trial in trials], dtype=float) * signs
+
+
+def _dominated(own: np.ndarray, others: np.ndarray) -> bool:
+    """Return whether another trial is nowhere worse and somewhere better."""
+    return bool(((others <= own).all(axis=1) & (others < own).any(axis=1)).any())
 
 
 ENDING_S = 15  # a driver that was just stopped may still be ending

@@ -25,7 +25,7 @@ from orchestration.tracking.experiment_run import FAILED, FINISHED, KILLED, STOP
 from orchestration.tracking.tracker import SWEEP_TAG
 from orchestration.trained_models.home_runs import MOST_NAME
 from orchestration.training.tracked_outcome import track_data
-from trainers.signs import complaints
+from trainers.complaints import complaints
 
 _OVER = {TrialState.COMPLETE: FINISHED, TrialState.PRUNED: STOPPED_EARLY, TrialState.FAIL: FAILED}
 

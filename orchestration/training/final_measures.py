@@ -24,22 +24,14 @@ from models.modes import mode
 from models.randomness import resample
 from models.weights import load_pretrained
 from orchestration.run_folder import RunFolder
-from orchestration.training.job import MeasureConfig, TrainingJob
+from orchestration.training.job import TrainingJob
+from orchestration.training.measure import MARKED_METRIC, PROTOCOLS, MeasureConfig, protocol_metric
 from trainers.data import evaluation_batches, load_data
 from trainers.reporting import are_metrics
 from trainers.validation import limited
 
 if TYPE_CHECKING:
     from analysis.result import EvaluationResult
-
-PROTOCOLS = ("T0", "T1", "T2", "T3")
-MARKED_METRIC = "validation/evaluation_marked"
-"""1 where a check of the evaluation failed, else 0: its accuracies must then not be shown without their mark."""
-
-
-def protocol_metric(protocol: str) -> str:
-    """Return the metric of robust accuracy under a protocol, `T0` to `T3`."""
-    return f"validation/robust_accuracy/{protocol}"
 
 
 def protocol_metrics(job: TrainingJob, measure: MeasureConfig) -> dict[str, float]:

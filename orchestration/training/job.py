@@ -9,26 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from models.configuration import Config
 from models.errors import UserError
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home, Workplace
 from orchestration.run_folder import RunFolder
 from orchestration.trained_models.initial_weights import InitialWeights, initial_weights
-from trainers.data.config import MOST_IMAGES
-
-
-class MeasureConfig(Config):
-    """How robust accuracy under a named protocol is measured at the end of a trial, on validation images.
-
-    It is measured only if an objective or a constraint names a `validation/robust_accuracy/T<n>`.
-    """
-
-    suite: str = Field("quick", description="Evaluation suite.")
-    num_examples: int = Field(200, ge=1, le=MOST_IMAGES, description="Validation images.")
-    num_draws: int | None = Field(None, ge=1, le=10_000, description="Draws that score; none: the suite's.")
+from orchestration.training.measure import MeasureConfig
 
 
 def new_start() -> str:

@@ -20,8 +20,8 @@ from orchestration.trained_models.home_runs import named_by_changes
 from orchestration.training.job import TrainingJob
 from orchestration.training.tracked_outcome import track_data, track_model
 from orchestration.training.training_run import RunResult, train_here
+from trainers.complaints import complaints
 from trainers.reporting import EpochReport
-from trainers.signs import complaints
 
 
 class _TrainingProgress:

@@ -21,7 +21,8 @@ from orchestration.sweeping.config import sweep_key
 from orchestration.sweeping.goals import StoppingConfig
 from orchestration.sweeping.grid import grid_points
 from orchestration.sweeping.loading import load_sweep
-from orchestration.sweeping.search import RememberingAsha, StudySearch
+from orchestration.sweeping.schedulers import EarlyStopping
+from orchestration.sweeping.search import Deadline, Search, StudySearch
 from orchestration.sweeping.study import num_wanted, open_study, spent, superseded
 from orchestration.training.cluster import PATIENCE_S, ClusterLost, ClusterWatch
 from orchestration.training.resources import TrialResources, concurrency, trials_at_once, with_workers_that_fit, workers_that_share
@@ -53,6 +54,21 @@ def test_a_sweep_has_its_number_of_trials_and_then_ends(config, tmp_path):
     again = StudySearch(more, open_study(more, tmp_path))
     assert isinstance(again.suggest("x"), dict)
     assert again.suggest("y") == Searcher.FINISHED
+
+
+def test_when_its_hours_are_over_no_trial_starts_and_those_that_run_are_waited_for(config, tmp_path):
+    study = open_study(config, tmp_path)
+    deadline = Deadline.after(1e-9)
+    assert deadline.passed and not Deadline.after(1).passed and not Deadline.after(None).passed
+    search = StudySearch(config, study)
+    search.suggest("a")
+    later = StudySearch(config, study, deadline=deadline)
+    assert later.suggest("b") == Searcher.FINISHED
+    assert not Search(config, study, None, tmp_path, deadline).complete, "one runs"
+    search.on_trial_complete("a", {"epoch": 2, "finished": True, "validation/robust_accuracy": 0.5})
+    assert Search(config, study, None, tmp_path, deadline).complete
+    assert not Search(config, study, None, tmp_path).complete, "the next start goes on"
+    assert sweep_key(load_sweep("ctrw_bounds_digits", {"num_trials": 4, "max_hours": 2})) == sweep_key(config)
 
 
 def test_trials_that_a_killed_process_left_are_run_again_with_their_parameters(config, tmp_path):
@@ -258,7 +274,7 @@ def test_a_grid_is_asked_for_no_more_than_its_points():
 def asha(config, epochs, study=None):
     """ASHA that keeps one of two at epochs 2, 4, 8 ..."""
     config = config.model_copy(update={"stopping": StoppingConfig(grace_epochs=2, reduction_factor=2)})
-    return RememberingAsha(config, epochs, study or optuna.create_study())
+    return EarlyStopping(config, epochs, study or optuna.create_study())
 
 
 def test_asha_remembers_trials_of_earlier_starts(config, tmp_path):
@@ -270,7 +286,7 @@ def test_asha_remembers_trials_of_earlier_starts(config, tmp_path):
             search.on_trial_result(name, {"epoch": epoch, "validation/robust_accuracy": value})
         search.on_trial_complete(name, {"epoch": 2, "finished": True, "validation/robust_accuracy": value})
     scheduler = asha(config, 9, open_study(config, tmp_path))
-    trial = SimpleNamespace(trial_id="new", config={})
+    trial = SimpleNamespace(trial_id="new", config={"number": 3})
     scheduler.on_trial_add(None, trial)
     result = {"epoch": 2, "validation/robust_accuracy": 0.1}
     assert scheduler.on_trial_result(None, trial, result) == "STOP"
@@ -287,7 +303,7 @@ def test_a_resumed_trial_is_not_stopped_before_it_is_where_it_was(config, tmp_pa
     assert resumed["passed"] == 3
     scheduler = asha(config, 12)
     for index in range(3):
-        better = SimpleNamespace(trial_id=f"better{index}", config={})
+        better = SimpleNamespace(trial_id=f"better{index}", config={"number": 10 + index})
         scheduler.on_trial_add(None, better)
         for epoch in (2, 4):
             scheduler.on_trial_result(None, better, {"epoch": epoch, metric: 0.8 + 0.01 * index})
@@ -302,7 +318,7 @@ def test_asha_stops_no_trial_at_its_last_epoch(config):
     scheduler = asha(config, 8)
     actions = {}
     for index in range(6):
-        trial = SimpleNamespace(trial_id=f"t{index}", config={})
+        trial = SimpleNamespace(trial_id=f"t{index}", config={"number": index})
         scheduler.on_trial_add(None, trial)
         for epoch in (2, 4, 8):
             actions[index, epoch] = scheduler.on_trial_result(None, trial, {"epoch": epoch, metric: 0.9 - 0.1 * index})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -11,18 +12,20 @@ from models.errors import UserError
 from models.registry import build_model
 from orchestration.recipes import load_recipe
 from orchestration.sweeping.config import sweep_key
-from orchestration.sweeping.findings import conclude_search, importances, infeasible, proxy_correlations, rungs, show_trials, top_trials
+from orchestration.sweeping.findings import conclude_search, importances, infeasible, proxy_correlations, rungs, show_trials
 from orchestration.sweeping.listener import TrialListener, TrialRow
 from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.plots import write_plots
 from orchestration.sweeping.repeats import Repeated, choose_by_mean, show_repeats, with_seeds
-from orchestration.sweeping.search import RememberingAsha, Search, StudySearch
-from orchestration.sweeping.study import best_trials, full_trials, open_study, proxy_values
+from orchestration.sweeping.schedulers import EarlyStopping
+from orchestration.sweeping.search import Search, StudySearch
+from orchestration.sweeping.study import best_trials, full_trials, open_study, proxy_values, top_trials
 from orchestration.tracking.experiment_run import ParentRun
 from orchestration.tracking.tracker import Tracker
-from orchestration.training.final_measures import MARKED_METRIC, cost_metrics
+from orchestration.training.final_measures import cost_metrics
 from orchestration.training.job import TrialReport
-from trainers.signs import CLIPPED_STEPS, MOST_COMMON_ANSWER
+from orchestration.training.measure import MARKED_METRIC
+from trainers.complaints import CLIPPED_STEPS, MOST_COMMON_ANSWER
 
 ROBUST, CLEAN, SIZE = "validation/robust_accuracy", "validation/clean_accuracy", "model/parameters"
 
@@ -86,8 +89,14 @@ def test_a_front_of_feasible_trials_and_its_plots(tmp_path):
     assert set(shares) == {ROBUST, SIZE}
     assert shares == importances(config, full_trials(study)), "the same study gives the same importances"
     files = write_plots(config, study, tmp_path / "plots", 1, shares)
-    assert [file.name for file in files] == ["history.png", "parallel_coordinates.png", "pareto_front.png", "importances.png"]
-    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
+    pictures = {"history", "parallel_coordinates", "pareto_front", "importances", "slice", "contour"}
+    assert {file.name for file in files} == {*(f"{name}.png" for name in pictures), "history.svg", "pareto_front.svg", "slice.svg"}
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files if file.suffix == ".png")
+    runs = {trial.user_attrs["fingerprint"] for trial in full_trials(study)}
+    for file in files:
+        if file.suffix == ".svg":
+            linked = set(re.findall(r'xlink:href="\.\./\.\./\.\./runs/(\w+)"', file.read_text()))
+            assert linked == runs, f"each point of {file.name} opens its run"
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
@@ -128,10 +137,10 @@ def test_the_proxy_is_compared_with_the_final_measure(tmp_path):
     assert found[4].rho == pytest.approx(0.3)
     assert found[4].num_trials == 5
     # What early stopping remembers is the proxy, not the objective.
-    scheduler = RememberingAsha(config, 12, study)
+    scheduler = EarlyStopping(config, 12, study)
     decisions = []
-    for name, value in (("above their median", 0.25), ("below it", 0.15)):
-        trial = SimpleNamespace(trial_id=name, config={})
+    for number, value in ((100, 0.25), (101, 0.15)):
+        trial = SimpleNamespace(trial_id=str(number), config={"number": number})
         scheduler.on_trial_add(None, trial)
         decisions.append(scheduler.on_trial_result(None, trial, {"epoch": 4, ROBUST: value}))
     assert decisions == ["CONTINUE", "STOP"], "0.25 is below the median of the objective"

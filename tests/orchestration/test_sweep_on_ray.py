@@ -38,13 +38,16 @@ settings:
 space:
   defence.lower_bound: {{type: float, low: 200, high: 2000, log: true}}
 num_trials: {trials}
-stopping: {{grace_epochs: 1, reduction_factor: 2}}
+stopping: {{grace_epochs: 1, reduction_factor: 2, scheduler: {scheduler}}}
+sampler: {sampler}
 """
 
 
-def write_sweep(folder: Path, *, trials: int, epochs: int, train: int = 96, extra: str = "") -> Path:
+def write_sweep(
+    folder: Path, *, trials: int, epochs: int, train: int = 96, extra: str = "", scheduler: str = "asha", sampler: str = "tpe"
+) -> Path:
     path = folder / "tiny.yaml"
-    path.write_text(SWEEP.format(trials=trials, epochs=epochs, train=train, extra=extra))
+    path.write_text(SWEEP.format(trials=trials, epochs=epochs, train=train, extra=extra, scheduler=scheduler, sampler=sampler))
     return path
 
 
@@ -90,8 +93,9 @@ def test_a_sweep_ends_with_a_winner_and_is_not_run_twice(home, ray_cluster, tmp_
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_kill_minus_nine_in_the_middle_and_the_same_command_again(home, tmp_path):
-    path = write_sweep(tmp_path, trials=4, epochs=6, train=320)
+@pytest.mark.parametrize(("scheduler", "sampler"), [("asha", "tpe"), ("hyperband", "gp"), ("median", "qmc")])
+def test_kill_minus_nine_in_the_middle_and_the_same_command_again(home, tmp_path, scheduler, sampler):
+    path = write_sweep(tmp_path, trials=4, epochs=6, train=320, scheduler=scheduler, sampler=sampler)
     command = [sys.executable, "-m", "orchestration.cli", "sweep", str(path), "--no-evaluation", "--home", str(home.root)]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ.copy())
     deadline = time.monotonic() + 180

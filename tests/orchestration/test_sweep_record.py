@@ -27,7 +27,7 @@ from orchestration.tracking.experiment_run import ALWAYS_ITS_OWN, ParentRun
 from orchestration.tracking.tracker import Tracker
 from orchestration.training.job import TrialReport
 from orchestration.training.trial import failure_reason
-from trainers.signs import MOST_COMMON_ANSWER
+from trainers.complaints import MOST_COMMON_ANSWER
 
 ROBUST = "validation/robust_accuracy"
 

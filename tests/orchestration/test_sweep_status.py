@@ -17,7 +17,7 @@ from orchestration.sweeping.status import SweepStatus, TrialStatus, find_sweep, 
 from orchestration.sweeping.study import open_study
 from orchestration.tracking.tracker import FINGERPRINT_TAG, SWEEP_TAG, Tracker
 from orchestration.training.job import TrialReport
-from trainers.signs import MOST_COMMON_ANSWER
+from trainers.complaints import MOST_COMMON_ANSWER
 
 ROBUST, CLEAN = "validation/robust_accuracy", "validation/clean_accuracy"
 

@@ -12,7 +12,8 @@ from orchestration.home import Home, Workplace
 from orchestration.recipes import load_recipe
 from orchestration.tracking.experiment_run import FAILED, STOPPED_EARLY, ParentRun
 from orchestration.tracking.tracker import Tracker
-from orchestration.training.job import MeasureConfig, TrainingJob, TrialReport
+from orchestration.training.job import TrainingJob, TrialReport
+from orchestration.training.measure import MeasureConfig
 
 ROBUST = "validation/robust_accuracy"
 

@@ -16,6 +16,7 @@ from models.threat_model import ThreatModel
 from orchestration.recipes import load_recipe
 from trainers.attacks import pgd
 from trainers.attacks.single_step import SingleStep, early_stopped_pgd, n_fgsm, single_step
+from trainers.complaints import CATASTROPHIC_OVERFITTING, SINGLE_STEP_ACCURACY, complaints
 from trainers.config import TrainingConfig
 from trainers.data import Augmentation, DataConfig, load_data
 from trainers.fit import TrainingLoop, fit
@@ -26,7 +27,7 @@ from trainers.objectives.nuclear_norm import NuclearNormConfig
 from trainers.optimizer import OptimizerConfig
 from trainers.reporting import SilentReporter, StopTraining
 from trainers.schedule import ScheduleConfig
-from trainers.signs import CATASTROPHIC_OVERFITTING, SINGLE_STEP_ACCURACY, catastrophic_overfitting, complaints
+from trainers.signs import catastrophic_overfitting
 from trainers.step import InnerAttackConfig, StepContext
 from trainers.streams import Streams
 from trainers.validation import ValidationConfig

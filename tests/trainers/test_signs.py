@@ -13,13 +13,14 @@ from models.threat_model import ThreatModel
 from orchestration.recipes import load_recipe
 from orchestration.training.single_run import _TrainingProgress
 from tests.numerics import ensemble_cases, taylor_cases
+from trainers.complaints import CLIPPED_STEPS, GRADIENT_RATIO, MOST_COMMON_ANSWER, complaints
 from trainers.config import TrainingConfig
 from trainers.data import DataConfig, load_data
 from trainers.fit import fit
 from trainers.optimizer import OptimizerConfig
 from trainers.reporting import EpochReport
 from trainers.schedule import ScheduleConfig
-from trainers.signs import CLIPPED_STEPS, GRADIENT_RATIO, MOST_COMMON_ANSWER, complaints, gradient_ratios, most_common_answer
+from trainers.signs import gradient_ratios, most_common_answer
 from trainers.step import InnerAttackConfig
 from trainers.validation import ValidationConfig
 

@@ -2,14 +2,12 @@
 
 from pydantic import Field, field_validator, model_validator
 
-from models.configuration import Config
+from models.configuration import MOST_IMAGES, Config
 from models.errors import UserError, unknown_name
 from trainers.data.augmentation import STREAMED_AUGMENTATIONS, Augmentation, AugmentationName
 from trainers.data.mixing import MixingName, PolicyName
 from trainers.data.sets import DATASETS, SHIPPED
 
-MOST_IMAGES = 100_000_000
-"""More than any set of labelled images has."""
 LARGEST_PIXEL_STATISTIC = 1.0
 SMALLEST_PIXEL_STD = 1e-3
 

@@ -1,0 +1,152 @@
+"""Which trials are stopped early: each rule on trials whose curves are known, over several starts, and at thousands of trials."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import optuna
+import pytest
+from ray.tune.schedulers import AsyncHyperBandScheduler
+
+from orchestration.sweeping.goals import StoppingConfig
+from orchestration.sweeping.loading import load_sweep
+from orchestration.sweeping.schedulers import Bracket, EarlyStopping, Halving, Median, rule_of
+from orchestration.sweeping.search import StudySearch
+from orchestration.sweeping.study import open_study
+
+EPOCHS = 27
+METRIC = "validation/robust_accuracy"
+RULES = ("asha", "hyperband", "median")
+
+
+def curve(quality, epoch, noise=None, late=False):
+    """A learning curve that ends at `quality`; a late one begins at nothing."""
+    begun = 1 - math.exp(-epoch / 6) if not late else 1 / (1 + math.exp(-(epoch - 12)))
+    return quality * begun + (noise.gauss(0, 0.005) if noise else 0)
+
+
+def searched(scheduler, qualities, seed=0, late=()):
+    """Trials one after another under a rule: epochs that each trained."""
+    rule = rule_of(StoppingConfig(scheduler=scheduler, grace_epochs=1, reduction_factor=3), EPOCHS)
+    noise, trained = random.Random(seed), []
+    for number, quality in enumerate(qualities):
+        for epoch in range(1, EPOCHS + 1):
+            if epoch < EPOCHS and rule.stops(number, epoch, curve(quality, epoch, noise, number in late)):
+                break
+        trained.append(epoch)
+    return trained
+
+
+@pytest.mark.parametrize("scheduler", RULES)
+def test_it_finds_a_better_trial_than_no_stopping_with_as_many_epochs(scheduler):
+    wins = 0
+    for seed in range(10):
+        qualities = [random.Random(seed).random() ** 3 for _ in range(1)] + [
+            random.Random(seed * 997 + n).random() ** 3 for n in range(199)
+        ]
+        trained = searched(scheduler, qualities, seed)
+        full = sum(trained) // EPOCHS
+        assert full < len(qualities)
+        best = max(quality for quality, epochs in zip(qualities, trained, strict=True) if epochs == EPOCHS)
+        wins += best >= max(qualities[:full])
+        assert sum(trained) < 0.75 * EPOCHS * len(qualities), "it saves epochs"
+    assert wins >= 8
+
+
+def test_hyperband_lets_late_bloomers_live_where_asha_ends_them():
+    """Every tenth trial is the best one in the end and the worst one until half time."""
+    late = set(range(5, 400, 10))
+    qualities = [0.9 if number in late else 0.5 * random.Random(number).random() for number in range(400)]
+    survived = {
+        rule: sum(epochs == EPOCHS for number, epochs in enumerate(searched(rule, qualities, late=late)) if number in late)
+        for rule in RULES
+    }
+    assert survived["asha"] == 0
+    assert survived["hyperband"] >= 2
+
+
+def test_the_brackets_of_hyperband_share_the_trials_as_its_paper_does():
+    rule = rule_of(StoppingConfig(scheduler="hyperband", grace_epochs=1, reduction_factor=3), EPOCHS)
+    counts = np.bincount([rule.bracket_of(number) for number in range(1000)])
+    paper = np.array([3.0**s * 4 / (s + 1) for s in (3, 2, 1, 0)])
+    assert counts / 1000 == pytest.approx(paper / paper.sum(), abs=0.01)
+    assert not any(rule.stops(number, epoch, 0.0) for number in range(1000) if rule.bracket_of(number) == 3 for epoch in range(1, EPOCHS))
+
+
+@pytest.mark.parametrize(("factor", "epochs", "grace"), [(3, 27, 1), (2, 12, 3), (1.5, 30, 2), (4, 9, 9)])
+def test_a_bracket_decides_as_that_of_ray(factor, epochs, grace):
+    rays = AsyncHyperBandScheduler(time_attr="epoch", metric="v", mode="max", max_t=epochs + 1, grace_period=grace, reduction_factor=factor)
+    own, generator = Bracket(grace, epochs, factor), random.Random(epochs)
+    reached = dict.fromkeys(range(60), 0)
+    for number in reached:
+        rays.on_trial_add(None, SimpleNamespace(trial_id=str(number)))
+    decisions = []
+    while reached:
+        number = generator.choice(list(reached))
+        reached[number] += 1
+        epoch, value = reached[number], generator.choice([0.1, 0.5, generator.random()])
+        theirs = rays.on_trial_result(None, SimpleNamespace(trial_id=str(number)), {"epoch": epoch, "v": value}) == "STOP"
+        decisions.append(theirs)
+        assert own.stops(number, epoch, value) == theirs
+        if theirs or epoch == epochs:
+            del reached[number]
+    assert True in decisions and False in decisions
+
+
+def test_the_median_is_that_of_running_means():
+    rule, generator = Median(StoppingConfig(scheduler="median", grace_epochs=2)), np.random.default_rng(0)
+    past = []
+    for number in range(60):
+        values, stopped = generator.random(6), None
+        for epoch, value in enumerate(values, start=1):
+            others = [np.mean(each[1:epoch]) for each in past if len(each) >= epoch >= 2]
+            expected = epoch >= 2 and len(others) >= 5 and max(values[:epoch]) < np.median(others)
+            assert rule.stops(number, epoch, value) == expected
+            if expected:
+                stopped = epoch
+                break
+        past.append(values[:stopped])
+    assert any(len(values) < 6 for values in past)
+
+
+@pytest.mark.parametrize("scheduler", RULES)
+def test_it_remembers_the_trials_of_earlier_starts_and_judges_no_epoch_twice(tmp_path, scheduler):
+    config = load_sweep("ctrw_bounds_digits", {"num_trials": 200, "stopping": {"scheduler": scheduler, "grace_epochs": 2}})
+    search = StudySearch(config, open_study(config, tmp_path))
+    for number in range(7):
+        search.suggest(str(number))
+        for epoch in range(1, 7):
+            search.on_trial_result(str(number), {"epoch": epoch, METRIC: 0.5 + 0.01 * number})
+        search.on_trial_complete(str(number), {"epoch": 12, "finished": True, METRIC: 0.6})
+    later = EarlyStopping(config, 12, open_study(config, tmp_path))
+
+    def first_stop(number, passed):
+        trial = SimpleNamespace(trial_id=f"t{number}", config={"number": number, "passed": passed})
+        for epoch in range(1, 13):
+            if later.on_trial_result(None, trial, {"epoch": epoch, METRIC: 0.1}) == "STOP":
+                return epoch
+        return None
+
+    strict = next(number for number in range(100, 200) if not isinstance(later.rule, Halving) or later.rule.bracket_of(number) == 0)
+    assert first_stop(strict, 0) == 2
+    another = next(n for n in range(strict + 1, 200) if not isinstance(later.rule, Halving) or later.rule.bracket_of(n) == 0)
+    stopped = first_stop(another, 5)
+    assert stopped is not None and stopped > 5, "an earlier start let it pass five epochs"
+    nothing = SimpleNamespace(trial_id="n", config={"number": 199})
+    for result in ({"epoch": 0}, {"epoch": 3}, {"epoch": 3, METRIC: math.nan}, {"epoch": 12, METRIC: 0.0}):
+        assert later.on_trial_result(None, nothing, result) == "CONTINUE"
+
+
+@pytest.mark.parametrize("scheduler", RULES)
+def test_a_decision_takes_no_longer_among_thousands_of_trials(scheduler):
+    config = load_sweep("ctrw_bounds_digits", {"num_trials": 9000, "stopping": {"scheduler": scheduler}})
+    rule = EarlyStopping(config, 12, optuna.create_study()).rule
+    started = time.process_time()
+    for number in range(2000):
+        for epoch in range(1, 12):
+            rule.stops(number, epoch, random.Random(number * 12 + epoch).random())
+    assert time.process_time() - started < 6, "22,000 decisions"
