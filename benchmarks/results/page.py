@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from analysis.reporting.tables import MARK
+from analysis.reporting.mark import MARK
 from analysis.reproduction.outcome import Reading
 from analysis.reproduction.papers import get_item
 from benchmarks.results.gains import BASELINE, Gain, gains

@@ -19,7 +19,7 @@ from orchestration.reproducing.reading_jobs import KeptReadings
 from orchestration.run_folder import RunFolder
 from orchestration.single_process import holder_of, is_held, only_process, only_writer
 from orchestration.training import final_measures
-from orchestration.training.job import MeasureConfig
+from orchestration.training.measure import MeasureConfig
 from tests.fuzz.broken_homes import damage, file_ways, folder_ways
 from tests.fuzz.command_line import SEED, complaint, no_longer_than, rayndom
 from tests.orchestration.finished_runs import METRICS, finish
