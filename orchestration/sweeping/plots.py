@@ -173,7 +173,7 @@ def _of_space(
     with borrowed_pyplot(), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if names:
-            axes = optuna_plots.plot_parallel_coordinate(shown, params=names, target_name=goal.metric)
+            axes: Any = optuna_plots.plot_parallel_coordinate(shown, params=names, target_name=goal.metric)
             written += _save(axes, f"{config.name}: {goal.metric} ({goal.mode})", folder / "parallel_coordinates", 1.7 * (len(names) + 2))
             axes = optuna_plots.plot_slice(shown, params=names, target_name=goal.metric)
             for axis in np.atleast_1d(axes):
@@ -231,7 +231,7 @@ def _link_by_number(axis: Axes, trials: Sequence[FrozenTrial]) -> None:
             points.autoscale()
         else:
             left = [trial for trial in trials if not is_feasible(trial)]
-            shown = [left.pop(_first_with(value, left)) for _, value in points.get_offsets()]
+            shown = [left.pop(_first_with(float(value), left)) for value in np.asarray(points.get_offsets())[:, 1]]
         _link(points, shown)
 
 
