@@ -158,7 +158,8 @@ def short_attacks(norm: Norm, names: Sequence[str]) -> list[AttackItem]:
             continue
         parameters = {field: SIZES[field] for field in entry.parameters.model_fields if field in SIZES}
         protocols = ("T0", "T1", "T2", "T3", "T4") if name == "pgd" else ("T1",)
-        items.append(AttackItem(name=name, attack=name, parameters=parameters, protocols=protocols, num_draws=2))
+        models = "randomized" if name.startswith("transfer_") else "all"  # a deterministic model is its own static one
+        items.append(AttackItem(name=name, attack=name, parameters=parameters, models=models, protocols=protocols, num_draws=2))
     return items
 
 
