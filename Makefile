@@ -49,7 +49,7 @@ bench: $(STAMP) ## Measure speed on this computer
 	$(PY) -m benchmarks $(ARGS)
 
 lock: | $(UV) ## Renew requirements.lock after a change of pyproject.toml (ARGS=--upgrade: newest versions)
-	$(UV) pip compile pyproject.toml --universal --python-version 3.11 --group test --group docs --extra torchattacks \
+	$(UV) pip compile pyproject.toml --universal --python-version 3.11 --group test --group docs --extra torchattacks --extra cmaes \
 		--no-emit-index-url --no-header -q -o requirements.lock $(ARGS)
 	@! grep -n '://' requirements.lock || { echo 'requirements.lock must not name a server (see above)' >&2; exit 1; }
 

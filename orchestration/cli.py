@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import logging
 import os
@@ -19,7 +20,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from models.errors import EnvironmentFailure, EnvironmentProblem, UserError, blames_environment, nearest, unknown_name
@@ -68,6 +69,8 @@ STORES = {
 SAMPLES = "--samples"
 NUMBER_OF_IMAGES = ("--num-samples", "--images", "--num-images", "--num-examples", "--examples", "--num-test-examples", "--test-examples")
 """What people call the number of images, which has one name on the command line."""
+
+_OUR_VARIABLES = "RAYNDOM_"
 
 RESUMABLE = ("train", "sweep", "evaluate", "rescore", "reproduce", "demo", "resume")
 
@@ -124,6 +127,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextlib.contextmanager
+def _variables_kept() -> Iterator[None]:
+    """Leave our environment variables as they were: a flag that stands for one counts for its own command alone."""
+    before = {name: value for name, value in os.environ.items() if name.startswith(_OUR_VARIABLES)}
+    try:
+        yield
+    finally:
+        for name in [name for name in os.environ if name.startswith(_OUR_VARIABLES)]:
+            del os.environ[name]
+        os.environ.update(before)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -139,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         logging.basicConfig(level=logging.WARNING, handlers=[_Warnings()])
     try:
-        with in_good_order():
+        with in_good_order(), _variables_kept():
             return _run(arguments)
     except UserError as error:
         console.error(str(error))

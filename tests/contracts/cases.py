@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from models.registry import list_defences
-from rayndom.testing.cases import NUM_CLASSES, SMALLER, VARIANTS, build_case, images, is_random, labels, sharpen
+from rayndom.testing.cases import IMAGE_SHAPE, NUM_CLASSES, SMALLER, VARIANTS, build_case, images, is_random, labels, sharpen
 
-__all__ = ["NUM_CLASSES", "RANDOM_CASES", "SMALLER", "VARIANTS", "build_case", "case_names", "images", "is_random", "labels", "sharpen"]
+__all__ = [
+    "IMAGE_SHAPE",
+    "NUM_CLASSES",
+    "RANDOM_CASES",
+    "SMALLER",
+    "VARIANTS",
+    "build_case",
+    "case_names",
+    "images",
+    "is_random",
+    "labels",
+    "sharpen",
+]
 
 
 def case_names() -> list[str]:

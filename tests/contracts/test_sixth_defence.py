@@ -30,7 +30,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     for file in project_files():
         name = file.relative_to(ROOT)
-        if name.parts[0] in (*PACKAGES, "tests") or name.name in ("pyproject.toml", "README.md"):
+        if name.parts[0] in (*PACKAGES, "tests", "docs") or name.name in ("pyproject.toml", "README.md"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / name)
     added = [path.relative_to(TOY) for path in TOY.rglob("*") if path.suffix in (".py", ".yaml")]

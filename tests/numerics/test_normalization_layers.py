@@ -15,7 +15,7 @@ from models.normalization_layers import normalization_layers, replaceable_normal
 from models.randomness import num_configurations, set_configuration
 from models.registry import build_model
 
-SMALL_BACKBONES = [name for name in list_backbones() if name not in ("wrn34_10", "resnet50")]
+SMALL_BACKBONES = [name for name in list_backbones() if name not in ("wrn28_10", "wrn34_10", "wrn70_16", "resnet50")]
 PRE_ACTIVATION = {"wrn16_4": "bn1", "wrn34_10": "bn1", "preact_resnet18": "bn"}
 OTHERS = ("bgn", "in", "gn", "ln")
 

