@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 class ObjectiveConfig(Config):
     """Base of all objective configs; `name` chooses the objective. Objectives without parameters use it as it is."""
 
+    takes_soft_labels: ClassVar[bool] = False
+    """Whether labels may be probabilities (B, K) instead of numbers (B,): where they meet cross-entropy alone."""
+    takes_single_step: ClassVar[bool] = False
+    """Whether images are perturbed by a single step of the objective's own instead of the configured attack."""
+
     name: str = Field(description="Name of the objective, e.g. `adversarial`.")
 
     def problem_with(self, defence: Config, num_classes: int) -> str | None:
@@ -35,16 +40,6 @@ class ObjectiveConfig(Config):
     @property
     def needs_whole_batch(self) -> bool:
         """Whether a step looks at all images of a worker together, so that gradients cannot be accumulated over parts of them."""
-        return False
-
-    @property
-    def takes_soft_labels(self) -> bool:
-        """Whether labels may be probabilities (B, K) instead of numbers (B,)."""
-        return self.name == "natural"
-
-    @property
-    def takes_single_step(self) -> bool:
-        """Whether images are perturbed by a single step of the objective's own instead of the configured attack."""
         return False
 
 

@@ -12,6 +12,7 @@ from models.errors import UserError
 from models.registry import build_model
 from models.threat_model import ThreatModel
 from orchestration.recipes import load_recipe
+from tests.trainers.tiny_training import StopAfterOne
 from trainers.averaging import AveragingConfig
 from trainers.config import TrainingConfig
 from trainers.data import Augmentation, DataConfig, load_data, training_batches
@@ -20,7 +21,6 @@ from trainers.fit import fit
 from trainers.labels import most_probable, softened
 from trainers.objective import objectives
 from trainers.optimizer import OptimizerConfig
-from trainers.reporting import SilentReporter, StopTraining
 from trainers.schedule import ScheduleConfig
 from trainers.step import InnerAttackConfig
 from trainers.validation import ValidationConfig
@@ -200,15 +200,6 @@ def test_the_average_softens_labels_once_it_has_begun(monkeypatch):
     with torch.no_grad():
         model[1].weight.add_(1)
     torch.testing.assert_close(average.labels(model, x, y), softened(y, kept, 0.4, 3.0))
-
-
-class StopAfterOne(SilentReporter):
-    def __init__(self, folder):
-        self.folder = folder
-
-    def epoch_finished(self, report, save):
-        save(self.folder)
-        raise StopTraining
 
 
 SOFT = [name for name, entry in objectives().items() if entry.config(name=name).takes_soft_labels]

@@ -23,6 +23,7 @@ from tests.orchestration.test_sweep_on_ray import write_sweep
 
 SECRET = "wJalr-not-a-real-secret-key"
 URL = "s3://team/homes/one"
+LARGE = "exports/large/model.safetensors"
 LACKING = [name for name in ("boto3", "moto", "s3fs") if importlib.util.find_spec(name) is None]
 pytestmark = [
     pytest.mark.slow,
@@ -108,13 +109,14 @@ def test_a_sweep_is_killed_on_one_machine_and_goes_on_from_another(bucket, other
     assert {"mlflow.db", "exports/tiny/model.safetensors"} <= stored
     assert not any(key.endswith(".held") for key in stored)
 
+    bucket.put_object(Bucket="team", Key=f"homes/one/{LARGE}", Body=bytes(storages.SMALL_BYTES + 1))
     # A colleague on a third machine has the model, by its name alone.
     environment = os.environ | {storages.COPY_VARIABLE: str(tmp_path / "third"), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "orchestration.cli", "status", "tiny", "--home", URL]
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True, cwd=tmp_path).stdout
     assert "3/3 trials over" in shown
     third = next((tmp_path / "third").iterdir())
-    assert not list(third.rglob("model.safetensors")), "weights wait until they are used"
+    assert not (third / LARGE).exists(), "large weights wait until they are used"
     command = [sys.executable, "-m", "orchestration.cli", "export", next(iter(third.glob("runs/*"))).name, "--to", str(tmp_path / "model"),
                "--home", URL]  # fmt: skip
     subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True, cwd=tmp_path)

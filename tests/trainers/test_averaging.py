@@ -15,16 +15,14 @@ from models.randomness import resample
 from models.registry import build_model
 from models.threat_model import ThreatModel
 from orchestration.recipes import load_recipe
+from tests.trainers.tiny_training import StopAfterOne, few_digits, tiny_config
 from trainers import fit as fitting
 from trainers.averaging import AveragingConfig, recompute_batch_statistics
 from trainers.checkpoint import read_state, write_state
-from trainers.config import TrainingConfig
-from trainers.data import Augmentation, DataConfig, load_data
+from trainers.data import Augmentation
 from trainers.fit import TrainingLoop, fit
 from trainers.optimizer import OptimizerConfig
-from trainers.reporting import SilentReporter, StopTraining
-from trainers.schedule import ScheduleConfig
-from trainers.step import InnerAttackConfig
+from trainers.reporting import SilentReporter
 from trainers.validation import ValidationConfig
 
 RADIUS = ThreatModel(epsilon=0.1)
@@ -32,20 +30,13 @@ RADIUS = ThreatModel(epsilon=0.1)
 
 @pytest.fixture(scope="module")
 def splits():
-    return load_data(DataConfig(name="digits", limit_train=64, limit_test=20, validation_size=32))
+    return few_digits()
 
 
 def config(**changes):
-    settings = {
-        "epochs": 3,
-        "batch_size": 16,
-        "precision": "fp32",
-        "attack": InnerAttackConfig(steps=1, step_size=0.05),
-        "optimizer": OptimizerConfig(learning_rate=0.05),
-        "schedule": ScheduleConfig(name="constant"),
-        "validation": ValidationConfig(steps=1, num_draws=1),
-    }
-    return TrainingConfig(**settings | changes)
+    return tiny_config(
+        **{"epochs": 3, "optimizer": OptimizerConfig(learning_rate=0.05), "validation": ValidationConfig(steps=1, num_draws=1)} | changes
+    )
 
 
 def network(defence="at", **parameters):
@@ -223,15 +214,6 @@ def test_the_better_copy_is_kept(select, chosen, splits, monkeypatch):
     assert result.metrics["validation/robust_accuracy"] == result.metrics[f"validation/{chosen}/robust_accuracy"]
     kept = seen[2 * (result.selected_epoch - 1) + (chosen == "average")]
     assert all(torch.equal(kept[name], value) for name, value in model.state_dict().items())
-
-
-class StopAfterOne(SilentReporter):
-    def __init__(self, folder):
-        self.folder = folder
-
-    def epoch_finished(self, report, save):
-        save(self.folder)
-        raise StopTraining
 
 
 @pytest.mark.parametrize("name", ["ema", "swa"])

@@ -14,23 +14,21 @@ from models.randomness import random_sites
 from models.registry import build_model
 from models.threat_model import ThreatModel
 from orchestration.recipes import load_recipe
+from tests.trainers.tiny_training import StopAfterOne, few_digits, tiny_config
 from trainers.attacks import pgd
 from trainers.attacks.single_step import SingleStep, early_stopped_pgd, n_fgsm, single_step
 from trainers.complaints import CATASTROPHIC_OVERFITTING, SINGLE_STEP_ACCURACY, complaints
-from trainers.config import TrainingConfig
-from trainers.data import Augmentation, DataConfig, load_data
+from trainers.data import Augmentation
 from trainers.fit import TrainingLoop, fit
 from trainers.hardware import FULL
 from trainers.objective import build_objective
 from trainers.objectives.free import FreeConfig
 from trainers.objectives.nuclear_norm import NuclearNormConfig
 from trainers.optimizer import OptimizerConfig
-from trainers.reporting import SilentReporter, StopTraining
-from trainers.schedule import ScheduleConfig
+from trainers.reporting import SilentReporter
 from trainers.signs import catastrophic_overfitting
 from trainers.step import InnerAttackConfig, StepContext
 from trainers.streams import Streams
-from trainers.validation import ValidationConfig
 
 EPSILON = 0.1
 RADIUS = ThreatModel(epsilon=EPSILON)
@@ -38,20 +36,7 @@ RADIUS = ThreatModel(epsilon=EPSILON)
 
 @pytest.fixture(scope="module")
 def splits():
-    return load_data(DataConfig(name="digits", limit_train=64, limit_test=20, validation_size=32))
-
-
-def config(**changes):
-    settings = {
-        "epochs": 2,
-        "batch_size": 16,
-        "precision": "fp32",
-        "attack": InnerAttackConfig(steps=1, step_size=0.05),
-        "optimizer": OptimizerConfig(learning_rate=0.02),
-        "schedule": ScheduleConfig(name="constant"),
-        "validation": ValidationConfig(steps=1, num_draws=1, select="last"),
-    }
-    return TrainingConfig(**settings | changes)
+    return few_digits()
 
 
 def smooth(seed=0, dtype=torch.float64):
@@ -175,7 +160,7 @@ def test_nu_at_is_its_equation(epoch, step):
 def test_free_training_is_its_algorithm(splits):
     model = build_model("single_normalization", backbone="resnet8", image_shape=(1, 8, 8), normalization="ln")
     naive = copy.deepcopy(model)
-    settings = config(objective=FreeConfig(replays=3), optimizer=OptimizerConfig(learning_rate=0.02, momentum=0, weight_decay=0))
+    settings = tiny_config(objective=FreeConfig(replays=3), optimizer=OptimizerConfig(learning_rate=0.02, momentum=0, weight_decay=0))
     loop = TrainingLoop(
         model, splits, RADIUS, settings, seed=0, device=torch.device("cpu"), augmentation=Augmentation(), reporter=SilentReporter()
     )
@@ -197,15 +182,6 @@ def test_free_training_is_its_algorithm(splits):
     assert loop.objective.passes(10, 1, 0) == 9
 
 
-class StopAfterOne(SilentReporter):
-    def __init__(self, folder):
-        self.folder = folder
-
-    def epoch_finished(self, report, save):
-        save(self.folder)
-        raise StopTraining
-
-
 CHEAPER = {
     "free": {"objective": FreeConfig(replays=2)},
     "nu_at": {"objective": NuclearNormConfig()},
@@ -220,7 +196,7 @@ def test_a_resumed_run_ends_bit_identically(name, splits, tmp_path):
     def network():
         return build_model("ctrw", backbone="resnet8", image_shape=(1, 8, 8))
 
-    whole, resumed, settings = network(), network(), config(**CHEAPER[name])
+    whole, resumed, settings = network(), network(), tiny_config(**CHEAPER[name])
     fit(whole, splits, RADIUS, settings, seed=0)
     fit(network(), splits, RADIUS, settings, seed=0, reporter=StopAfterOne(tmp_path))
     result = fit(resumed, splits, RADIUS, settings, seed=0, resume_from=tmp_path)

@@ -16,18 +16,16 @@ from models.registry import build_model, list_defences
 from models.threat_model import ThreatModel
 from orchestration.recipes import load_recipe
 from tests.contracts.cases import build_case, case_names
+from tests.trainers.tiny_training import StopAfterOne, few_digits, tiny_config
 from trainers.accumulation import accumulate
-from trainers.config import TrainingConfig
-from trainers.data import DataConfig, evaluation_batches, load_data
+from trainers.data import evaluation_batches
 from trainers.fit import fit
 from trainers.hardware import FULL
 from trainers.objective import Objective, ObjectiveConfig
 from trainers.optimizer import OptimizerConfig, build_optimizer, parameter_groups
-from trainers.reporting import SilentReporter, StopTraining
 from trainers.schedule import ScheduleConfig, learning_rate_factor, plateau_reductions
 from trainers.step import InnerAttackConfig, StepContext
 from trainers.streams import Streams
-from trainers.validation import ValidationConfig
 
 RADIUS = ThreatModel(epsilon=0.1)
 NAMES = ("sgd", "adam", "adamw", "lion", "muon")
@@ -35,20 +33,11 @@ NAMES = ("sgd", "adam", "adamw", "lion", "muon")
 
 @pytest.fixture(scope="module")
 def splits():
-    return load_data(DataConfig(name="digits", limit_train=64, limit_test=20, validation_size=32))
+    return few_digits()
 
 
 def config(**changes):
-    settings = {
-        "epochs": 2,
-        "batch_size": 32,
-        "precision": "fp32",
-        "attack": InnerAttackConfig(steps=1, step_size=0.05),
-        "optimizer": OptimizerConfig(learning_rate=0.01),
-        "schedule": ScheduleConfig(name="constant"),
-        "validation": ValidationConfig(steps=1, num_draws=1, select="last"),
-    }
-    return TrainingConfig(**settings | changes)
+    return tiny_config(**{"batch_size": 32, "optimizer": OptimizerConfig(learning_rate=0.01)} | changes)
 
 
 def small(seed=0):
@@ -138,15 +127,6 @@ def test_what_is_left_out_does_not_shrink(name):
     optimizer.step()
     for key, parameter in model.named_parameters():
         assert torch.equal(parameter, before[key]) == (key not in ("0.weight", "3.weight")), key
-
-
-class StopAfterOne(SilentReporter):
-    def __init__(self, folder):
-        self.folder = folder
-
-    def epoch_finished(self, report, save):
-        save(self.folder)
-        raise StopTraining
 
 
 def network(defence="ctrw"):

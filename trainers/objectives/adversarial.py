@@ -6,7 +6,7 @@ Reference: Madry et al., "Towards Deep Learning Models Resistant to Adversarial 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -22,12 +22,9 @@ from trainers.weight_perturbation import PerturbableConfig, PerturbableObjective
 class AdversarialConfig(PerturbableConfig):
     """Parameters of adversarial training."""
 
-    name: Literal["adversarial"] = Field("adversarial", description="Adversarial training.")
+    takes_soft_labels: ClassVar[bool] = True
 
-    @property
-    def takes_soft_labels(self) -> bool:
-        """Yes: they meet cross-entropy alone."""
-        return True
+    name: Literal["adversarial"] = Field("adversarial", description="Adversarial training.")
 
 
 class Adversarial(PerturbableObjective):

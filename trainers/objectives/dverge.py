@@ -58,13 +58,12 @@ class DvergeObjectiveConfig(EnsembleObjectiveConfig):
         0, ge=0, le=100_000, description="Train the members on clean images for this many epochs first, in this run."
     )
     adversarial_training: bool = Field(False, description="Add each member's cross-entropy on PGD examples of its own; the paper has both.")
+    distillation_weight: float = Field(1.0, ge=0, description="Weight of the distilled examples' loss beside adversarial training.")
 
     @property
     def needs_whole_batch(self) -> bool:
         """Each image is distilled from another one of the batch."""
         return True
-
-    distillation_weight: float = Field(1.0, ge=0, description="Weight of the distilled examples' loss beside adversarial training.")
 
 
 class Dverge(EnsembleObjective):

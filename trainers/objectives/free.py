@@ -7,7 +7,7 @@ Deviation: the perturbation that one batch leaves to the next begins at zero in 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -25,22 +25,15 @@ from trainers.step import StepContext
 class FreeConfig(ObjectiveConfig):
     """Parameters of free adversarial training."""
 
+    takes_soft_labels: ClassVar[bool] = True
+    takes_single_step: ClassVar[bool] = True
+
     name: Literal["free"] = Field("free", description="Free adversarial training.")
     replays: int = Field(8, ge=1, le=1000, description="m: optimizer steps on each batch (8 on CIFAR-10: Shafahi et al. 2019).")
 
     @property
     def needs_whole_batch(self) -> bool:
         """One perturbation is kept for each row of the batch."""
-        return True
-
-    @property
-    def takes_soft_labels(self) -> bool:
-        """Yes: they meet cross-entropy alone."""
-        return True
-
-    @property
-    def takes_single_step(self) -> bool:
-        """Yes, one per replay."""
         return True
 
 

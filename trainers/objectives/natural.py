@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,6 +12,12 @@ from models.randomness import resample
 from trainers.hardware import at_least_fp32
 from trainers.objective import LossObjective, ObjectiveConfig, ObjectiveEntry
 from trainers.step import StepContext
+
+
+class NaturalConfig(ObjectiveConfig):
+    """Natural training has no parameters."""
+
+    takes_soft_labels: ClassVar[bool] = True
 
 
 class Natural(LossObjective):
@@ -29,4 +36,4 @@ class Natural(LossObjective):
         return {"loss": functional.cross_entropy(at_least_fp32(logits_BK), y_B)}
 
 
-OBJECTIVES = (ObjectiveEntry("natural", "cross-entropy on clean images", ObjectiveConfig, Natural, selection="last"),)
+OBJECTIVES = (ObjectiveEntry("natural", "cross-entropy on clean images", NaturalConfig, Natural, selection="last"),)

@@ -8,7 +8,7 @@ Reference: Sriramanan et al., "Towards Efficient and Effective Adversarial Train
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -27,6 +27,9 @@ from trainers.trades_terms import accuracies, logits_of_both
 class NuclearNormConfig(ObjectiveConfig):
     """Parameters of NuAT."""
 
+    takes_soft_labels: ClassVar[bool] = True
+    takes_single_step: ClassVar[bool] = True
+
     name: Literal["nu_at"] = Field("nu_at", description="NuAT.")
     weight: float = Field(
         4.0,
@@ -40,16 +43,6 @@ class NuclearNormConfig(ObjectiveConfig):
     @property
     def needs_whole_batch(self) -> bool:
         """The norm is that of the whole batch's matrix."""
-        return True
-
-    @property
-    def takes_soft_labels(self) -> bool:
-        """Yes: they meet cross-entropy alone."""
-        return True
-
-    @property
-    def takes_single_step(self) -> bool:
-        """Yes, its own."""
         return True
 
 

@@ -8,7 +8,7 @@ the inner attack starts inside the pixel range. AWP around it (TRADES-AWP) is th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -21,12 +21,9 @@ from trainers.trades_terms import TradesFamily, TradesFamilyConfig, logits_of_bo
 class TradesConfig(TradesFamilyConfig):
     """Parameters of `trades`."""
 
-    name: Literal["trades"] = Field("trades", description="TRADES.")
+    takes_soft_labels: ClassVar[bool] = True
 
-    @property
-    def takes_soft_labels(self) -> bool:
-        """Yes: they meet cross-entropy alone."""
-        return True
+    name: Literal["trades"] = Field("trades", description="TRADES.")
 
 
 class Trades(TradesFamily):
