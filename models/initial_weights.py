@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from models.classifier import Classifier
-from models.errors import UserError, nearest
+from models.errors import UserError
 from models.external.state_files import without_prefixes
+from models.network_parts import tensors_of
 from models.weights import not_finite
 
 SCHEMES = ("models:/", "timm:")
@@ -99,7 +100,7 @@ def begin_with(
             nothing.
     """
     wanted = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
-    fresh = _fresh(reinitialize, wanted)
+    fresh = tensors_of(reinitialize, wanted, "training.reinitialize")
     state = without_prefixes(state, wanted)
     match = _match(network, wanted, state)
     asked = [name for name in match.given if name in fresh]
@@ -158,23 +159,6 @@ def _in_its_place(network: nn.Module, given: str) -> list[str]:
         layer, _, leaf = name.rpartition(".")
         found += [f"{layer}.branches.bn.{leaf}", *([f"{layer}.mu"] if leaf == "weight" else [])]
     return found
-
-
-def _fresh(reinitialize: Sequence[str], wanted: Mapping[str, Tensor]) -> set[str]:
-    found: set[str] = set()
-    for asked in reinitialize:
-        names = {name for name in wanted if any(_begins(each, asked) for each in (name, name.removeprefix("backbone.")))}
-        if not names:
-            modules = {name.rpartition(".")[0].removeprefix("backbone.") for name in wanted}
-            close = nearest(asked[:300], sorted(modules))
-            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-            raise UserError(f"training.reinitialize: {asked!r:.300} is no tensor and no part of the network.{hint}")
-        found |= names
-    return found
-
-
-def _begins(name: str, asked: str) -> bool:
-    return name == asked or name.startswith(f"{asked.rstrip('.')}.")
 
 
 def _check_shapes(given: Mapping[str, str], state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> None:

@@ -43,6 +43,11 @@ class TrainingConfig(Config):
         (),
         description="Parts of the network that begin fresh all the same, e.g. `[classifier]` for other classes: layers or tensors.",
     )
+    freeze: tuple[str, ...] = Field(
+        (),
+        description="Parts of the network whose parameters stay as they begin, e.g. `[transformer]` to train what is before and behind it: "
+        "layers or tensors. Batch statistics in them are taken as elsewhere.",
+    )
     epochs: int = Field(200, ge=1, le=100_000, description="Passes over the training images.")
     batch_size: int = Field(128, ge=1, description="Images per step over all workers together.")
     accumulation: int = Field(

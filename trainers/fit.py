@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models.constraints import apply_constraints
 from models.errors import UserError
+from models.network_parts import freeze
 from models.randomness import derive_seed, load_randomness_state, randomness_state
 from models.threat_model import ThreatModel
 from trainers.accumulation import accumulate
@@ -168,6 +169,7 @@ class TrainingLoop:
         self.objective.prepare(self.model)
         apply_constraints(self.model)
         broadcast_weights(self.model)
+        freeze(self.model, config.freeze)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         if augmentation.mixing != "none" and not config.objective.takes_soft_labels:
             raise UserError(f"objective {config.objective.name} takes no labels of two classes, which mixing {augmentation.mixing} makes")

@@ -273,7 +273,7 @@ def check_networks(config: SweepConfig, workplace: Workplace) -> None:
         if where not in data:
             data[where] = load_data(experiment.data, workplace.data_root)
         training = experiment.training
-        begins = (str(training.initial_weights), *training.reinitialize)
+        begins = (str(training.initial_weights), *training.reinitialize, *training.freeze)
         network = (where, experiment.backbone.model_dump_json(), experiment.defence.model_dump_json(), *begins)
         if network in built:
             continue

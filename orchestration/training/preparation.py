@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from models.errors import UserError
+from models.network_parts import freeze
 from models.registry import build_model
 from orchestration.experiment import ExperimentConfig, ResourcesConfig
 from trainers.data import Splits, load_data
@@ -57,8 +58,12 @@ class PreparedTraining:
 
 
 def build_for(experiment: ExperimentConfig, splits: Splits) -> nn.Module:
-    """Return the experiment's model with fresh weights."""
-    return build_model(
+    """Return the experiment's model with fresh weights.
+
+    Raises:
+        UserError: a part that is to be frozen is none of the network, or the network cannot be built.
+    """
+    network = build_model(
         experiment.defence.name,
         backbone=experiment.backbone.name,
         num_classes=splits.num_classes,
@@ -69,6 +74,8 @@ def build_for(experiment: ExperimentConfig, splits: Splits) -> nn.Module:
         backbone_options=experiment.backbone.options,
         **experiment.defence.parameters.model_dump(),
     )
+    freeze(network, experiment.training.freeze)  # as the training itself will, but before any worker starts
+    return network
 
 
 def _num_threads(resources: ResourcesConfig) -> int:

@@ -90,15 +90,17 @@ class _FolderReporter:
 
 
 def check_initial_weights(job: TrainingJob) -> WeightsReport | None:
-    """Put the weights that a job begins with into its network and forget both: what does not fit is found before any worker starts.
+    """Put the weights that a job begins with into its network and forget both: what does not fit, names of frozen parts among it, is
+    found before any worker starts.
 
     Raises:
         UserError: they do not fit, or the data that the network is built for are not there.
     """
-    if job.initial is None or job.folder.has_state or job.folder.is_finished:
+    training = job.experiment.training
+    if (job.initial is None and not training.freeze) or job.folder.has_state or job.folder.is_finished:
         return None
     network = build_for(job.experiment, load_data(job.experiment.data, job.data_root))
-    return job.initial.begin(network, job.experiment.training.reinitialize)
+    return None if job.initial is None else job.initial.begin(network, training.reinitialize)
 
 
 def train_here(

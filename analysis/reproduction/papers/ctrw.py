@@ -37,7 +37,8 @@ AMBIGUITIES = {
     "C15": "The official schedule drops the rate one epoch early; here at epochs 100 and 150, as printed.",
     "C16": "The official code selects the best checkpoint on test images; recipes select on held-out training images.",
     "C17": "A sum of sigma of 1 in Fig. 3b has the numbers of `without constrain` in Table 1; read as sigma = 1/m everywhere.",
-    "initialization": "On ImageNet the reused scripts start from pretrained weights, the text says nothing; training starts from scratch.",
+    "initialization": "On ImageNet the reused scripts start from pretrained weights, the text says nothing; training starts "
+    "from scratch, unless given weights.",
     "repetitions": "Table 5 does not say how often the evaluation was repeated; 10 times.",
 }
 

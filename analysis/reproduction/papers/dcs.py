@@ -71,7 +71,8 @@ AMBIGUITIES = {
     "vit": "The official code runs ViT on images of 224x224 and puts the convolution alone in front of it; here images have 32x32 pixels "
     "and the stem is a convolution with batch normalization and ReLU.",
     "axis": "The text gives no radii for Fig. 3b and no positions for Fig. 7: 2/255 to 20/255, and all 17 convolutions.",
-    "initialization": "On ImageNet and for ViT the paper starts from pretrained networks, ViT in two stages; training starts from scratch.",
+    "initialization": "On ImageNet and for ViT the paper starts from pretrained networks, ViT in two stages; training starts "
+    "from scratch, unless given weights.",
     "labels": "The row labels of Table 3 are lost in the text; by Table 1's values they are CIFAR-10 with ResNet-18 and with WRN34.",
     "transfer": "FGSM and FGSM-base of Table 6 are not explained; by their size, examples from a naturally trained network and from the "
     "adversarially trained baseline with an ordinary convolution.",

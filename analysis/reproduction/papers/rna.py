@@ -48,7 +48,7 @@ AMBIGUITIES = {
     "R16": "ResNet-18 is cited as the CIFAR report; He et al.",
     "groups": "At smoke scale the network has layers of 16 channels: groups of 32 and 64 channels do not fit and are not in the pool.",
     "diverges": "The first row of Table 5 does not train; only its clean accuracy is printed.",
-    "initialization": "On ImageNet the paper starts from a pretrained ResNet-50; training starts from scratch.",
+    "initialization": "On ImageNet the paper starts from a pretrained ResNet-50; training starts from scratch, unless given weights.",
     "networks": "The text does not say which networks, natural or adversarially trained, Figures 2 and 3 show, nor all pairs of Figure 3; "
     "adversarially trained ones, and every pair.",
 }
