@@ -16,7 +16,8 @@ from tests.trainers.tiny_training import StopAfterOne
 from trainers.averaging import AveragingConfig
 from trainers.config import TrainingConfig
 from trainers.data import Augmentation, DataConfig, load_data, training_batches
-from trainers.data.mixing import apply_policy, draw_mixing, mix
+from trainers.data.mixing import draw_mixing, mix
+from trainers.data.policies import apply_policy, crop_and_shift, improved_diversity
 from trainers.fit import fit
 from trainers.labels import most_probable, softened
 from trainers.objective import objectives
@@ -168,6 +169,38 @@ def test_a_policy_is_torchvisions_under_each_image_s_seed(name):
             torch.manual_seed(seed)
             assert torch.equal(changed[seed], policy(images[seed]))
     assert not torch.equal(changed, images)
+
+
+@pytest.mark.parametrize("side", [8, 28, 32])
+def test_crop_and_shift_moves_a_window_of_the_image_on_black(side):
+    image_CHW = torch.arange(1, side * side + 1).view(1, side, side)
+    losses = set()
+    with torch.random.fork_rng(devices=[]):
+        for seed in range(300):
+            torch.manual_seed(seed)
+            moved_CHW = crop_and_shift(image_CHW)
+            rows, columns = (moved_CHW[0] > 0).any(1).nonzero().flatten(), (moved_CHW[0] > 0).any(0).nonzero().flatten()
+            window = moved_CHW[0, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            top, left = divmod(window[0, 0].item() - 1, side)
+            torch.testing.assert_close(window, image_CHW[0, top : top + len(rows), left : left + len(columns)], rtol=0, atol=0)
+            losses.add(2 * side - len(rows) - len(columns))
+    assert losses == set(range(int(side * 10 / 32) + 1))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_idbh_changes_each_image_under_its_own_seed_and_erases_as_often_as_it_says(channels):
+    images = torch.randint(1, 256, (64, channels, 32, 32), generator=generator(), dtype=torch.uint8)
+    weak, strong = (apply_policy(name, 9, images, torch.arange(64)) for name in ("idbh_weak", "idbh_strong"))
+    assert weak.dtype == torch.uint8 and weak.shape == images.shape
+    assert torch.equal(weak[5:9], apply_policy("idbh_weak", 9, images[5:9], torch.arange(5, 9)))
+    # One probability is drawn in both, before anything that depends on it: where the weak one erases, both are the same.
+    same = (weak == strong).flatten(1).all(1).float().mean().item()
+    assert 0.3 < same < 0.7
+    changes = improved_diversity(0.5).transforms[1].transforms
+    assert len(changes) == 8
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        assert all(change(images[0]).shape == images[0].shape for change in changes)
 
 
 def test_nothing_more_is_drawn_where_nothing_is_switched_on():

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.profiling import timed
-from trainers.data.mixing import MixingName, PolicyName, apply_policy, draw_mixing
+from trainers.data.mixing import MixingName, draw_mixing
+from trainers.data.policies import PolicyName, apply_policy
 
 AugmentationName = Literal["none", "crop", "crop_flip", "random_resized_crop"]
 

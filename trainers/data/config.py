@@ -5,7 +5,8 @@ from pydantic import Field, field_validator, model_validator
 from models.configuration import MOST_IMAGES, Config
 from models.errors import UserError, unknown_name
 from trainers.data.augmentation import STREAMED_AUGMENTATIONS, Augmentation, AugmentationName
-from trainers.data.mixing import MixingName, PolicyName
+from trainers.data.mixing import MixingName
+from trainers.data.policies import PolicyName
 from trainers.data.sets import DATASETS, SHIPPED
 
 LARGEST_PIXEL_STATISTIC = 1.0
@@ -60,8 +61,8 @@ class DataConfig(Config):
     )
     policy: PolicyName = Field(
         "none",
-        description="What torchvision does to each image after crop and mirror image, one by one: `rand_augment`, `auto_augment`, "
-        "`trivial_augment`.",
+        description="What is done to each image after crop and mirror image, one by one: torchvision's `rand_augment`, `auto_augment`, "
+        "`trivial_augment`; `idbh_weak`, `idbh_strong` (Li and Spratling 2023: with crop_flip and crop_padding 0).",
     )
     policy_magnitude: int = Field(9, ge=0, le=30, description="rand_augment: how strongly (Cubuk et al. 2020: 9).")
     mixing: MixingName = Field(

@@ -1,4 +1,4 @@
-"""Images mixed in pairs, and policies of a library applied to single images.
+"""Images mixed in pairs.
 
 Legend: B batch, C channels, H, W, K classes. Whatever is random is drawn for the whole epoch before, so that every rank of a distributed
 run mixes the same pairs alike.
@@ -6,14 +6,13 @@ run mixes the same pairs alike.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 MixingName = Literal["none", "mixup", "cutmix"]
-PolicyName = Literal["none", "rand_augment", "auto_augment", "trivial_augment"]
 
 
 def draw_mixing(count: int, alpha: float, generator: torch.Generator) -> Tensor:
@@ -60,25 +59,3 @@ def _boxes(draw_B3: Tensor, height: int, width: int) -> Tensor:
         pixels_S = torch.arange(side, device=draw_B3.device)
         insides.append((pixels_S >= centre_B1 - reach_B1) & (pixels_S < centre_B1 + reach_B1))
     return insides[0][:, :, None] & insides[1][:, None, :]
-
-
-def apply_policy(name: PolicyName, magnitude: int, images_BCHW: Tensor, seeds_B: Tensor) -> Tensor:
-    """Return uint8 images, each changed by torchvision's policy under a seed of its own; the global generator is as before afterwards.
-
-    Reference: Cubuk et al., RandAugment (two operations) and AutoAugment (policies of CIFAR-10); Müller and Hutter, TrivialAugment.
-    """
-    policy = _policy(name, magnitude)
-    changed = []
-    with torch.random.fork_rng(devices=[]):
-        for image_CHW, seed in zip(images_BCHW.cpu(), seeds_B.tolist(), strict=True):
-            torch.manual_seed(seed)
-            changed.append(policy(image_CHW))
-    return torch.stack(changed).to(images_BCHW.device)
-
-
-def _policy(name: PolicyName, magnitude: int) -> Any:
-    from torchvision.transforms import v2  # takes a second, and few trainings need it
-
-    if name == "rand_augment":
-        return v2.RandAugment(magnitude=magnitude)
-    return v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10) if name == "auto_augment" else v2.TrivialAugmentWide()
