@@ -189,11 +189,12 @@ class Storage:
                 os.utime(here, ns=(mark, mark))
 
     def _mark(self, here: Path, info: Mapping[str, Any]) -> int:
-        """Return the time, in nanoseconds, of a file that is as the store has it: the store's milliseconds, then the file's own number.
+        """Return the time, in nanoseconds, of a file that is as the store has it: the store's second, its version, the file's own number.
 
-        The number is of the file's name, so that a copy of the file elsewhere in the home is not taken for one that is in the store.
+        Several services tell whole seconds, so the version tells apart what was written within one. The number is of the file's name, so
+        that a copy of the file elsewhere in the home is not taken for one that is in the store.
         """
-        return int(_stamp(info) * 1000) * _MILLISECOND + self._number(here)
+        return (int(_stamp(info)) * 1000 + _version(info)) * _MILLISECOND + self._number(here)
 
     def _is_marked(self, here: Path, time_ns: int) -> bool:
         return time_ns % _MILLISECOND == self._number(here)
@@ -483,3 +484,11 @@ def _stamp(info: Mapping[str, Any]) -> float:
         if isinstance(when, int | float):
             return float(when)
     raise EnvironmentProblem("this store does not say when its objects were written; it cannot hold a home")
+
+
+def _version(info: Mapping[str, Any]) -> int:
+    """Return which of the versions of one second an object is, 0 to 999: by its tag, or the milliseconds of a store that has no tags."""
+    tag = next((info[name] for name in ("generation", "ETag", "etag") if info.get(name)), None)
+    if tag is None:
+        return int(_stamp(info) * 1000) % 1000
+    return int.from_bytes(hashlib.blake2b(str(tag).strip('"').encode(), digest_size=6).digest()) % 1000

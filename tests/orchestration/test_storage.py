@@ -118,6 +118,32 @@ def test_what_another_machine_has_written_since_is_not_overwritten_and_copies_ar
     assert (tmp_path / "store" / "exports/x/config.json").read_text() == "later"
 
 
+def test_what_was_written_within_the_same_second_is_told_apart_where_a_store_tells_whole_seconds(store, tmp_path, monkeypatch):
+    """As S3 and Azure do."""
+    here, there = copies(store, tmp_path)
+
+    def with_whole_seconds(files):
+        told, found = files.info, files.find
+
+        def coarse(info):
+            if info["type"] != "file":
+                return info
+            return info | {"mtime": 1_700_000_000, "created": 1_700_000_000, "ETag": f'"{Path(info["name"]).read_text()}"'}
+
+        monkeypatch.setattr(files, "info", lambda *a, **k: coarse(told(*a, **k)))
+        monkeypatch.setattr(files, "find", lambda *a, **k: {name: coarse(info) for name, info in found(*a, **k).items()})
+
+    with_whole_seconds(here._opened[0])
+    names = [f"runs/{index}/state" for index in range(20)]
+    for turn in range(3):
+        for name in names:
+            write(there.root / name, f"{name} {turn}")
+        there.push(there.root)
+        here.pull(here.root)
+        # Of a thousand versions of one second two are taken for one.
+        assert sum((here.root / name).read_text() == f"{name} {turn}" for name in names) >= len(names) - 1
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_newer_side_holds_whatever_is_done_on_two_machines(seed, store, tmp_path):
     """One machine works at a time, as drivers do; each fetches when it begins and is killed at times before it uploads."""
