@@ -31,7 +31,7 @@ class Home:
         Raises:
             EnvironmentProblem: it cannot be created or written, or a store cannot be reached.
         """
-        url = _url(folder)
+        url = home_url(folder)
         if url is not None:
             return cls(open_storage(url, to_write=True).root)
         home = cls.to_read(folder)
@@ -50,7 +50,7 @@ class Home:
         Raises:
             EnvironmentProblem: it is there, and no folder that may be read.
         """
-        url = _url(folder)
+        url = home_url(folder)
         if url is not None:
             return cls(open_storage(url, to_write=False).root)
         root = absolute(folder or os.environ.get(HOME_VARIABLE) or "rayndom_home")
@@ -103,7 +103,8 @@ class Home:
         return self.root / "external" / name
 
 
-def _url(folder: str | Path | None) -> str | None:
+def home_url(folder: str | Path | None) -> str | None:
+    """Return the URL of a home in an object store, named or in RAYNDOM_HOME; None: the home is a folder."""
     named = str(folder or os.environ.get(HOME_VARIABLE) or "")
     return named if is_url(named) else None
 

@@ -16,6 +16,7 @@ from models.errors import UserError
 from orchestration.doctor.check import Check
 from orchestration.environment import GIBIBYTE, cpu_features, cpu_model, gpus, memory_limit, usable_cores
 from orchestration.home import Home
+from orchestration.storage import Storage
 from trainers.data.location import candidate_folders, data_root, locate
 from trainers.data.sets import DATASETS, DatasetInfo
 
@@ -33,7 +34,7 @@ _DRIVER = Path("/proc/driver/nvidia/version")
 _SHARED_MEMORY = Path("/dev/shm")
 
 
-def check_machine(home: Home) -> list[Check]:
+def check_machine(home: Home, store: Storage | None = None) -> list[Check]:
     """Return the findings on hardware and its limits."""
     return [
         check_gpus(),
@@ -41,7 +42,7 @@ def check_machine(home: Home) -> list[Check]:
         check_memory(),
         check_shared_memory(_SHARED_MEMORY),
         check_open_files(),
-        check_home(home.root),
+        check_home(home.root) if store is None else check_store(store),
         check_disk("disk of the home folder", home.root, "choose another with --home, or make room"),
         check_disk("disk of Ray's temporary files", ray_temporary_folder(), "set RAY_TMPDIR to a larger disk"),
     ]
@@ -140,6 +141,17 @@ def check_home(root: Path) -> Check:
         )
         return Check(name, "warn", f"{root} lies on a network disk ({kind})", mend)
     return Check(name, "ok", f"{root}" if root.exists() else f"{root} (made when needed)")
+
+
+def check_store(store: Storage) -> Check:
+    """Check that the object store of a home takes what is written to it, and that its copy here can be written."""
+    name = "home folder"
+    try:
+        store.check(writable=True)
+    except UserError as error:
+        return Check(name, "fail", str(error), "name another with --home or RAYNDOM_HOME, or give this machine access to it")
+    copy = check_home(store.root)
+    return copy if copy.status == "fail" else Check(name, "ok", f"{store.url}, its copy here in {store.root}")
 
 
 def check_disk(name: str, folder: Path, mend: str) -> Check:

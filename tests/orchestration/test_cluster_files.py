@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import re
+import shlex
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,29 @@ COMMAND_LISTS = (
     "worker_start_ray_commands",
 )
 
-launched = pytest.mark.parametrize("path", [AWS, ON_PREMISES], ids=["aws", "on_premises"])
-every_file = pytest.mark.parametrize("path", [AWS, ON_PREMISES, KUBERAY], ids=["aws", "on_premises", "kuberay"])
+NFS = "nfs_"
+"""Begins the names of the variants of files whose home is in a bucket."""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The files by name, and the variants with a shared folder, made as the head of each file says."""
+    found = {"aws": AWS, "on_premises": ON_PREMISES, "kuberay": KUBERAY}
+    for name in ("aws", "kuberay"):
+        (command,) = re.findall(r"sed (-e .*) > ", found[name].read_text())
+        variant = tmp_path_factory.mktemp("nfs") / f"{name}.yaml"
+        variant.write_text(subprocess.run(["sed", *shlex.split(command)], cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+        found[NFS + name] = variant
+    return found
+
+
+@pytest.fixture
+def path(request: pytest.FixtureRequest, files: dict[str, Path]) -> Path:
+    return files[request.param]
+
+
+launched = pytest.mark.parametrize("path", ["aws", "nfs_aws", "on_premises"], indirect=True)
+every_file = pytest.mark.parametrize("path", ["aws", "nfs_aws", "on_premises", "kuberay", "nfs_kuberay"], indirect=True)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -82,16 +105,52 @@ def test_nodes_install_the_lock_and_are_examined_before_ray_starts(path: Path) -
         assert doctor < start
 
 
+def environment_of(config: dict[str, Any]) -> dict[str, str]:
+    """The variables of `rayndom.env` as a shell on a node has them."""
+    lines = shell_lines(config)
+    (block,) = [line for line in lines if "rayndom.env <<" in line]
+    exports = "\n".join(block.splitlines()[1:-1])
+    shown = subprocess.run(["bash", "-c", f"{exports}\nenv -0"], capture_output=True, text=True, check=True, env={}).stdout
+    return dict(variable.split("=", 1) for variable in shown.split("\0") if variable)
+
+
+@pytest.mark.parametrize("path", ["nfs_aws", "on_premises"], indirect=True)
+def test_a_shared_folder_is_exported_by_the_head_and_mounted_by_workers_before_they_join(path: Path) -> None:
+    config = read(path)
+    lines, environment = shell_lines(config), environment_of(config)
+    shared = environment["RAYNDOM_HOME"].removesuffix("/home")
+    assert environment["RAYNDOM_DATA"] == f"{shared}/data"
+    assert any(line.startswith("echo") and shared in line and "exports" in line for line in lines)
+    assert any("nfs-kernel-server" in line for line in config["head_setup_commands"])
+    assert any("nfs-common" in line for line in config["setup_commands"])
+    starts = config["worker_start_ray_commands"]
+    mount = next(n for n, line in enumerate(starts) if "mount -t nfs4" in line and f"$RAY_HEAD_IP:{shared} {shared}" in line)
+    assert mount < next(n for n, line in enumerate(starts) if "rayndom doctor" in line)
+    assert "s3" not in str(shell_lines(config)) and "IamInstanceProfile" not in str(config)
+
+
+@pytest.mark.parametrize("name", ["aws", "kuberay"])
+def test_by_default_nodes_share_a_bucket_and_no_disk(name: str, files: dict[str, Path]) -> None:
+    import orchestration.storage
+
+    text = "\n".join(line for line in files[name].read_text().splitlines() if not line.strip().startswith("#"))
+    assert not re.search(r"nfs|mount -t|ReadWriteMany|persistentVolumeClaim", text)
+    homes = set(re.findall(r"RAYNDOM_HOME(?:=|, value: )([^\s}]+)", text))
+    assert len(homes) == 1 and orchestration.storage.is_url(homes.pop())
+    if name == "aws":
+        config = read(files[name])
+        assert any("EXTRAS=server,storage" in line for line in config["setup_commands"])
+        assert all("IamInstanceProfile" in each["node_config"] for each in config["available_node_types"].values())
+    else:
+        image = (ROOT / "docs" / "cluster" / "Dockerfile").read_text()
+        assert re.search(r"make setup EXTRAS=\S*storage", image)
+
+
 @launched
-def test_nodes_agree_on_paths_and_token(path: Path) -> None:
+def test_nodes_have_the_token(path: Path) -> None:
     config = read(path)
     lines = shell_lines(config)
-    environment = next(line for line in lines if "rayndom.env <<" in line)
-    shared = re.search(r"RAYNDOM_HOME=(\S+)/home", environment)[1]
-    assert f"RAYNDOM_DATA={shared}/data" in environment
-    assert any(line.startswith("echo") and shared in line and "exports" in line for line in lines)
-    assert any("mount -t nfs4" in line and f"$RAY_HEAD_IP:{shared} {shared}" in line for line in lines)
-    assert "RAY_AUTH_MODE=token" in environment
+    assert environment_of(config)["RAY_AUTH_MODE"] == "token"
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert all(". ~/rayndom.env" in line for line in lines if "ray start" in line)
 
@@ -128,13 +187,9 @@ def test_no_secret_is_in_the_file(path: Path) -> None:
 # KubeRay
 
 
-def kuberay_documents() -> tuple[dict[str, Any], dict[str, Any]]:
-    volume, job = yaml.safe_load_all(KUBERAY.read_text())
-    return volume, job
-
-
-def test_the_ray_job_has_what_kuberay_asks_for() -> None:
-    _, job = kuberay_documents()
+@pytest.mark.parametrize("path", ["kuberay", "nfs_kuberay"], indirect=True)
+def test_the_ray_job_has_what_kuberay_asks_for(path: Path) -> None:
+    *_, job = yaml.safe_load_all(path.read_text())
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     assert job["spec"]["entrypoint"].startswith("rayndom ")
     assert job["spec"]["shutdownAfterJobFinishes"] is True
@@ -150,13 +205,13 @@ def test_the_ray_job_has_what_kuberay_asks_for() -> None:
 
 
 def test_the_ray_job_names_the_ray_of_the_lock() -> None:
-    _, job = kuberay_documents()
+    job = yaml.safe_load(KUBERAY.read_text())
     locked = re.search(r"^ray==(\S+)", (ROOT / "requirements.lock").read_text(), re.M)[1]
     assert job["spec"]["rayClusterSpec"]["rayVersion"] == locked
 
 
-def test_all_pods_share_the_home_folder() -> None:
-    volume, job = kuberay_documents()
+def test_with_a_volume_all_pods_share_the_home_folder(files: dict[str, Path]) -> None:
+    volume, job = yaml.safe_load_all(files["nfs_kuberay"].read_text())
     assert volume["spec"]["accessModes"] == ["ReadWriteMany"]
     cluster = job["spec"]["rayClusterSpec"]
     for template in (cluster["headGroupSpec"]["template"], cluster["workerGroupSpecs"][0]["template"]):
@@ -169,6 +224,13 @@ def test_all_pods_share_the_home_folder() -> None:
         home = next(item["value"] for item in container["env"] if item["name"] == "RAYNDOM_HOME")
         mounts = {item["mountPath"]: claims.get(item["name"]) for item in container["volumeMounts"]}
         assert any(home.startswith(f"{folder}/") and claim == volume["metadata"]["name"] for folder, claim in mounts.items())
+
+
+@pytest.mark.parametrize("file", [AWS, ON_PREMISES, ROOT / "docs" / "cluster" / "Dockerfile", GUIDE], ids=lambda file: file.name)
+def test_extras_that_are_installed_exist(file: Path) -> None:
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {extra for extras in re.findall(r"EXTRAS=([\w,]+)", file.read_text()) for extra in extras.split(",")}
+    assert named <= set(known)
 
 
 # What is sent to a cluster

@@ -279,3 +279,22 @@ def test_a_command_leaves_in_the_store_what_it_made(store, tmp_path, capsys):
     run = f"runs/{fingerprint}"
     assert {f"{run}/result.json", f"{run}/training.pt", f"{run}/model/model.safetensors", "mlflow.db"} <= kept
     assert not any("lock" in name or name.endswith(".held") for name in kept)
+
+
+def test_a_machine_that_joins_is_examined_while_another_one_writes_to_the_home(store, tmp_path, capsys):
+    from orchestration.cli import main
+
+    elsewhere = Storage(store, tmp_path / "elsewhere").held(tmp_path / "elsewhere" / "mlflow.db")
+    elsewhere.place, elsewhere.beat_s = "another machine", 0.2
+    assert elsewhere.try_to_take("process 1 on another machine")
+    before = sorted((tmp_path / "store").rglob("*"))
+    assert main(["doctor", "--home", store, "--json"]) in (0, 1), "what it finds of this machine, not who writes to the home"
+    (found,) = [each for each in json.loads(capsys.readouterr().out) if each["name"] == "home folder"]
+    assert found["status"] == "ok" and store in found["found"]
+    assert sorted((tmp_path / "store").rglob("*")) == before
+    elsewhere.release()
+    shutil.rmtree(tmp_path / "store")
+    (tmp_path / "store").touch()
+    main(["doctor", "--home", store, "--json"])
+    (found,) = [each for each in json.loads(capsys.readouterr().out) if each["name"] == "home folder"]
+    assert found["status"] == "fail" and "cannot use the home" in found["found"]
