@@ -82,12 +82,19 @@ def _dry_run(config: SweepConfig, workplace: Workplace) -> int:
     experiment = config.experiment({})
     # As a trial trains: with the cores that Ray gives one, not with all that this process sees.
     report = dry_run(experiment.model_copy(update={"resources": experiment.resources.with_own_cores()}), workplace)
-    trials, at_most = num_wanted(config), num_wanted(config) * report.total_seconds
-    console.result({"sweep": sweep_key(config), "trials": trials, "at_most_seconds": at_most} | report.to_json())
+    trials = num_wanted(config)
+    repeats = 0 if config.repeats is None else min(config.repeats.top, trials) * len(config.repeats.seeds)
+    at_most = (trials + repeats + len(config.baselines)) * report.total_seconds
+    console.result(
+        {"sweep": sweep_key(config), "trials": trials, "repeats": repeats, "baselines": len(config.baselines), "at_most_seconds": at_most}
+        | report.to_json()
+    )
     heading = [
         ("sweep", sweep_key(config)),
         ("trials", str(trials)),
-        ("at most", f"{console.duration(at_most)}, one trial after the other"),
+        *([("repeats with further seeds", f"at most {repeats}")] if repeats else []),
+        *([("baselines", str(len(config.baselines)))] if config.baselines else []),
+        ("at most", f"{console.duration(at_most)}, one training after the other"),
     ]
     console.table(f"dry run of {config.name}", ["what", "value"], heading + report.rows())
     rows = [
@@ -97,7 +104,8 @@ def _dry_run(config: SweepConfig, workplace: Workplace) -> int:
     for remark in config.remarks:
         console.say(remark)
     if config.points:
-        console.say(f"points tried first: {'; '.join(map(str, config.points))}")
+        fields = list(dict.fromkeys(field for point in config.points for field in point))
+        console.table("points tried first", fields, [tuple(str(point.get(field, "")) for field in fields) for point in config.points])
     return 0
 
 
