@@ -28,6 +28,7 @@ from analysis.evaluation.study_runs import Study, StudyOutcome, clean_outcome, r
 from analysis.evaluation.suites import Suite
 from analysis.evaluation.tasks import MAX_BLOCK_SIZE, bare_model, plan_blocks
 from analysis.result import EvaluationResult, collect
+from models.freed_memory import give_back_freed_memory, keep_freed_memory
 from models.threat_model import ThreatModel
 
 __all__ = [
@@ -125,14 +126,18 @@ def run_in_order(queue: BlockQueue[E], load: Callable[[E], nn.Module]) -> None:
     Args:
         load: returns the model of an evaluation; called for each block.
     """
-    while (taken := queue.take()) is not None:
-        evaluation, task = taken
-        try:
-            record = run_block(load(evaluation), evaluation.x, evaluation.y, task, evaluation.points)
-        except Exception as error:  # one model's failure must not end the evaluations of others; the queue decides
-            queue.broke(evaluation, task, error)
-        else:
-            queue.finished(evaluation, task, record)
+    keep_freed_memory()
+    try:
+        while (taken := queue.take()) is not None:
+            evaluation, task = taken
+            try:
+                record = run_block(load(evaluation), evaluation.x, evaluation.y, task, evaluation.points)
+            except Exception as error:  # one model's failure must not end the evaluations of others; the queue decides
+                queue.broke(evaluation, task, error)
+            else:
+                queue.finished(evaluation, task, record)
+    finally:
+        give_back_freed_memory()
 
 
 def run_block(model: nn.Module, x: Tensor, y: Tensor, task: BlockTask, points: PointStore | None = None) -> Record:

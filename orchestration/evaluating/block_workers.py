@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from analysis.evaluate import BlockQueue, BlockTask, PointStore, run_block
 from analysis.evaluation.queue import E
 from analysis.evaluation.records import Record
+from models.freed_memory import keep_freed_memory
 from orchestration.storage import fetch, keep, storage_of
 from orchestration.trained_models.external import KnownExternal
 from orchestration.trained_models.targets import files_of, load_source
@@ -86,6 +87,7 @@ class _Evaluator:
 
     def __init__(self, gpus: float) -> None:
         torch.set_num_threads(1)
+        keep_freed_memory()
         self.gpus = gpus
         self.models: dict[Source, nn.Module] = {}
 

@@ -18,6 +18,7 @@ from analysis.reproduction.papers.measures import Theory
 from analysis.reproduction.readings import Found, identity, read_test_set_seconds, read_theory
 from models.errors import UserError
 from models.files import write_text
+from models.freed_memory import keep_freed_memory
 from models.json_text import first_problem, read_json
 from models.weights import load_pretrained
 from orchestration import console
@@ -141,6 +142,7 @@ def _no_images() -> tuple[torch.Tensor, torch.Tensor]:
 def take_reading(job: ReadingJob, folders: Sequence[Path], data_root: Path | None) -> dict[str, Any]:
     """Return what a job finds, as JSON types; on the GPU if the training asked for one. `folders`: of its exported networks."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     experiment = job.training.experiment
     device = "cuda" if experiment.resources.gpus_per_worker and torch.cuda.is_available() else "cpu"
     measure = job.measure

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from models.errors import UserError
+from models.freed_memory import give_back_freed_memory, keep_freed_memory
 from models.network_parts import freeze
 from models.registry import build_model
 from orchestration.experiment import ExperimentConfig, ResourcesConfig
@@ -33,6 +34,7 @@ class PreparedTraining:
 
     def __init__(self, experiment: ExperimentConfig, data_root: Path | None) -> None:
         torch.set_num_threads(_num_threads(experiment.resources))
+        keep_freed_memory()
         self.experiment = experiment
         self.device = _device_for(experiment.resources)
         self.splits = load_data(experiment.data, data_root, self.device)
@@ -54,7 +56,10 @@ class PreparedTraining:
 
     def fit(self, reporter: Reporter, resume_from: Path | None) -> FitResult:
         """Train to the end and leave the selected weights in the network; what it takes and raises: see `trainers.fit.fit`."""
-        return self.loop(reporter).run(resume_from)
+        try:
+            return self.loop(reporter).run(resume_from)
+        finally:
+            give_back_freed_memory()
 
 
 def build_for(experiment: ExperimentConfig, splits: Splits) -> nn.Module:
