@@ -279,8 +279,8 @@ def check_networks(config: SweepConfig, workplace: Workplace) -> None:
             continue
         built.add(network)
         try:
-            built_network = build_for(experiment, data[where])
-            if training.initial_weights is not None:
-                initial_weights(training.initial_weights, workplace.home).begin(built_network, training.reinitialize)
+            fresh, given = build_for(experiment, data[where]), initial_weights(training, workplace.home)
+            if given is not None:
+                given.begin(fresh)
         except UserError as error:
             raise UserError(f"sweep {config.name}: {title}: {error}") from None

@@ -1,21 +1,17 @@
-"""Models fetched from an MLflow store into the home's `downloads`, each under a name of what it holds, so that none stands for another."""
+"""Models fetched from an MLflow store into the home's `downloads`."""
 
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import mlflow
 
 from models.errors import UserError
-from models.files import put_folder_in_place
-from models.weights import CONFIG_FILE, WEIGHTS_FILE
 from orchestration.home import Home
-from orchestration.single_process import only_process
 from orchestration.tracking.model_format import MODEL_FOLDER
 from orchestration.tracking.store import client_of, display_uri
-from orchestration.trained_models.contents import digest_of
+from orchestration.trained_models.contents import downloaded, lacking
 
 
 def download_model(home: Home, target: str) -> Path:
@@ -25,33 +21,27 @@ def download_model(home: Home, target: str) -> Path:
         UserError: no such run or model, or it holds no exported model, or none any more.
     """
     client = client_of(home)
-    downloads = home.root / "downloads"
-    part = downloads / ".part"
     shown = f"{target!r} in {display_uri(home.tracking_uri)}"
-    with only_process(downloads / ".lock", f"the download of {target}", patience_s=None):
-        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed: whoever holds the lock is the only one
+
+    def fetch(folder: Path) -> Path:
         try:
-            part.mkdir()
             if target.startswith("models:/"):
                 uri = _within(_version_uri(client, target), home)
             else:
                 uri = _uri_of_run(client, target, home)
             # Not by MLflow's own default of a store: it would stay in the environment, and stand above every home from then on.
-            found = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(part), tracking_uri=home.tracking_uri)
+            found = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=home.tracking_uri)
             fetched = Path(found)
         except mlflow.MlflowException as error:
             raise UserError(f"no exported model at {shown}: {_one_line(error.message)}") from None
         except (OSError, ImportError) as error:
             raise UserError(f"cannot fetch the model of {shown}: {_one_line(str(error))}") from None
-        lacking = [name for name in (WEIGHTS_FILE, CONFIG_FILE) if not (fetched / name).is_file()]
-        if lacking:
-            shutil.rmtree(part)
-            raise UserError(f"no exported model at {shown}: {', '.join(lacking)} is not there, or not any more")
-        folder = downloads / f"{re.sub(r'[^A-Za-z0-9]+', '-', target)}-{digest_of(fetched)}"
-        if not folder.is_dir():
-            put_folder_in_place(fetched, folder)
-        shutil.rmtree(part, ignore_errors=True)
-    return folder
+        missing = lacking(fetched)
+        if missing:
+            raise UserError(f"no exported model at {shown}: {', '.join(missing)} is not there, or not any more")
+        return fetched
+
+    return downloaded(home, target, re.sub(r"[^A-Za-z0-9]+", "-", target), fetch)
 
 
 def _one_line(text: str) -> str:

@@ -9,12 +9,10 @@ from pathlib import Path
 from types import ModuleType
 
 from models.errors import EnvironmentProblem, UserError
-from models.files import put_folder_in_place
 from models.weights import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from orchestration import console
 from orchestration.home import Home
-from orchestration.single_process import only_process
-from orchestration.trained_models.contents import digest_of
+from orchestration.trained_models.contents import downloaded, lacking
 
 SCHEME = "hf://"
 FILES = (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)
@@ -63,20 +61,17 @@ def fetch_model(address: str, home: Home) -> Path:
         raise UserError(f"there is no {address} on the hub, or you may not read it: {_first_line(error)}") from None
     except (hub.errors.HfHubHTTPError, OSError) as error:
         raise EnvironmentProblem(f"cannot fetch {address}: {_first_line(error)}") from None
-    lacking = [file for file in (WEIGHTS_FILE, CONFIG_FILE) if not (fetched / file).is_file()]
-    if lacking:
-        raise UserError(f"{address} is no model of Rayndom: it has no {', '.join(lacking)}")
-    downloads = home.root / "downloads"
-    with only_process(downloads / ".lock", f"the download of {address}", patience_s=None):
-        folder = downloads / f"hf-{name.replace('/', '-')}-{digest_of(fetched)}"
-        if not folder.is_dir():
-            part = downloads / ".part"
-            shutil.rmtree(part, ignore_errors=True)  # of a process that was killed: whoever holds the lock is the only one
-            part.mkdir(parents=True)
-            for file in FILES:
-                if (fetched / file).is_file():
-                    shutil.copyfile(fetched / file, part / file)
-            put_folder_in_place(part, folder)
+    missing = lacking(fetched)
+    if missing:
+        raise UserError(f"{address} is no model of Rayndom: it has no {', '.join(missing)}")
+
+    def copy(folder: Path) -> Path:
+        for file in FILES:
+            if (fetched / file).is_file():
+                shutil.copyfile(fetched / file, folder / file)
+        return folder
+
+    folder = downloaded(home, address, f"hf-{name.replace('/', '-')}", copy)
     console.say(f"{address} is {folder}")
     return folder
 

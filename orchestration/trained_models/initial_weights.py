@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from models.file_content import absolute
 from models.initial_weights import SCHEMES, WeightsReport, begin_with, is_path
 from models.weights import CONFIG_FILE, WEIGHTS_FILE, check_weights, read_config
 from orchestration.home import Home
+from orchestration.storage import fetch
+from trainers.config import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -29,19 +31,22 @@ class InitialWeights:
     Attributes:
         name: what the user named. file: with the tensors. sha256: of that file.
         timm: timm's name of the network that the file is of; empty: the file's names are meant as they are.
+        reinitialize: what of the network keeps its fresh values, see `begin_with`.
     """
 
     name: str
     file: Path
     sha256: str
     timm: str = ""
+    reinitialize: tuple[str, ...] = ()
 
-    def begin(self, network: nn.Module, reinitialize: Sequence[str] = ()) -> WeightsReport:
+    def begin(self, network: nn.Module) -> WeightsReport:
         """Put them into a network of `build_model`; see `begin_with`.
 
         Raises:
             UserError: the file cannot be read or has changed, or its tensors do not fit.
         """
+        fetch(self.file.parent)  # on another node than the one that found them
         if sha256_of(self.file) != self.sha256:
             raise UserError(f"initial weights {self.name}: {self.file} has changed while the training was being started")
         return begin_with(
@@ -49,7 +54,7 @@ class InitialWeights:
             self._state(network),
             source=self.name,
             sha256=self.sha256,
-            reinitialize=reinitialize,
+            reinitialize=self.reinitialize,
             remark=self._remark(getattr(network, "spec", None)),
         )
 
@@ -71,29 +76,36 @@ class InitialWeights:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON types."""
-        return {"name": self.name, "file": str(self.file), "sha256": self.sha256, "timm": self.timm}
+        return vars(self) | {"file": str(self.file), "reinitialize": list(self.reinitialize)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> InitialWeights:
         """Return what `to_json` wrote."""
-        return cls(content["name"], Path(content["file"]), content["sha256"], content["timm"])
+        return cls(**{**content, "file": Path(content["file"]), "reinitialize": tuple(content["reinitialize"])})
 
 
-def initial_weights(name: str, home: Home) -> InitialWeights:
-    """Return the weights that `training.initial_weights` names; those of an MLflow store are fetched.
+def initial_weights(training: TrainingConfig, home: Home) -> InitialWeights | None:
+    """Return the weights that a training begins with, None for fresh ones; those of an MLflow store are fetched.
 
     Raises:
         UserError: there are none, or they would have to be made by executing code; says what may be named.
     """
+    name = training.initial_weights
+    if name is None:
+        return None
+    file, network = _file_of(name, home)
+    return InitialWeights(name, file, sha256_of(file), network, training.reinitialize)
+
+
+def _file_of(name: str, home: Home) -> tuple[Path, str]:
+    """Return the file with the weights of a name, and timm's name of their network (empty: they are none of timm's)."""
     if name.startswith(TIMM):
         network = name.removeprefix(TIMM)
-        file = timm_weights_file(network)
-        return InitialWeights(name, file, sha256_of(file), network)
+        return timm_weights_file(network), network
     path = absolute(name)
     is_folder = os.path.isdir(path)  # of a name that is too long as well
     if is_path(name) and not name.startswith(SCHEMES) and not is_folder:
-        file = existing_file(path, "training.initial_weights")
-        return InitialWeights(name, file, sha256_of(file))
+        return existing_file(path, "training.initial_weights"), ""
     if not is_folder and is_external_reference(name):
         raise UserError(
             f"training.initial_weights {name!r:.300} is code: weights are an exported model, a run, a file of tensors or timm:NAME"
@@ -107,5 +119,4 @@ def initial_weights(name: str, home: Home) -> InitialWeights:
     if target.external is not None:
         raise UserError(f"training.initial_weights: {name} is a model that Rayndom did not build: name its file of weights instead")
     check_weights(target.folder)
-    file = target.folder / WEIGHTS_FILE
-    return InitialWeights(name, file, sha256_of(file))
+    return target.folder / WEIGHTS_FILE, ""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,44 +134,19 @@ def refuse_external(target: str, home: Home, why: str) -> None:
 
 
 def resolve_target(target: str, home: Home) -> Target:
-    """Return the model that `target` names.
+    """Return the model that `target` names: what the first of the ways below finds.
 
     Raises:
         UserError: there is none; says where it was looked for.
     """
     if not target.strip():
         raise UserError(f"target: {target!r} names no model; `rayndom list runs` names those of this home")
-    if target.startswith(SCHEME):
-        return _target(fetch_model(target, home))
-    path = Path(target)
-    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+    if not target.startswith(SCHEME) and any(len(os.fsencode(part)) > LONGEST_NAME for part in Path(target).parts):
         raise UserError(f"no model {target[:60]!r}...: no file has a name of more than {LONGEST_NAME} bytes")
-    if (path / CONFIG_FILE).is_file():
-        if is_recipe(target):
-            console.warn(f"{target} is a folder here and a recipe; the folder's model is taken")
-        return _target(path)
-    if (path / "model" / CONFIG_FILE).is_file():
-        return _target(path / "model")
-    if is_external_reference(target):
-        return external_target(evaluated_as(target, home), home)
-    known = read_external(home, target)
-    if known is not None:
-        return external_target(known, home)
-    if re.fullmatch(r"[0-9a-f]{16}", target):
-        folder = RunFolder(home.run(target))
-        if folder.result() is not None:
-            return _target(folder.model)
-        if folder.has_state:
-            raise UserError(f"run {target} is not finished; the same `rayndom train` command goes on with it")
-    if path.is_dir():
-        raise UserError(f"{target} is a folder without {CONFIG_FILE}: not an exported model")
-    if target.startswith("models:/") or re.fullmatch(r"[0-9a-f]{32}", target):
-        tracked = _local_run(target, home)
-        if tracked is not None:
-            return tracked
-        return _target(download_model(home, target), None if target.startswith("models:/") else target)
-    if is_recipe(target) or target.endswith((".yaml", ".yml")):
-        return _target(RunFolder(home.run(run_of_recipe(target, home))).model)
+    for way in _WAYS:
+        found = way(target, home)
+        if found is not None:
+            return found
     close = nearest(target[:300], possible_names())
     hint = f" Did you mean the recipe {close[0]!r}?" if close else ""
     raise UserError(
@@ -180,16 +156,72 @@ def resolve_target(target: str, home: Home) -> Target:
     )
 
 
-def _local_run(run_id: str, home: Home) -> Target | None:
-    """Return the run's own folder where this home has it: no second copy is fetched."""
-    if run_id.startswith("models:/"):
+def _of_the_hub(target: str, home: Home) -> Target | None:
+    return _target(fetch_model(target, home)) if target.startswith(SCHEME) else None
+
+
+def _in_a_folder(target: str, home: Home) -> Target | None:
+    """Return the model of an exported folder, or of a run's folder."""
+    path = Path(target)
+    if (path / CONFIG_FILE).is_file():
+        if is_recipe(target):
+            console.warn(f"{target} is a folder here and a recipe; the folder's model is taken")
+        return _target(path)
+    return _target(path / "model") if (path / "model" / CONFIG_FILE).is_file() else None
+
+
+def _external(target: str, home: Home) -> Target | None:
+    """Return a model that Rayndom did not train, by its code or file or by the name that the home gave it."""
+    known = evaluated_as(target, home) if is_external_reference(target) else read_external(home, target)
+    return None if known is None else external_target(known, home)
+
+
+def _run_of_this_home(target: str, home: Home) -> Target | None:
+    if not re.fullmatch(r"[0-9a-f]{16}", target):
+        return None
+    folder = RunFolder(home.run(target))
+    if folder.result() is not None:
+        return _target(folder.model)
+    if folder.has_state:
+        raise UserError(f"run {target} is not finished; the same `rayndom train` command goes on with it")
+    return None
+
+
+def _no_other_folder(target: str, home: Home) -> None:
+    if Path(target).is_dir():
+        raise UserError(f"{target} is a folder without {CONFIG_FILE}: not an exported model")
+
+
+def _in_mlflow(target: str, home: Home) -> Target | None:
+    """Return the model of a registered version, a logged model or a run of MLflow; of this home's own runs no second copy is fetched."""
+    if target.startswith("models:/"):
+        return _target(download_model(home, target))
+    if not re.fullmatch(r"[0-9a-f]{32}", target):
         return None
     tracker = Tracker.existing(home, "rayndom")
-    fingerprint = None if tracker is None else tracker.fingerprint_of(run_id)
-    if fingerprint is None:
+    fingerprint = None if tracker is None else tracker.fingerprint_of(target)
+    folder = None if fingerprint is None else RunFolder(home.run(fingerprint))
+    if folder is not None and folder.result() is not None:
+        return _target(folder.model, target)
+    return _target(download_model(home, target), target)
+
+
+def _of_a_recipe(target: str, home: Home) -> Target | None:
+    if not (is_recipe(target) or target.endswith((".yaml", ".yml"))):
         return None
-    folder = RunFolder(home.run(fingerprint))
-    return _target(folder.model, run_id) if folder.result() is not None else None
+    return _target(RunFolder(home.run(run_of_recipe(target, home))).model)
+
+
+_WAYS: tuple[Callable[[str, Home], Target | None], ...] = (
+    _of_the_hub,
+    _in_a_folder,
+    _external,
+    _run_of_this_home,
+    _no_other_folder,
+    _in_mlflow,
+    _of_a_recipe,
+)
+"""Ways to name a model, the first that finds one wins: each returns None where the name is none of its own."""
 
 
 def _target(folder: Path, run_id: str | None = None) -> Target:

@@ -21,10 +21,8 @@ from orchestration.home import Workplace
 from orchestration.run_folder import RunFolder
 from orchestration.training.job import TrainingJob
 from orchestration.training.preparation import PreparedTraining
-from orchestration.training.resources import workers_that_share
 from trainers.data import ArraySplit, StreamedSplit
 from trainers.fit import TrainingLoop
-from trainers.reporting import SilentReporter
 from trainers.validation import limited
 
 TIMED_STEPS = 3
@@ -133,11 +131,10 @@ def dry_run(experiment: ExperimentConfig, workplace: Workplace) -> DryRun:
         UserError: the run could not start.
     """
     home, training = workplace.home, experiment.training
-    workers = workers_that_share(experiment.resources.most_workers, training)
     prepared = PreparedTraining(experiment, workplace.data_root)
     initial = TrainingJob.at(workplace, experiment).initial
-    begun = None if initial is None else initial.begin(prepared.model, training.reinitialize)
-    loop, splits, model = prepared.loop(SilentReporter(), workers), prepared.splits, prepared.model
+    begun = None if initial is None else initial.begin(prepared.model)
+    loop, splits, model = prepared.loop_of_one_worker(), prepared.splits, prepared.model
     step_seconds, loss = _time_steps(loop)
     validated = limited(loop.held_out, training.validation.num_examples)
     folder = RunFolder(home.run(experiment.fingerprint))
@@ -156,7 +153,7 @@ def dry_run(experiment: ExperimentConfig, workplace: Workplace) -> DryRun:
         num_configurations=num_configurations(model),
         precision=loop.context.precision.name,
         device=str(prepared.device),
-        workers=workers,
+        workers=loop.world_size,
         threads=torch.get_num_threads(),
         first_loss=loss,
         step_seconds=step_seconds,

@@ -106,19 +106,16 @@ class TrainingJob:
 
 
 def _initial(experiment: ExperimentConfig, folder: RunFolder, home: Home, anew: bool) -> InitialWeights | None:
-    name = experiment.training.initial_weights
-    if name is None:
-        return None
     begun = folder.initial_weights() if not anew and (folder.has_state or folder.is_finished) else None
     try:
-        found = initial_weights(name, home)
+        found = initial_weights(experiment.training, home)
     except UserError:
         if begun is None:
             raise
         return None  # the run has its own weights by now
-    if begun is not None and begun["sha256"] != found.sha256:
+    if found is not None and begun is not None and begun["sha256"] != found.sha256:
         raise UserError(
-            f"training.initial_weights: {name} is not what the run {folder.path.name} has begun with: its SHA-256 was "
+            f"training.initial_weights: {found.name} is not what the run {folder.path.name} has begun with: its SHA-256 was "
             f"{begun['sha256'][:16]}... and is {found.sha256[:16]}...; `rayndom train --restart` begins anew with what is there now"
         )
     return found

@@ -13,9 +13,10 @@ from models.freed_memory import give_back_freed_memory, keep_freed_memory
 from models.network_parts import freeze
 from models.registry import build_model
 from orchestration.experiment import ExperimentConfig, ResourcesConfig
+from orchestration.training.resources import workers_that_share
 from trainers.data import Splits, load_data
 from trainers.fit import FitResult, TrainingLoop
-from trainers.reporting import Reporter
+from trainers.reporting import Reporter, SilentReporter
 
 
 class PreparedTraining:
@@ -53,6 +54,11 @@ class PreparedTraining:
             reporter=reporter,
             num_workers=num_workers,
         )
+
+    def loop_of_one_worker(self) -> TrainingLoop:
+        """Return the training as one worker of the run takes it, before its first step: who measures steps needs neither the others nor
+        anybody who listens."""
+        return self.loop(SilentReporter(), workers_that_share(self.experiment.resources.most_workers, self.experiment.training))
 
     def fit(self, reporter: Reporter, resume_from: Path | None) -> FitResult:
         """Train to the end and leave the selected weights in the network; what it takes and raises: see `trainers.fit.fit`."""

@@ -13,8 +13,6 @@ from orchestration.experiment import ExperimentConfig
 from orchestration.home import Workplace
 from orchestration.tracking.tracker import Tracker
 from orchestration.training.preparation import PreparedTraining
-from orchestration.training.resources import workers_that_share
-from trainers.reporting import SilentReporter
 from trainers.step_profile import StepProfile, profile_step
 
 PROFILED_TAG = "rayndom.profiled"
@@ -41,8 +39,7 @@ def profile_training(experiment: ExperimentConfig, workplace: Workplace, skipped
     prepared = PreparedTraining(experiment, workplace.data_root)
     folder = workplace.home.profile(experiment.fingerprint)
     folder.mkdir(parents=True, exist_ok=True)
-    workers = workers_that_share(experiment.resources.most_workers, experiment.training)
-    step = profile_step(prepared.loop(SilentReporter(), workers), folder / "trace.json", skipped)
+    step = profile_step(prepared.loop_of_one_worker(), folder / "trace.json", skipped)
     table = to_markdown([dict(zip(COLUMNS, row, strict=True)) for row in step.rows()])
     write_text(folder / "profile.md", f"# A step of {experiment.name} ({experiment.fingerprint})\n\n{table}\n{step.sentence()}\n")
     write_text(folder / "profile.json", json.dumps(step.metrics(), indent=2))

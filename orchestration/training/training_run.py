@@ -96,11 +96,10 @@ def check_initial_weights(job: TrainingJob) -> WeightsReport | None:
     Raises:
         UserError: they do not fit, or the data that the network is built for are not there.
     """
-    training = job.experiment.training
-    if (job.initial is None and not training.freeze) or job.folder.has_state or job.folder.is_finished:
+    if (job.initial is None and not job.experiment.training.freeze) or job.folder.has_state or job.folder.is_finished:
         return None
     network = build_for(job.experiment, load_data(job.experiment.data, job.data_root))
-    return None if job.initial is None else job.initial.begin(network, training.reinitialize)
+    return None if job.initial is None else job.initial.begin(network)
 
 
 def train_here(
@@ -140,7 +139,7 @@ def train_here(
         return as_result(folder, finished, reused=True)
     prepared = PreparedTraining(experiment, job.data_root)
     if job.initial is not None and not folder.has_state:
-        report = job.initial.begin(prepared.model, experiment.training.reinitialize)
+        report = job.initial.begin(prepared.model)
         if rank == 0:
             folder.write_initial_weights(report.to_json())
 
