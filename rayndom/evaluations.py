@@ -13,7 +13,7 @@ from analysis.reporting.conclusion import conclusion
 from analysis.result import EvaluationResult
 from models.threat_model import ThreatModel
 from rayndom.notebook import as_html
-from rayndom.runs import Run, _workplace
+from rayndom.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,12 +92,13 @@ def evaluate(
     from orchestration.evaluating.evaluation_report import keep, suite_name
     from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare, run_jobs
     from orchestration.evaluating.external_targets import external_from_flags, named_data
+    from orchestration.home import Workplace
     from orchestration.tracking.tracker import Tracker
     from orchestration.trained_models.origin import training_run_of
     from orchestration.trained_models.targets import resolve_target
 
     named = named_data(data, None, None)
-    place = _workplace(home, data_root, address)
+    place = Workplace.locate(home, data_root, address)
     if isinstance(target, nn.Module):
         return _of_module(target, suite, named, epsilon, norm, num_samples, num_draws, seed, place.data_root)
     words = str(target.folder.model if isinstance(target, Run) else target)

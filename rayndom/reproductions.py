@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import pandas
 
 from rayndom.notebook import as_html
-from rayndom.runs import _workplace
 
 if TYPE_CHECKING:
     from analysis.reproduction.outcome import ItemOutcome
@@ -65,12 +64,13 @@ def reproduce(
     """
     from analysis.reproduction.report import write_item
     from analysis.reproduction.scale import parse_scale
+    from orchestration.home import Workplace
     from orchestration.reproducing.execution import check_before_start, reproduce_item, track_folder
     from orchestration.reproducing.ledger import outcome_folder
     from orchestration.reproducing.plan import check_something_to_do, find_items, plan_item
     from orchestration.single_process import only_process
 
-    place = _workplace(home, data_root, address)
+    place = Workplace.locate(home, data_root, address)
     (found,) = find_items([item])
     planned = plan_item(found, parse_scale(scale))
     check_something_to_do([planned])

@@ -113,7 +113,7 @@ def train(
     from orchestration.training.single_run import run_single
 
     experiment = load_recipe(recipe, as_flags(fields or {})).experiment
-    result, run_id = run_single(experiment, _workplace(home, data_root, address), restart=restart, retrain=retrain, wait=wait)
+    result, run_id = run_single(experiment, Workplace.locate(home, data_root, address), restart=restart, retrain=retrain, wait=wait)
     return Run(experiment, result.folder, run_id)
 
 
@@ -131,11 +131,7 @@ def load(target: str | Path | Run, *, home: str | Path | None = None, resample_o
     """
     if isinstance(target, Run):
         return target.model(resample_on_forward=resample_on_forward, seed=seed)
-    found = resolve_target(str(target), Home.to_read(None if home is None else str(home)))
+    found = resolve_target(str(target), Home.to_read(home))
     if found.external is not None:
         return found.load()
     return load_pretrained(found.folder, resample_on_forward=resample_on_forward, seed=seed)
-
-
-def _workplace(home: str | Path | None, data_root: str | Path | None, address: str | None = None) -> Workplace:
-    return Workplace.locate(None if home is None else str(home), None if data_root is None else str(data_root), address)

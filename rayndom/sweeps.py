@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas
 
-from orchestration.home import Home
+from orchestration.home import Home, Workplace
 from orchestration.run_folder import RunFolder
 from orchestration.sweeping.config import SweepConfig
 from rayndom.notebook import as_html, as_overrides
-from rayndom.runs import Run, _workplace
+from rayndom.runs import Run
 
 if TYPE_CHECKING:
     import optuna
@@ -89,5 +89,5 @@ def sweep(
     from orchestration.sweeping.sweep import run_sweep
 
     config = load_sweep(name, as_overrides({**(fields or {}), **budget}))
-    place = _workplace(home, data_root, address)
+    place = Workplace.locate(home, data_root, address)
     return Swept(config, run_sweep(config, place, evaluate=evaluate, wait=wait), place.home)

@@ -207,8 +207,8 @@ class TrainingLoop:
             self.finished_epochs += 1
             if self.average is not None:
                 self.average.after_epoch(self.finished_epochs)
-            is_best = self.measure(metrics)
-            report = EpochReport(self.finished_epochs, metrics, is_best)
+            self.measure(metrics)
+            report = EpochReport(self.finished_epochs, metrics)
             try:
                 self.reporter.epoch_finished(report, self.save)
             except StopTraining:
@@ -328,13 +328,13 @@ class TrainingLoop:
         measured |= most_common_answer(self.model, self.splits.validation, self.seed)
         return {name: value / self.world_size for name, value in sum_over_workers(measured, self.device).items()}
 
-    def measure(self, metrics: dict[str, float]) -> bool:
+    def measure(self, metrics: dict[str, float]) -> None:
         """Add validation metrics where this epoch has them, keep the best weights, and note when patience has run out."""
         validation = self.config.validation
         last = self.finished_epochs == self.config.epochs
         self.history.append(metrics)
         if not last and self.finished_epochs % validation.every:
-            return False
+            return
         measured, weights = self.validate(self.held_out), None
         if self.average is not None:
             measured, weights = self.better_copy(measured)
@@ -355,7 +355,6 @@ class TrainingLoop:
         self.validations_since_best = 0 if is_best else self.validations_since_best + 1
         if validation.patience is not None and self.validations_since_best >= validation.patience:
             self.ended = True
-        return is_best
 
     def better_copy(self, latest: dict[str, float]) -> tuple[dict[str, float], dict[str, Tensor] | None]:
         """Validate the averaged weights beside the latest ones; return the metrics of the better copy, with the accuracies of both, and the

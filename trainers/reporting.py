@@ -15,12 +15,10 @@ class EpochReport:
     Attributes:
         epoch: number of finished epochs, from 1.
         metrics: named numbers, e.g. `train/loss`, `validation/robust_accuracy/pgd_10`.
-        is_best: whether this is the best validation so far.
     """
 
     epoch: int
     metrics: Mapping[str, float]
-    is_best: bool
 
 
 def are_metrics(content: object) -> bool:

@@ -62,7 +62,7 @@ class LipschitzEstimates:
 
     Attributes:
         mean_gradient_l2, max_gradient_l2: length of the input gradient over the images (RED's R_Lip on them is the mean's mean over
-        members). mean_gradient_l1, max_gradient_l1: its l1 norm, the slope against perturbations bounded per pixel.
+        members). mean_gradient_l1: its l1 norm, the slope against perturbations bounded per pixel.
         local_lipschitz: largest |loss(x') - loss(x)| / |x' - x|_2 over points x' of attack paths from all images.
         smoothness: largest |gradient(x') - gradient(x)|_2 / |x' - x|_2 over the same points.
         mean_local_lipschitz, mean_smoothness: means over images of each image's largest value.
@@ -72,7 +72,6 @@ class LipschitzEstimates:
     mean_gradient_l2: Tensor
     max_gradient_l2: Tensor
     mean_gradient_l1: Tensor
-    max_gradient_l1: Tensor
     local_lipschitz: Tensor
     mean_local_lipschitz: Tensor
     smoothness: Tensor
@@ -110,7 +109,7 @@ def lipschitz_estimates(
             l2_B, l1_B, lipschitz_B, smoothness_B, loss_B = (torch.cat(column) for column in zip(*parts, strict=True))
             rows.append(
                 [
-                    l2_B.mean(), l2_B.amax(), l1_B.mean(), l1_B.amax(),
+                    l2_B.mean(), l2_B.amax(), l1_B.mean(),
                     lipschitz_B.amax(), lipschitz_B.mean(), smoothness_B.amax(), smoothness_B.mean(), loss_B.mean(),
                 ]
             )  # fmt: skip

@@ -13,7 +13,6 @@ from orchestration import console
 from orchestration.commands.command import Command
 
 if TYPE_CHECKING:
-    from orchestration.home import Home
     from orchestration.trained_models.targets import Target
 
 SCHEME = "hf://"
@@ -50,7 +49,7 @@ def _run(arguments: argparse.Namespace) -> None:
     )
     target = resolve_target(arguments.target, home)
     if arguments.to.startswith(SCHEME):
-        _push(arguments, target, home)
+        _push(arguments, target)
         return
     folder = export_target(target, absolute(arguments.to), replace=arguments.force)
     registered = None
@@ -65,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> None:
     console.say(f"exported to {folder}: weights, configuration, card; checked that it loads and predicts")
 
 
-def _push(arguments: argparse.Namespace, target: Target, home: Home) -> None:
+def _push(arguments: argparse.Namespace, target: Target) -> None:
     """Put a model on the Hugging Face hub, after the checks that every export has."""
     from orchestration.exporting.export import export_target
     from orchestration.exporting.hub_upload import push_model

@@ -197,7 +197,7 @@ def conclude_search(search: Search, winner: int | None) -> dict[str, Any]:
     epochs = max(experiment.training.epochs for experiment in config.base_experiments())
     shares = importances(config, trials)
     correlations = proxy_correlations(config, trials, epochs)
-    _say_importances(config, shares)
+    _say_importances(shares)
     _say_correlations(config, correlations)
     files = write_plots(config, search.study, search.folder / "plots", winner, shares)
     for file in files:
@@ -232,7 +232,7 @@ def _intervals(config: SweepConfig, trial: FrozenTrial) -> dict[str, tuple[float
     return {metric: interval for metric, interval in found.items() if interval is not None}
 
 
-def _say_importances(config: SweepConfig, shares: dict[str, dict[str, float]] | None) -> None:
+def _say_importances(shares: dict[str, dict[str, float]] | None) -> None:
     if shares is None:
         console.say(f"no importances: they need {MIN_TRIALS} full-budget trials that share a dimension with different values")
         return

@@ -45,7 +45,6 @@ class SweepJob:
     status: str
     command: str
     started_ms: int
-    resumes: str | None
 
 
 class SweepJobs:
@@ -160,7 +159,6 @@ class SweepJobs:
                 details.status.value,
                 details.entrypoint,
                 details.start_time or 0,
-                metadata.get(RESUMES_KEY),
             )
             for details in self.client.list_jobs()
             if details.submission_id and SWEEP_KEY in (metadata := details.metadata or {})

@@ -22,6 +22,7 @@ from orchestration.training import cluster
 from orchestration.training.final_measures import kept_protocol_metrics
 from orchestration.training.job import TrainingJob, new_start
 from orchestration.training.measure import MeasureConfig
+from orchestration.training.ray_internals import outlive_nodes
 from orchestration.training.resources import trial_resources, trials_at_once, with_workers_that_fit
 from orchestration.training.shared_storage import probed
 from orchestration.training.tracked_outcome import track_data
@@ -108,7 +109,7 @@ def _train_alike(
     wanted = experiments[0].resources
     cluster.connect(workplace.address, dashboard=wanted.most_workers > 1)
     if wanted.is_elastic:
-        cluster.outlive_nodes()
+        outlive_nodes()
     local = cluster.is_local(workplace.address)
     with probed(workplace.home.root) as storage:
         if not local:  # nodes may have gone since the search

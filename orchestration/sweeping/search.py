@@ -56,6 +56,7 @@ from orchestration.tracking.system_metrics import system_metrics
 from orchestration.tracking.tracker import SWEEP_TAG, Tracker
 from orchestration.training import cluster
 from orchestration.training.job import TrainingJob, TrialReport, new_start
+from orchestration.training.ray_internals import outlive_nodes
 from orchestration.training.resources import trial_resources, trials_at_once
 from orchestration.training.shared_storage import SharedStorage, probed
 from orchestration.training.trial import run_trial, tune_resources
@@ -254,7 +255,7 @@ def run_search(config: SweepConfig, workplace: Workplace, tracker: Tracker) -> S
     console.say(f"joining Ray at {workplace.address}" if workplace.address else "starting Ray")
     available = cluster.connect(workplace.address, dashboard=resources.most_workers > 1)
     if resources.is_elastic:
-        cluster.outlive_nodes()
+        outlive_nodes()
     at_once = trials_at_once(resources, available, config.max_concurrent_trials, cluster.alive_nodes())
     study = open_study(config, folder, known)
     run_id = tracker.run("sweep", {SWEEP_TAG: key}, name=config.name)

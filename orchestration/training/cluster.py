@@ -148,17 +148,6 @@ def alive_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def outlive_nodes() -> None:
-    """Let groups whose number of workers changes survive the loss of any node but this process's.
-
-    What counts the room for them is an actor that Ray binds to the node where it is asked for first, and that never comes back when that
-    node is lost. So it is asked for here. There is no public way to.
-    """
-    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
-
-    get_or_create_autoscaling_coordinator()
-
-
 def is_local(address: str | None) -> bool:
     """Return whether `connect(address)` starts a Ray of this process's own."""
     return not (address or os.environ.get("RAY_ADDRESS"))

@@ -10,6 +10,7 @@ from ray.train import UserCallback
 
 from orchestration.training import cluster
 from orchestration.training.job import TrainingJob, TrialReport
+from orchestration.training.ray_internals import outlive_nodes
 from orchestration.training.resources import concurrency, trial_resources
 from orchestration.training.shared_storage import probed
 from orchestration.training.training_run import RunResult, as_result, check_initial_weights
@@ -45,7 +46,7 @@ def train_in_group(
     available = cluster.connect(address)
     concurrency(trial_resources(job.experiment.resources), available)
     if job.experiment.resources.is_elastic:
-        cluster.outlive_nodes()
+        outlive_nodes()
     with probed(job.folder.path.parent.parent):
         return _follow_group(job, on_epoch, on_ready)
 
@@ -71,7 +72,7 @@ def _follow_group(job: TrainingJob, on_epoch: Callable[[EpochReport], None], on_
                     on_ready()
                     ready = True
                 if report.epoch and not report.finished:
-                    on_epoch(EpochReport(report.epoch, report.metrics, is_best=False))
+                    on_epoch(EpochReport(report.epoch, report.metrics))
         except Empty:
             pass
         if done:

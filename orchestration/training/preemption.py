@@ -14,14 +14,11 @@ from typing import Any
 import ray
 import ray.train
 
+from orchestration.training.ray_internals import draining_nodes
+
 LOOK_EVERY_S = 2.0
 TIMED_STEPS = 3
 """Steps after which workers agree how many of them make up `LOOK_EVERY_S`."""
-
-
-def draining_nodes() -> set[str]:
-    """Return the ids of the nodes that Ray is about to lose. There is no public way to ask outside of a Ray Train group."""
-    return set(ray._private.state.state.get_draining_nodes())
 
 
 class TrialNotice:

@@ -133,10 +133,7 @@ def train_here(
     if finished is not None:
         on_ready()
         _replay(finished["history"], on_epoch)
-        if "model/parameters" not in finished["metrics"]:  # trained before costs were measured
-            image_shape = tuple(read_config(folder.model)["model"]["image_shape"])
-            finished["metrics"] |= cost_metrics(load_pretrained(folder.model, resample_on_forward=False), image_shape)
-        return as_result(folder, finished, reused=True)
+        return _reused(folder, finished)
     prepared = PreparedTraining(experiment, job.data_root)
     if job.initial is not None and not folder.has_state:
         report = job.initial.begin(prepared.model)
@@ -167,42 +164,58 @@ def train_here(
             folder.write_diverged(str(error))
             storage.keep(folder.path)
         raise
-    record = _record(outcome)
-    begun = folder.initial_weights()
-    if begun is not None:
-        record["initial_weights"] = begun
+    record = _record(outcome, folder)
     if rank == 0:
-        record["metrics"] |= cost_metrics(prepared.model, prepared.splits.image_shape)
-        save_pretrained(
-            prepared.model,
-            folder.model,
-            card=model_card(experiment, record, prepared.splits.class_names),
-            details={
-                "experiment": experiment.model_dump(mode="json"),
-                "fingerprint": experiment.fingerprint,
-                "class_names": list(prepared.splits.class_names),
-                "training": {key: record[key] for key in ("metrics", "selected_epoch", "num_epochs", "initial_weights") if key in record},
-                "environment": environment,
-            },
-        )
-        folder.write_result(record)
-        storage.keep(folder.path)
+        _finish(folder, prepared, record, environment)
     return as_result(folder, record, reused=False)
+
+
+def _reused(folder: RunFolder, record: dict[str, Any]) -> RunResult:
+    if "model/parameters" not in record["metrics"]:  # trained before costs were measured
+        image_shape = tuple(read_config(folder.model)["model"]["image_shape"])
+        record["metrics"] |= cost_metrics(load_pretrained(folder.model, resample_on_forward=False), image_shape)
+    return as_result(folder, record, reused=True)
+
+
+def _finish(folder: RunFolder, prepared: PreparedTraining, record: dict[str, Any], environment: dict[str, Any]) -> None:
+    """Add to the record what the trained model costs, and leave the model and the record in the folder.
+
+    Args:
+        environment: of the process that trained it, when it began.
+    """
+    experiment, splits = prepared.experiment, prepared.splits
+    record["metrics"] |= cost_metrics(prepared.model, splits.image_shape)
+    save_pretrained(
+        prepared.model,
+        folder.model,
+        card=model_card(experiment, record, splits.class_names),
+        details={
+            "experiment": experiment.model_dump(mode="json"),
+            "fingerprint": experiment.fingerprint,
+            "class_names": list(splits.class_names),
+            "training": {key: record[key] for key in ("metrics", "selected_epoch", "num_epochs", "initial_weights") if key in record},
+            "environment": environment,
+        },
+    )
+    folder.write_result(record)
+    storage.keep(folder.path)
 
 
 def _replay(history: list[dict[str, float]], on_epoch: EpochListener) -> None:
     for index, metrics in enumerate(history):
-        on_epoch(EpochReport(index + 1, metrics, is_best=False))
+        on_epoch(EpochReport(index + 1, metrics))
 
 
-def _record(outcome: FitResult) -> dict[str, Any]:
-    return {
+def _record(outcome: FitResult, folder: RunFolder) -> dict[str, Any]:
+    record: dict[str, Any] = {
         "metrics": outcome.metrics,
         "selected_epoch": outcome.selected_epoch,
         "num_epochs": outcome.num_epochs,
         "stopped_early": outcome.stopped_early,
         "history": outcome.history,
     }
+    begun = folder.initial_weights()
+    return record if begun is None else record | {"initial_weights": begun}
 
 
 def as_result(folder: RunFolder, record: dict[str, Any], *, reused: bool) -> RunResult:

@@ -23,6 +23,7 @@ from orchestration.training.cluster import PATIENCE_S
 from orchestration.training.final_measures import protocol_metrics
 from orchestration.training.job import TrainingJob, TrialReport
 from orchestration.training.preemption import GroupNotice, TrialNotice, preemptions_without_limit
+from orchestration.training.ray_internals import raised_by_workers
 from orchestration.training.resources import DRIVER_BUNDLE, trial_resources
 from orchestration.training.training_run import RunResult, train_here
 from orchestration.training.worker_group import WorkerGroup
@@ -104,10 +105,10 @@ def train_group(job: TrainingJob, callbacks: Sequence[UserCallback]) -> ray.trai
     try:
         return trainer.fit()
     except ray.train.TrainingFailedError as error:
-        cause = _raised_by_worker(error)
-        if cause is None:
-            raise
-        raise cause from None
+        for cause in raised_by_workers(error):
+            if isinstance(cause, UserError | TrainingDiverged):
+                raise cause from None
+        raise
 
 
 def _train_storage(folder: Path) -> dict[str, Any]:
@@ -117,19 +118,6 @@ def _train_storage(folder: Path) -> dict[str, Any]:
         return {"storage_path": str(folder)}
     filesystem, base = storage.filesystem()
     return {"storage_path": f"{base}/.ray-train", "storage_filesystem": filesystem}
-
-
-def _raised_by_worker(error: ray.train.TrainingFailedError) -> Exception | None:
-    """Return the error of ours behind a failed group, None if there is none.
-
-    Ray hands it on in an envelope with its stack as text. The envelope has no public way to what is in it (Ray 2.60); without `_base_exc`
-    the error of Ray itself is raised.
-    """
-    for failure in getattr(error, "worker_failures", {}).values():
-        cause = getattr(failure, "_base_exc", failure)
-        if isinstance(cause, UserError | TrainingDiverged):
-            return cause
-    return None
 
 
 def run_worker(content: Mapping[str, Any]) -> None:

@@ -28,6 +28,8 @@ SCANNED = {
     "_repr_html_",
 }
 """Names that registries look for, and those by which `torch.load` and a notebook call what is given to them."""
+OF_A_LANDSCAPE = {"gradient_sign", "random_sign"}
+"""The directions along which a landscape was taken: its numbers mean nothing without, whoever shows them."""
 DOCUMENTS = {".md", ".yaml", ".toml", ".html"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -50,6 +52,15 @@ def definitions(module: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
                 yield from ((inner.name, inner) for inner in node.body if isinstance(inner, Function) and not _registered(inner))
 
 
+def fields(module: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
+    """The fields of a module's records (dataclasses; a configuration is also read as a whole)."""
+    for node in module.body:
+        if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(each) for each in node.decorator_list):
+            yield from (
+                (each.target.id, each) for each in node.body if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
+            )
+
+
 def _registered(node: Function) -> bool:
     harmless = {"property", "cached_property", "cache", "lru_cache", "classmethod", "staticmethod", "contextmanager", "abstractmethod"}
     harmless |= {"no_grad", "inference_mode", "style", "override", "setter"}
@@ -64,21 +75,22 @@ def used(module: ast.Module) -> Iterator[str]:
             yield node.id
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             yield node.attr
-        elif isinstance(node, ast.keyword) and node.arg:
-            yield node.arg
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield from re.findall(r"\w+", node.value) if re.fullmatch(r"[\w.]+", node.value) else ()
 
 
+def named_in_calls(module: ast.Module) -> Iterator[str]:
+    """The names that calls give values to: a parameter is read by whoever is called, a field of a record is only set by that."""
+    yield from (node.arg for node in ast.walk(module) if isinstance(node, ast.keyword) and node.arg)
+
+
 def unused(modules: list[ast.Module], documents: str) -> list[tuple[ast.Module, str, ast.stmt]]:
-    """What no module and no document names, beside its own definition and `__all__`."""
-    known = {name for module in modules for name in used(_without_exports(module))} | set(re.findall(r"\w+", documents)) | SCANNED
-    return [
-        (module, name, node)
-        for module in modules
-        for name, node in definitions(module)
-        if name not in known and not (name.startswith("__") and name.endswith("__"))
-    ]
+    """What no module and no document names, beside its own definition and `__all__`; of fields, what none reads."""
+    read = {name for module in modules for name in used(_without_exports(module))} | set(re.findall(r"\w+", documents)) | SCANNED
+    known = read | {name for module in modules for name in named_in_calls(module)}
+    found = [(module, name, node) for module in modules for name, node in definitions(module) if name not in known]
+    found += [(module, name, node) for module in modules for name, node in fields(module) if name not in read | OF_A_LANDSCAPE]
+    return [each for each in found if not (each[1].startswith("__") and each[1].endswith("__"))]
 
 
 def _without_exports(module: ast.Module) -> ast.Module:
@@ -109,6 +121,8 @@ def test_everything_is_used_by_more_than_tests() -> None:
         ("class A(Searcher):\n    def m(self): pass\nA()", []),
         ("class A:\n    @property\n    def m(self): pass\nA()", ["m"]),
         ("class A(Config):\n    @field_validator('x')\n    def m(self): pass\nA()", []),
+        ("@dataclass\nclass A:\n    x: int\nA(x=1)", ["x"]),
+        ("@dataclass(frozen=True)\nclass A:\n    x: int\nprint(A(1).x)", []),
         ("@rule(add)\ndef a(): pass", []),
         ("def a(): pass\ngetattr(module, 'a')", []),
         ("def documented(): pass", []),

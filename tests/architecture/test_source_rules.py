@@ -234,3 +234,15 @@ def test_one_file_says_how_figures_look(pattern: str) -> None:
         if re.search(pattern, line)
     ]
     assert not found, "use analysis.reporting.figure_style: " + "\n".join(found)
+
+
+def test_one_file_reaches_into_ray_and_none_into_optuna_and_mlflow() -> None:
+    pattern = re.compile(r"\b(ray|optuna|mlflow)(\.\w+)*\._[a-z]|\"_[a-z]\w*_exc\"")
+    found = [
+        f"{place(file, number)} {line.strip()}"
+        for file in python_files(*PACKAGES)
+        if file != ROOT / "orchestration" / "training" / "ray_internals.py"
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
+        if pattern.search(line)
+    ]
+    assert not found, "use a public way, or orchestration.training.ray_internals: " + "\n".join(found)

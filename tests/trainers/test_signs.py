@@ -140,8 +140,8 @@ def test_a_training_that_learns_says_nothing(objective, splits):
 def test_the_console_says_each_sign_once(capsys):
     progress = _TrainingProgress(load_recipe("at_digits").experiment)
     metrics = {"train/loss": 1.0, "time/examples_per_second": 1.0, MOST_COMMON_ANSWER: 1.0}
-    progress.epoch(EpochReport(1, metrics, is_best=True), replayed=False)
-    progress.epoch(EpochReport(2, metrics | {CLIPPED_STEPS: 1.0}, is_best=True), replayed=False)
+    progress.epoch(EpochReport(1, metrics), replayed=False)
+    progress.epoch(EpochReport(2, metrics | {CLIPPED_STEPS: 1.0}), replayed=False)
     said = capsys.readouterr().err
     assert said.count("one class for all images") == 1
     assert "warning: epoch 2: 100 % of the steps were clipped" in said

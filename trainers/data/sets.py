@@ -9,7 +9,6 @@ from typing import Any
 
 from models.files import modules_of_plugins, skip
 from models.plugins import once_for_plugins
-from trainers.data.augmentation import AugmentationName
 
 DIGIT_NAMES = tuple(str(digit) for digit in range(10))
 
@@ -33,8 +32,6 @@ class DatasetInfo:
     num_test: int | None = None
     streams: bool = False
     """Whether images are decoded while training instead of living on the device."""
-    recommended_augmentation: AugmentationName = "none"
-    """What the literature trains this set with; a recipe states its choice itself."""
     class_names: tuple[str, ...] | None = None
     """Names in label order where they are fixed; None: read from the files."""
     folders: tuple[str, ...] = ()
@@ -61,7 +58,6 @@ _ALL = (
         std=(0.3759,),
         num_train=1437,
         num_test=360,
-        recommended_augmentation="crop",
         class_names=DIGIT_NAMES,
     ),
     DatasetInfo(
@@ -73,7 +69,6 @@ _ALL = (
         std=(0.3530,),
         num_train=60_000,
         num_test=10_000,
-        recommended_augmentation="crop_flip",
         class_names=(
             "t-shirt/top",
             "trouser",
@@ -107,7 +102,6 @@ _ALL = (
         std=(0.2470, 0.2435, 0.2616),
         num_train=50_000,
         num_test=10_000,
-        recommended_augmentation="crop_flip",
         folders=("cifar-10-batches-py", "cifar10/cifar-10-batches-py", "cifar10"),
         files=(*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"),
         how_to_obtain="Unpack cifar-10-python.tar.gz (the 'python version' archive of the CIFAR-10 page) in {root}; it "
@@ -122,7 +116,6 @@ _ALL = (
         std=(0.2673, 0.2564, 0.2762),
         num_train=50_000,
         num_test=10_000,
-        recommended_augmentation="crop_flip",
         folders=("cifar-100-python", "cifar100/cifar-100-python", "cifar100"),
         files=("train", "test", "meta"),
         how_to_obtain="Unpack cifar-100-python.tar.gz (the 'python version' archive of the CIFAR-100 page) in {root}; "
@@ -137,7 +130,6 @@ _ALL = (
         std=(0.1980, 0.2010, 0.1970),
         num_train=73_257,
         num_test=26_032,
-        recommended_augmentation="crop",
         class_names=DIGIT_NAMES,
         folders=("svhn", "SVHN", "."),
         files=("train_32x32.mat", "test_32x32.mat"),
@@ -152,7 +144,6 @@ _ALL = (
         std=(0.2770, 0.2691, 0.2821),
         num_train=100_000,
         num_test=10_000,
-        recommended_augmentation="crop_flip",
         folders=("tiny-imagenet-200", "tiny_imagenet/tiny-imagenet-200", "tiny_imagenet"),
         files=("train", "val/images", "val/val_annotations.txt"),
         how_to_obtain="Unpack tiny-imagenet-200.zip in {root}; it makes the folder tiny-imagenet-200 with "
@@ -168,7 +159,6 @@ _ALL = (
         num_train=1_281_167,
         num_test=50_000,
         streams=True,
-        recommended_augmentation="random_resized_crop",
         folders=("imagenet", "ILSVRC2012", "."),
         files=("train", "val"),
         how_to_obtain="It needs train/<wnid>/*.JPEG and val/<wnid>/*.JPEG. Put ILSVRC2012_img_train.tar, "
@@ -182,7 +172,6 @@ _ALL = (
         image_shape=None,
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
-        recommended_augmentation="crop_flip",
         files=("train", "test"),
         how_to_obtain="It needs train/<class>/<image files> and test/<class>/<image files>, the same classes in both. "
         "`--data.folder` names the folder that holds them.",
