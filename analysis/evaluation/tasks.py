@@ -24,6 +24,7 @@ from analysis.evaluation.block_task import BlockTask, RowProtocol
 from analysis.evaluation.cost import estimated_cost, scoring_cost
 from analysis.evaluation.gradient_paths import gradient_path, with_substitutes
 from analysis.evaluation.inputs import images_of, labels_of, remarks_on
+from analysis.evaluation.protocols import Scoring
 from analysis.evaluation.studies import StudyPoint, StudySettings, applies, epsilon_levels
 from analysis.evaluation.suites import AttackItem, Suite, fitted_to_classes, load_suite
 from analysis.fingerprints import data_hash, weights_hash
@@ -93,46 +94,23 @@ def plan_blocks(
     spec = getattr(model, "spec", None)
     defence = defence or (spec.defence if spec is not None else None)
     chosen = load_suite(suite, defence)
-    scoring = chosen.scoring
-    if num_draws is not None:
-        if num_draws < 1:
-            raise UserError(f"num_draws is {num_draws}; it must be at least 1")
-        selection = min(scoring.num_selection_draws, num_draws)
-        scoring = scoring.model_copy(
-            update={
-                "num_evaluation_draws": num_draws,
-                "num_selection_draws": selection,
-                "enumerate_up_to": min(scoring.enumerate_up_to, num_draws),
-            }
-        )
+    scoring = _with_draws(chosen.scoring, num_draws)
     num_classes = _num_classes(model, x, y)
-    remarks = remarks_on(*given, y, num_classes)
-    total = num_configurations(model)
-    configurations = None if total == math.inf else int(total)
+    configurations = _configurations(model)
     randomized = configurations != 1
     finite = randomized and all_configurations(model, scoring.enumerate_up_to) is not None
-    items = [item for item in chosen.attacks if item.is_for(randomized, finite=finite)]
-    if chosen.attacks and not items:
-        raise UserError(f"no attack of suite {chosen.name!r} is for {'randomized' if randomized else 'deterministic'} models")
-    items, changes = fitted_to_classes(items, num_classes)
-    remarks += changes
+    items, changes = _fitting_items(chosen, randomized, finite, num_classes)
     path = gradient_path(model, x, y)
     items, more_changes = with_substitutes(items, path, model, x, y)
-    remarks += more_changes
+    remarks = remarks_on(*given, y, num_classes) + changes + more_changes
     for remark in remarks:
         _logger.warning("%s", remark)
-    studies = chosen.studies if path != "none" else _without_gradients(chosen.studies)
     if chosen.attacks and not items:
         raise UserError(f"no attack of suite {chosen.name!r} works with {num_classes} classes: {'; '.join(changes)}")
     for item in items:
         check_attack(item.attack, item.parameters_for(randomized, threat_model.norm), item.threat_model(threat_model), num_classes)
 
-    limit = num_samples if num_samples is not None else chosen.num_samples
-    order = class_balanced_order(y)[:limit]
-    size = min(batch_size, MAX_BLOCK_SIZE)
-    blocks = [tuple(order[start : start + size]) for start in range(0, len(order), size)]
-    hashes: dict[tuple[int, ...], str] = {}
-    shared: dict[str, Any] = {
+    shared = {
         "threat_model": threat_model,
         "scoring": scoring,
         "seed": seed,
@@ -144,34 +122,84 @@ def plan_blocks(
         "suite": chosen.name,
         "remarks": tuple(remarks),
     }
-
-    def tasks_for(ids_of_blocks: Sequence[tuple[int, ...]], **facts: Any) -> list[BlockTask]:
-        made = []
-        for block, ids in enumerate(ids_of_blocks):
-            if ids not in hashes:
-                hashes[ids] = data_hash(x[list(ids)], y[list(ids)])
-            task = BlockTask(block=block, ids=ids, data=hashes[ids], num_blocks=len(ids_of_blocks), **facts, **shared)
-            # What the registry built is known by its record and its weights; of any other model those said too little.
-            succeeds = task.key_without_model if spec is not None else ""
-            made.append(task.model_copy(update={"cost": estimated_cost(task), "succeeds": succeeds}))
-        return made
-
-    plan = tasks_for(blocks, kind="clean")
+    limit = num_samples if num_samples is not None else chosen.num_samples
+    blocks = _Blocks(x, y, class_balanced_order(y)[:limit], min(batch_size, MAX_BLOCK_SIZE), shared, is_registered=spec is not None)
+    plan = blocks.tasks(kind="clean")
     if randomized and any("T4" in item.protocols for item in items):
-        plan += tasks_for(blocks, kind="clean", protocol="T4")
+        plan += blocks.tasks(kind="clean", protocol="T4")
     for item in items:
-        kept = _first(blocks, item.num_samples)
         for protocol, stands_for in _protocols(item, randomized):
-            plan += tasks_for(kept, kind="attack", item=item, protocol=protocol, stands_for=stands_for)
+            plan += blocks.tasks(item.num_samples, kind="attack", item=item, protocol=protocol, stands_for=stands_for)
     probe = _epsilon_zero_item(items, randomized)
     if probe is not None:
-        plan += tasks_for(_first(blocks, _EPSILON_ZERO_SAMPLES)[:1], kind="epsilon_zero", item=probe)
+        plan += blocks.tasks(_EPSILON_ZERO_SAMPLES, only_first=True, kind="epsilon_zero", item=probe)
+    studies = chosen.studies if path != "none" else _without_gradients(chosen.studies)
     if studies is not None:
         num_pixels = math.prod(x.shape[1:])
         for item, point, count in _study_items(studies, threat_model, num_pixels, randomized, configurations):
-            kept = _first(blocks, count)
-            plan += tasks_for(kept[:1] if point.name == "calibration" else kept, kind="study", item=item, study=point)
+            plan += blocks.tasks(count, only_first=point.name == "calibration", kind="study", item=item, study=point)
     return [task.model_copy(update={"position": position}) for position, task in enumerate(plan)]
+
+
+class _Blocks:
+    """The images of an evaluation in blocks, and the tasks that are made of them.
+
+    Args:
+        x, y: all images and labels. order: rows that are evaluated, the most important first. size: images of a block.
+        shared: what all tasks of the evaluation have in common.
+        is_registered: what the registry built is known by its record and its weights; of any other model those say too little.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, order: Sequence[int], size: int, shared: dict[str, Any], *, is_registered: bool) -> None:
+        self.x, self.y, self.shared, self.is_registered = x, y, shared, is_registered
+        self.rows = [tuple(order[start : start + size]) for start in range(0, len(order), size)]
+        self.hashes: dict[tuple[int, ...], str] = {}
+
+    def tasks(self, count: int | None = None, *, only_first: bool = False, **facts: Any) -> list[BlockTask]:
+        """Return a task for each block of the first `count` images (None: all), or for the first block alone.
+
+        Args:
+            facts: what these tasks are.
+        """
+        blocks = _first(self.rows, count)
+        made = []
+        for block, ids in enumerate(blocks[:1] if only_first else blocks):
+            if ids not in self.hashes:
+                self.hashes[ids] = data_hash(self.x[list(ids)], self.y[list(ids)])
+            num_blocks = 1 if only_first else len(blocks)
+            task = BlockTask(block=block, ids=ids, data=self.hashes[ids], num_blocks=num_blocks, **facts, **self.shared)
+            succeeds = task.key_without_model if self.is_registered else ""
+            made.append(task.model_copy(update={"cost": estimated_cost(task), "succeeds": succeeds}))
+        return made
+
+
+def _with_draws(scoring: Scoring, num_draws: int | None) -> Scoring:
+    """Return how perturbed images are scored, with another number of draws where one is asked for."""
+    if num_draws is None:
+        return scoring
+    if num_draws < 1:
+        raise UserError(f"num_draws is {num_draws}; it must be at least 1")
+    return scoring.model_copy(
+        update={
+            "num_evaluation_draws": num_draws,
+            "num_selection_draws": min(scoring.num_selection_draws, num_draws),
+            "enumerate_up_to": min(scoring.enumerate_up_to, num_draws),
+        }
+    )
+
+
+def _configurations(model: nn.Module) -> int | None:
+    """Return how many draws a model has, 1 for a deterministic one; None: a continuum."""
+    total = num_configurations(model)
+    return None if total == math.inf else int(total)
+
+
+def _fitting_items(chosen: Suite, randomized: bool, finite: bool, num_classes: int) -> tuple[list[AttackItem], list[str]]:
+    """Return the attacks of a suite that are for such a model, as they work with K classes, and what was changed, in words."""
+    items = [item for item in chosen.attacks if item.is_for(randomized, finite=finite)]
+    if chosen.attacks and not items:
+        raise UserError(f"no attack of suite {chosen.name!r} is for {'randomized' if randomized else 'deterministic'} models")
+    return fitted_to_classes(items, num_classes)
 
 
 def on_kept_points(plan: Sequence[BlockTask], model: nn.Module, x: Tensor, y: Tensor) -> list[BlockTask]:
@@ -185,11 +213,10 @@ def on_kept_points(plan: Sequence[BlockTask], model: nn.Module, x: Tensor, y: Te
     """
     model = bare_model(model)
     num_classes = _num_classes(model, x, y)
-    total = num_configurations(model)
     spec = getattr(model, "spec", None)
     whose: dict[str, Any] = {
         "num_classes": num_classes,
-        "num_configurations": None if total == math.inf else int(total),
+        "num_configurations": _configurations(model),
         "checkpoint": weights_hash(model),
         "model": identity_hash(model, tuple(x.shape[1:])),
         "defence": spec.defence if spec is not None else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,13 @@ from orchestration.commands.command import (
 if TYPE_CHECKING:
     from analysis.evaluation.block_task import BlockTask
     from analysis.evaluation.records import Record
+    from analysis.evaluation.suites import Suite
     from models.threat_model import ThreatModel
-    from orchestration.evaluating.evaluation_run import Job
+    from orchestration.evaluating.evaluation_run import EvaluationSettings, Job
     from orchestration.experiment import ExperimentConfig
+    from orchestration.home import Home, Workplace
+    from orchestration.trained_models.targets import Target
+    from trainers.data import DataConfig
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
@@ -74,21 +79,61 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from analysis.evaluation.suites import load_suite, with_surrogate
-    from models.errors import UserError
     from orchestration.evaluating.adding_images import begin, forecast, grow
-    from orchestration.evaluating.block_names import keys_named, what_changed
-    from orchestration.evaluating.evaluation_cost import cost_of
-    from orchestration.evaluating.evaluation_report import finish, show, suite_name
-    from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare, run_jobs
-    from orchestration.evaluating.external_targets import external_from_flags, named_data
-    from orchestration.evaluating.second_opinion import check_opinion, compare_opinions, prepare_opinion, show_opinion, suite_against
-    from orchestration.trained_models.targets import refuse_external, resolve_target
+    from orchestration.evaluating.block_names import what_changed
+    from orchestration.evaluating.evaluation_report import finish, show
+    from orchestration.evaluating.evaluation_run import EvaluationSettings
+    from orchestration.evaluating.external_targets import named_data
+    from orchestration.evaluating.second_opinion import compare_opinions, show_opinion
 
     workplace = workplace_of(arguments)
-    home = workplace.home
     data = named_data(arguments.data, arguments.data_folder, arguments.image_size)
-    target = external_from_flags(arguments.target, arguments.weights, data, workplace) or resolve_target(arguments.target, home)
+    target = _target(arguments, data, workplace)
+    suite, name_of_suite = _suite(arguments, target, workplace.home)
+    settings = EvaluationSettings(
+        suite=suite,
+        threat_model=_threat_model(arguments, target.experiment),
+        num_samples=arguments.samples,
+        num_draws=arguments.draws,
+        data=data,
+        seed=arguments.seed,
+    )
+    if target.external is not None:
+        console.say(f"{target.external.model.executes}; results are kept as {target.external.name}")
+    measuring = _Measuring(arguments, target, workplace)
+    before: dict[str, Record] = {}
+    opinions: list[Job] = []
+    if arguments.until is not None:
+        growing = begin(target.name, target, settings, workplace, arguments.until, keep=arguments.keep_points)
+        if arguments.dry_run:
+            return _dry_run(*forecast(growing, arguments.workers, arguments.gpus_per_worker))
+        job = grow(growing, measuring.run, arguments.workers, arguments.gpus_per_worker)
+    else:
+        job, opinions = _prepared(arguments, target, settings, workplace)
+        if arguments.dry_run:
+            return _dry_run(*_costs(arguments, job, opinions))
+        before = {key: job.done[key] for key in job.again}
+        measuring.run(job, *opinions)
+    for task in job.plan:
+        if task.key in before and task.key in job.done:
+            console.say(f"{task.title}, measured again: {what_changed(before[task.key], job.done[task.key])}")
+    measuring.check_any(job)
+    result = show(job)
+    opinion = compare_opinions(result, opinions[0].result()) if opinions and opinions[0].done else None
+    if opinion is not None:
+        show_opinion(opinion)
+    finish(job, result, name_of_suite, workplace, {} if opinion is None else {"second_opinion": opinion.to_json()})
+    return measuring.conclude(job)
+
+
+def _target(arguments: argparse.Namespace, data: DataConfig | None, workplace: Workplace) -> Target:
+    """Return the model that is evaluated, after a look at flags that do not go together."""
+    from models.errors import UserError
+    from orchestration.evaluating.external_targets import external_from_flags
+    from orchestration.evaluating.second_opinion import check_opinion
+    from orchestration.trained_models.targets import resolve_target
+
+    target = external_from_flags(arguments.target, arguments.weights, data, workplace) or resolve_target(arguments.target, workplace.home)
     if target.experiment is not None and data is not None:
         raise UserError(
             f"{arguments.target} is evaluated on the test images of {target.experiment.data.name}, on which it was trained; "
@@ -98,76 +143,81 @@ def _run(arguments: argparse.Namespace) -> int:
         check_opinion(arguments.against)
         if arguments.until is not None:
             raise UserError("--against compares two attacks on the same images, --until adds images for one: use one of them")
-    suite = arguments.suite or (suite_against(target) if arguments.against else "quick")
-    name_of_suite = suite_name(suite)
-    if arguments.surrogate:
-        refuse_external(
-            arguments.surrogate, home, "a surrogate is a trained run or an exported folder, which workers load without other code"
-        )
-        other = resolve_target(arguments.surrogate, home)
-        suite = with_surrogate(load_suite(suite, target.defence), other.folder.absolute(), other.checkpoint())
-        name_of_suite = suite.name
-    settings = EvaluationSettings(
-        suite=suite,
-        threat_model=_threat_model(arguments, target.experiment),
-        num_samples=arguments.samples,
-        num_draws=arguments.draws,
-        data=data,
-        seed=arguments.seed,
-    )
-    name = target.name
-    if target.external is not None:
-        console.say(f"{target.external.model.executes}; results are kept as {target.external.name}")
-    broken: list[tuple[BlockTask, Exception]] = []
+    if arguments.again and arguments.until is not None:
+        raise UserError("--again measures blocks of an evaluation that is there, --until makes one: use one of them")
+    return target
 
-    def run(*jobs: Job) -> None:
-        if target.external is not None:
-            target.external.keep(home)
+
+def _suite(arguments: argparse.Namespace, target: Target, home: Home) -> tuple[str | Suite, str]:
+    """Return the suite, with transfer attacks where another model is named for them, and what its results are called."""
+    from analysis.evaluation.suites import load_suite, with_surrogate
+    from orchestration.evaluating.evaluation_report import suite_name
+    from orchestration.evaluating.second_opinion import suite_against
+    from orchestration.trained_models.targets import refuse_external, resolve_target
+
+    suite = arguments.suite or (suite_against(target) if arguments.against else "quick")
+    if not arguments.surrogate:
+        return suite, suite_name(suite)
+    refuse_external(arguments.surrogate, home, "a surrogate is a trained run or an exported folder, which workers load without other code")
+    other = resolve_target(arguments.surrogate, home)
+    transferred = with_surrogate(load_suite(suite, target.defence), other.folder.absolute(), other.checkpoint())
+    return transferred, transferred.name
+
+
+def _prepared(arguments: argparse.Namespace, target: Target, settings: EvaluationSettings, workplace: Workplace) -> tuple[Job, list[Job]]:
+    """Return an evaluation of the images that are asked for, and that of an independent implementation beside it."""
+    from orchestration.evaluating.block_names import keys_named
+    from orchestration.evaluating.evaluation_run import prepare
+    from orchestration.evaluating.second_opinion import prepare_opinion
+
+    job = prepare(target.name, target, settings, workplace, points="keep" if arguments.keep_points else None)
+    if arguments.again:
+        job = replace(job, again=frozenset(key for key in keys_named(job.plan, arguments.again) if key in job.done))
+    return job, [prepare_opinion(job, target, workplace)] if arguments.against else []
+
+
+class _Measuring:
+    """Runs the blocks of evaluations as the flags say, and remembers those that could not be run."""
+
+    def __init__(self, arguments: argparse.Namespace, target: Target, workplace: Workplace) -> None:
+        self.arguments, self.target, self.workplace = arguments, target, workplace
+        self.broken: list[tuple[BlockTask, Exception]] = []
+
+    def run(self, *jobs: Job) -> None:
+        """Run what is missing of them."""
+        from orchestration.evaluating.evaluation_run import run_jobs
+
+        if self.target.external is not None:
+            self.target.external.keep(self.workplace.home)
         run_jobs(
             jobs,
-            workers=arguments.workers,
-            gpus_per_worker=arguments.gpus_per_worker,
-            address=workplace.address,
-            on_broken_block=lambda _, task, error: broken.append((task, error)),
-            wait=arguments.wait,
+            workers=self.arguments.workers,
+            gpus_per_worker=self.arguments.gpus_per_worker,
+            address=self.workplace.address,
+            on_broken_block=lambda _, task, error: self.broken.append((task, error)),
+            wait=self.arguments.wait,
         )
 
-    before: dict[str, Record] = {}
-    others: list[Job] = []
-    if arguments.until is not None:
-        if arguments.again:
-            raise UserError("--again measures blocks of an evaluation that is there, --until makes one: use one of them")
-        growing = begin(name, target, settings, workplace, arguments.until, keep=arguments.keep_points)
-        if arguments.dry_run:
-            facts, rows = forecast(growing, arguments.workers, arguments.gpus_per_worker)
-            return _dry_run(facts, rows)
-        job = grow(growing, run, arguments.workers, arguments.gpus_per_worker)
-    else:
-        job = prepare(name, target, settings, workplace, points="keep" if arguments.keep_points else None)
-        if arguments.again:
-            before = {key: job.done[key] for key in keys_named(job.plan, arguments.again) if key in job.done}
-            job = replace(job, again=frozenset(before))
-        others = [prepare_opinion(job, target, workplace)] if arguments.against else []
-        if arguments.dry_run:
-            cost, *more = (cost_of(each, arguments.workers, arguments.gpus_per_worker) for each in (job, *others))
-            rows = cost.rows() + [(f"independent: {what}", value) for other in more for what, value in other.rows() if "left" in what]
-            return _dry_run(cost.to_json() | {"second_opinion": [other.to_json() for other in more]}, rows)
-        run(job, *others)
-    for task in job.plan:
-        if task.key in before and task.key in job.done:
-            console.say(f"{task.title}, measured again: {what_changed(before[task.key], job.done[task.key])}")
-    if broken and not job.done:
-        raise broken[0][1]
-    result = show(job)
-    opinion = compare_opinions(result, others[0].result()) if others and others[0].done else None
-    if opinion is not None:
-        show_opinion(opinion)
-    finish(job, result, name_of_suite, workplace, {} if opinion is None else {"second_opinion": opinion.to_json()})
-    for task, error in broken:
-        console.error(f"{task.title} could not be measured: {type(error).__name__}: {error}")
-    if broken:
-        console.error(f"{len(broken)} of {len(job.plan)} blocks are missing; the same command measures them, and no others")
-    return 1 if broken else 0
+    def check_any(self, job: Job) -> None:
+        """Raise what broke the first block where none is done."""
+        if self.broken and not job.done:
+            raise self.broken[0][1]
+
+    def conclude(self, job: Job) -> int:
+        """Say which blocks are missing; return the command's exit code."""
+        for task, error in self.broken:
+            console.error(f"{task.title} could not be measured: {type(error).__name__}: {error}")
+        if self.broken:
+            console.error(f"{len(self.broken)} of {len(job.plan)} blocks are missing; the same command measures them, and no others")
+        return 1 if self.broken else 0
+
+
+def _costs(arguments: argparse.Namespace, job: Job, opinions: Sequence[Job]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    from orchestration.evaluating.evaluation_cost import cost_of
+
+    cost, *more = (cost_of(each, arguments.workers, arguments.gpus_per_worker) for each in (job, *opinions))
+    rows = cost.rows() + [(f"independent: {what}", value) for other in more for what, value in other.rows() if "left" in what]
+    return cost.to_json() | {"second_opinion": [other.to_json() for other in more]}, rows
 
 
 def _dry_run(facts: dict[str, Any], rows: list[tuple[str, str]]) -> int:
