@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +84,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from orchestration.evaluating.evaluation_report import finish, show
     from orchestration.evaluating.evaluation_run import EvaluationSettings
     from orchestration.evaluating.external_targets import named_data
-    from orchestration.evaluating.second_opinion import compare_opinions, show_opinion
+    from orchestration.evaluating.second_opinion import compare_opinions, prepare_opinion, show_opinion
 
     workplace = workplace_of(arguments)
     data = named_data(arguments.data, arguments.data_folder, arguments.image_size)
@@ -101,7 +101,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if target.external is not None:
         console.say(f"{target.external.model.executes}; results are kept as {target.external.name}")
     measuring = _Measuring(arguments, target, workplace)
-    before: dict[str, Record] = {}
+    before: Mapping[str, Record] = {}
     opinions: list[Job] = []
     if arguments.until is not None:
         growing = begin(target.name, target, settings, workplace, arguments.until, keep=arguments.keep_points)
@@ -109,10 +109,10 @@ def _run(arguments: argparse.Namespace) -> int:
             return _dry_run(*forecast(growing, arguments.workers, arguments.gpus_per_worker))
         job = grow(growing, measuring.run, arguments.workers, arguments.gpus_per_worker)
     else:
-        job, opinions = _prepared(arguments, target, settings, workplace)
+        job, before = _prepared(arguments, target, settings, workplace)
+        opinions = [prepare_opinion(job, target, workplace)] if arguments.against else []
         if arguments.dry_run:
             return _dry_run(*_costs(arguments, job, opinions))
-        before = {key: job.done[key] for key in job.again}
         measuring.run(job, *opinions)
     for task in job.plan:
         if task.key in before and task.key in job.done:
@@ -164,16 +164,18 @@ def _suite(arguments: argparse.Namespace, target: Target, home: Home) -> tuple[s
     return transferred, transferred.name
 
 
-def _prepared(arguments: argparse.Namespace, target: Target, settings: EvaluationSettings, workplace: Workplace) -> tuple[Job, list[Job]]:
-    """Return an evaluation of the images that are asked for, and that of an independent implementation beside it."""
+def _prepared(
+    arguments: argparse.Namespace, target: Target, settings: EvaluationSettings, workplace: Workplace
+) -> tuple[Job, Mapping[str, Record]]:
+    """Return an evaluation of the images that are asked for, and the records of those blocks that are to be measured again."""
     from orchestration.evaluating.block_names import keys_named
     from orchestration.evaluating.evaluation_run import prepare
-    from orchestration.evaluating.second_opinion import prepare_opinion
 
     job = prepare(target.name, target, settings, workplace, points="keep" if arguments.keep_points else None)
-    if arguments.again:
-        job = replace(job, again=frozenset(key for key in keys_named(job.plan, arguments.again) if key in job.done))
-    return job, [prepare_opinion(job, target, workplace)] if arguments.against else []
+    if not arguments.again:
+        return job, {}
+    before = {key: job.done[key] for key in keys_named(job.plan, arguments.again) if key in job.done}
+    return replace(job, again=frozenset(before)), before
 
 
 class _Measuring:
