@@ -39,6 +39,7 @@ from trainers.objective import build_objective
 from trainers.optimizer import build_optimizer
 from trainers.reporting import EpochReport, Reporter, SilentReporter, StopTraining
 from trainers.schedule import learning_rate_factor, plateau_reductions
+from trainers.selection import Selection
 from trainers.signs import catastrophic_overfitting, gradient_ratios, most_common_answer, single_step_accuracy
 from trainers.step import StepContext
 from trainers.streams import Streams
@@ -48,9 +49,6 @@ from trainers.within_epoch import read_within_epoch, write_within_epoch
 
 STEP_GENERATORS = ("attack", "noise")
 """Streams that steps draw from; those of order and augmentation are drawn from at an epoch's start alone."""
-SELECTION_METRIC = "validation/robust_accuracy"
-AVERAGE_CHOSEN = "average/chosen"
-"""1 where the averaged weights are the better copy of an epoch, and `validation/...` their metrics; 0: the latest weights."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -190,8 +188,7 @@ class TrainingLoop:
         self.finished_epochs = 0
         self.reductions = 0
         self.history: list[dict[str, float]] = []
-        self.best: dict[str, Any] | None = None
-        self.validations_since_best = 0
+        self.selection = Selection(config.validation)
         self.ended = False
         self.begun: tuple[int, dict[str, Any]] | None = None
         """Finished steps of the next epoch, and the state after them; None: it begins at its first step."""
@@ -213,11 +210,12 @@ class TrainingLoop:
                 self.reporter.epoch_finished(report, self.save)
             except StopTraining:
                 self.ended = True
-        assert self.best is not None
-        self.model.load_state_dict(self.best["weights"])
+        best = self.selection.best
+        assert best is not None
+        self.model.load_state_dict(best["weights"])
         return FitResult(
-            metrics=self.best["metrics"],
-            selected_epoch=self.best["epoch"],
+            metrics=best["metrics"],
+            selected_epoch=best["epoch"],
             num_epochs=self.finished_epochs,
             history=self.history,
             stopped_early=self.finished_epochs < self.config.epochs,
@@ -337,47 +335,19 @@ class TrainingLoop:
             return
         measured, weights = self.validate(self.held_out), None
         if self.average is not None:
-            measured, weights = self.better_copy(measured)
+            measured, weights = self.selection.better_copy(measured, self.average, self.model, self._validate_average)
         metrics |= measured
         if self.config.single_step:
             draws, threat_model = validation.num_draws, self.context.threat_model
             metrics |= single_step_accuracy(self.model, self.held_out, threat_model, draws, self.seed)
             metrics[CATASTROPHIC_OVERFITTING] = float(catastrophic_overfitting(self.history))
-        score = _score(measured)
-        is_best = self.best is None or validation.select == "last" or score > tuple(self.best["score"])
-        if is_best:
-            self.best = {
-                "score": list(score),
-                "epoch": self.finished_epochs,
-                "metrics": dict(metrics),
-                "weights": weights or to_cpu(self.model.state_dict()),
-            }
-        self.validations_since_best = 0 if is_best else self.validations_since_best + 1
-        if validation.patience is not None and self.validations_since_best >= validation.patience:
+        self.selection.consider(self.finished_epochs, measured, metrics, lambda: weights or to_cpu(self.model.state_dict()))
+        if self.selection.is_out_of_patience:
             self.ended = True
 
-    def better_copy(self, latest: dict[str, float]) -> tuple[dict[str, float], dict[str, Tensor] | None]:
-        """Validate the averaged weights beside the latest ones; return the metrics of the better copy, with the accuracies of both, and the
-        weights if it is the average. Where the last checkpoint is kept whatever it is worth, that is the average.
-
-        Args:
-            latest: metrics of the latest weights. Until the average begins, it is these.
-        """
-        assert self.average is not None
-        averaged, weights, chosen = latest, None, False
-        if self.average.updates:
-            with self.average.in_the_model(self.model):
-                self.recompute_batch_statistics()
-                averaged = self.validate(self.held_out)
-                chosen = self.config.validation.select == "last" or _score(averaged) >= _score(latest)
-                weights = to_cpu(self.model.state_dict()) if chosen else None
-        both = {"average": averaged, "latest": latest}
-        accuracies = {
-            f"validation/{copy}/{name}": measured[f"validation/{name}"]
-            for copy, measured in both.items()
-            for name in ("clean_accuracy", "robust_accuracy")
-        }
-        return {**(averaged if chosen else latest), **accuracies, AVERAGE_CHOSEN: float(chosen)}, weights
+    def _validate_average(self) -> dict[str, float]:
+        self.recompute_batch_statistics()
+        return self.validate(self.held_out)
 
     def recompute_batch_statistics(self) -> None:
         """Take the model's batch statistics anew from some training images, augmented as in training; this worker's rows of them."""
@@ -455,8 +425,7 @@ class TrainingLoop:
             "weights": to_cpu(self.model.state_dict()),
             "optimizer": to_cpu(self.optimizer.state_dict()),
             "history": self.history,
-            "best": self.best,
-            "validations_since_best": self.validations_since_best,
+            **self.selection.state_dict(),
             "ended": self.ended,
             **({} if self.average is None else {"average": self.average.state_dict()}),
             **({} if self.context.warm_start is None else {"warm_start": self.context.warm_start.state_dict()}),
@@ -486,10 +455,5 @@ class TrainingLoop:
             raise UserError(f"the checkpoint is of another model: {str(error)[:300]}. {START_AGAIN}") from None
         self.finished_epochs = state["finished_epochs"]
         self.history = state["history"]
-        self.best = state["best"]
-        self.validations_since_best = state["validations_since_best"]
+        self.selection.load_state_dict(state)
         self.ended = state["ended"]
-
-
-def _score(measured: dict[str, float]) -> tuple[float, float]:
-    return measured[SELECTION_METRIC], measured["validation/clean_accuracy"]

@@ -26,7 +26,7 @@ from orchestration.training.job import TrialReport
 from orchestration.training.tracked_outcome import track_data
 from orchestration.training.trial import failure_reason
 from trainers.complaints import complaints
-from trainers.fit import SELECTION_METRIC
+from trainers.selection import SELECTION_METRIC
 
 MOST_ROWS = 40
 """Trials on the board that are over."""

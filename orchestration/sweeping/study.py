@@ -252,7 +252,7 @@ def proxy_values(config: SweepConfig, trial: FrozenTrial) -> dict[int, float]:
 
 def best_robust_accuracy(study: AnyStudy) -> float | None:
     """Return the best robust accuracy on validation images that any trial of earlier starts came to; None: none came to one."""
-    from trainers.fit import SELECTION_METRIC  # brings PyTorch, which those who only look do without
+    from trainers.selection import SELECTION_METRIC  # brings PyTorch, which those who only look do without
 
     ends = [trial.user_attrs.get(METRICS, {}) for trial in all_trials(study)]
     return max((metrics[SELECTION_METRIC] for metrics in ends if math.isfinite(metrics.get(SELECTION_METRIC, math.nan))), default=None)

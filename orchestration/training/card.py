@@ -8,7 +8,7 @@ from typing import Any
 from analysis.reporting import markdown
 from orchestration.catalogue import catalogue
 from orchestration.experiment import ExperimentConfig
-from trainers.fit import AVERAGE_CHOSEN
+from trainers.selection import AVERAGE_CHOSEN
 
 
 def model_card(
