@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 
 from models.errors import UserError
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def expanded(path: str | Path) -> Path:
@@ -33,6 +36,21 @@ def absolute(path: str | Path) -> Path:
         return expanded(path).absolute()
     except FileNotFoundError:
         raise UserError(f"{path} is a path from the folder that this command was started in, which was deleted") from None
+
+
+def folder_here(path: str | Path, what: str) -> Path:
+    """Return a folder that is to lie on this machine as `absolute` does.
+
+    Args:
+        what: names it in messages, e.g. a flag.
+
+    Raises:
+        UserError: as `absolute`, or it is an address: a folder of that name would be made here, and nobody would find it.
+    """
+    found = _ADDRESS.match(str(path))
+    if found:
+        raise UserError(f"{what} {str(path)[:300]!r} is no folder of this machine but an address ({found[0]}...)")
+    return absolute(path)
 
 
 def check_ordinary(path: Path) -> int:
@@ -74,4 +92,4 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(f"cannot read {str(path)[:300]}: {getattr(error, 'strerror', None) or error}")
 
 
-__all__ = ["absolute", "check_ordinary", "expanded", "read_content"]
+__all__ = ["absolute", "check_ordinary", "expanded", "folder_here", "read_content"]

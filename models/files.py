@@ -4,17 +4,22 @@ scanning."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
+import functools
 import importlib
 import logging
 import os
 import pkgutil
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, get_type_hints
 
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+from models.json_text import first_problem
 from models.plugins import modules_that_mention, plugins
 
 Entry = TypeVar("Entry")
@@ -159,7 +164,7 @@ def scan(package: str, name: str, kind: type[Entry]) -> dict[str, Entry]:
     ]:
         file = module.__name__ if foreign else module.__name__.rpartition(".")[2]
         try:
-            found = {entry.name: entry for entry in getattr(module, name, ()) if _is_a(entry, kind)}  # type: ignore[attr-defined]
+            found = {entry.name: entry for entry in map(checked_entry(kind), getattr(module, name, ()))}  # type: ignore[attr-defined]
         except (TypeError, AttributeError) as error:
             skip(package, file, f"{name} should be a tuple of {kind.__name__} entries: {error}")
             continue
@@ -182,10 +187,37 @@ def modules_of_plugins(package: str, name: str) -> Iterator[ModuleType]:
             yield module
 
 
-def _is_a(entry: object, kind: type) -> bool:
-    if not isinstance(entry, kind):
-        raise TypeError(f"it holds a {type(entry).__name__}")
-    return True
+def checked_entry(kind: type[Entry]) -> Callable[[object], Entry]:
+    """Return what lets an entry of a registry through whose fields hold what they should: whoever wrote it may have no type checker.
+
+    Raises:
+        TypeError: it is another kind of entry, or a field holds something else; by what is returned.
+    """
+    fields = _fields_of(kind)  # type: ignore[arg-type]  # mypy does not know that types can be hashed
+
+    def check(entry: object) -> Entry:
+        if not isinstance(entry, kind):
+            raise TypeError(f"it holds a {type(entry).__name__}")
+        for field, allowed in fields.items():
+            try:
+                allowed.validate_python(getattr(entry, field))
+            except ValidationError as error:
+                raise TypeError(f"{field} of {str(getattr(entry, 'name', entry))[:60]!r}: {first_problem(error).strip(': ')}") from None
+        return entry
+
+    return check
+
+
+@functools.cache
+def _fields_of(kind: type) -> Mapping[str, TypeAdapter[Any]]:
+    """Return what the fields of a dataclass may hold; nothing of other classes, and of types that only a type checker knows."""
+    if not dataclasses.is_dataclass(kind):
+        return {}
+    with contextlib.suppress(NameError, PydanticUserError):
+        hints = get_type_hints(kind)
+        adapters = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+        return {name: TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)) for name, hint in adapters.items()}
+    return {}
 
 
 def modules_of(package: str) -> Iterator[ModuleType]:

@@ -19,9 +19,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from models.errors import UserError
+from models.file_content import expanded
 
 GROUP = "rayndom.plugins"
 VARIABLE = "RAYNDOM_PLUGINS"
@@ -98,7 +99,7 @@ def named_absolutely(named: Sequence[str]) -> str:
     for each in named:
         if not each.strip() or "\0" in each or len(each) > _LONGEST:
             raise UserError(f"the plug-in {each[:100]!r} is not there; name the folder of a package, or an importable module")
-    return os.pathsep.join(str(Path(each).resolve()) if _is_place(each) else each for each in named)
+    return os.pathsep.join(str(expanded(each).resolve()) if _is_place(each) else each for each in named)
 
 
 @contextmanager
@@ -128,7 +129,7 @@ def _modules_at(named: str) -> list[str]:
     """Return the names of modules that a word of RAYNDOM_PLUGINS stands for, importable from now on."""
     if not _is_place(named):
         return [named]
-    place = Path(named).expanduser().resolve()
+    place = expanded(named).resolve()
     if not os.path.exists(place):
         raise UserError(f"the plug-in {named} is not there; name the folder of a package, or an importable module")
     project = place / "pyproject.toml"
@@ -156,9 +157,13 @@ def _declared(project: Path) -> list[str]:
 
     try:
         content = tomllib.loads(project.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{project} cannot be read: {error}") from None
-    points = content.get("project", {}).get("entry-points", {}).get(GROUP, {})
+    points: Any = content
+    for table in ("project", "entry-points", GROUP):
+        points = points.get(table, {})
+        if not isinstance(points, dict):
+            raise UserError(f"{project}: {table!r} should be a table, as [project.entry-points.{GROUP!r}]")
     return [str(value).partition(":")[0] for value in points.values()]
 
 

@@ -18,8 +18,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-_out = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 160)
-_err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty(), width=None if sys.stderr.isatty() else 160)
+_out = Console(highlight=False, emoji=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 160)
+_err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=not sys.stderr.isatty(), width=None if sys.stderr.isatty() else 160)
 _state = {"json": False, "quiet": False}
 _results: list[TextIO] = []
 
@@ -117,10 +117,10 @@ def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any
 
 
 def _table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    built = Table(title=title, title_justify="left", header_style="bold", expand=False)
+    built = Table(title=None if title is None else escape(title), title_justify="left", header_style="bold", expand=False)
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-        built.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        built.add_column(escape(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         built.add_row(*(escape(_cell(value)) for value in row))
     return built
@@ -170,7 +170,7 @@ class Board:
             return
         self._last = time.monotonic()
         built = _table(self.title, self.columns, rows)
-        built.caption = caption
+        built.caption = escape(caption)
         built.caption_justify = "left"
         self._live.update(built, refresh=True)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from models.errors import EnvironmentProblem, UserError
-from models.file_content import absolute
+from models.file_content import absolute, folder_here
 from orchestration import console
 from orchestration.storage import TRACKING_VARIABLE, is_url, open_storage
 
@@ -53,7 +53,7 @@ class Home:
         url = home_url(folder)
         if url is not None:
             return cls(open_storage(url, to_write=False).root)
-        root = absolute(folder or os.environ.get(HOME_VARIABLE) or "rayndom_home")
+        root = folder_here(folder or os.environ.get(HOME_VARIABLE) or "rayndom_home", "the home")
         if root.exists() and not (root.is_dir() and os.access(root, os.R_OK | os.X_OK)):
             raise EnvironmentProblem(f"cannot read the home folder {root}. Choose another with --home.")
         return cls(root)

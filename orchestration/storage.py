@@ -16,14 +16,13 @@ import hashlib
 import io
 import logging
 import os
+import re
 import secrets
 import shutil
 import socket
 import sqlite3
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +32,8 @@ from urllib.parse import urlsplit
 from models.errors import EnvironmentProblem, UserError
 from models.file_content import absolute
 from models.files import whole_file
+from orchestration import console
+from orchestration.store_lock import HELD, Held
 
 _logger = logging.getLogger(__name__)
 COPY_VARIABLE, TRACKING_VARIABLE = "RAYNDOM_CACHE", "MLFLOW_TRACKING_URI"
@@ -51,9 +52,21 @@ _BUFFER_BYTES = 1 << 22
 _MILLISECOND = 1_000_000  # in nanoseconds
 
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_HOMES = "A home is a folder or a URL as s3://bucket/team"
+
+
 def is_url(home: str | Path | None) -> bool:
     """Return whether a home is named by a URL instead of a folder."""
     return isinstance(home, str) and "://" in home
+
+
+def _is_hidden(part: str) -> bool:
+    return part.startswith(".")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 @dataclass(frozen=True)
@@ -72,17 +85,26 @@ class Storage:
         """Return the storage of a URL; its copy lies in the folder that RAYNDOM_CACHE names, else in `~/.cache/rayndom`.
 
         Raises:
-            UserError: the URL holds a password, or no installed package opens it.
+            UserError: it is no URL, or holds a password.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            digest = hashlib.blake2b(url.rstrip("/").encode(), digest_size=6).hexdigest()
+        except ValueError as error:  # UnicodeEncodeError is one
+            raise UserError(f"the home {console.without_passwords(url)!r:.300} is no URL: {error}. {_HOMES}") from None
+        if not _SCHEME.match(url) or not (parts.netloc or parts.path.strip("/")):
+            raise UserError(f"the home {console.without_passwords(url)!r:.300} names no place. {_HOMES}")
         if parts.password or (parts.username and parts.scheme in ("s3", "gs", "gcs")):
             raise UserError(
                 f"the home {parts.scheme}://... holds a password; credentials come from the environment, e.g. AWS_ACCESS_KEY_ID"
             )
-        url = url.rstrip("/")
-        digest = hashlib.blake2b(url.encode(), digest_size=6).hexdigest()
         place = absolute(os.environ.get(COPY_VARIABLE) or "~/.cache/rayndom")
-        return cls(url, place / f"{parts.scheme}-{digest}")
+        return cls(url.rstrip("/"), place / f"{parts.scheme}-{digest}")
+
+    @property
+    def shown(self) -> str:
+        """The URL as messages have it: not all of a long one, and no password."""
+        return console.without_passwords(self.url)[:300]
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
@@ -94,10 +116,10 @@ class Storage:
             return fsspec.core.url_to_fs(self.url, **options)
         except ImportError as error:
             raise UserError(
-                f"the home {self.url}: {error}; `make setup EXTRAS=storage` installs what opens s3://, gs:// and abfs://"
+                f"the home {self.shown}: {error}; `make setup EXTRAS=storage` installs what opens s3://, gs:// and abfs://"
             ) from None
-        except ValueError as error:
-            raise UserError(f"the home {self.url}: {error}. A home is a folder or a URL as s3://bucket/team") from None
+        except Exception as error:  # each store's package asks for something else, and says in its own way that it is not there
+            raise UserError(f"the home {self.shown} cannot be opened: {_first_line(error)}. {_HOMES}") from None
 
     def __reduce__(self) -> Any:
         """Return what another process makes the same storage of: connections stay here."""
@@ -131,11 +153,10 @@ class Storage:
                 files.ls(base, detail=False)
         except FileNotFoundError:
             if writable:
-                raise EnvironmentProblem(f"cannot write to the home {self.url}: there is no such bucket") from None
+                raise EnvironmentProblem(f"cannot write to the home {self.shown}: there is no such bucket") from None
         except Exception as error:  # each service's library has errors of its own
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise EnvironmentProblem(
-                f"cannot use the home {self.url}: {reason}. Is the address right, and are its credentials set?"
+                f"cannot use the home {self.shown}: {_first_line(error)}. Is the address right, and are its credentials set?"
             ) from None
 
     def pull(self, path: Path, *, largest: int | None = None, databases: bool = True) -> None:
@@ -228,14 +249,16 @@ class Storage:
             files.rm_file(remote)
 
     def _listed(self, path: Path) -> Mapping[str, Mapping[str, Any]]:
-        files = self._opened[0]
-        files.invalidate_cache()
-        found = files.find(self._remote(path), detail=True)
+        self._opened[0].invalidate_cache()
+        found = self._opened[0].find(self._remote(path), detail=True)
         inside = {name: name.removeprefix(self._opened[1]).lstrip("/") for name in found}
         return {
             name: info
             for name, info in found.items()
-            if not name.endswith(_HELD) and not any(part.startswith(".") for part in inside[name].split("/"))
+            if info.get("type", "file") == "file"
+            and not name.endswith(HELD)
+            and inside[name]  # a file stands where the home should
+            and not any(map(_is_hidden, inside[name].split("/")))
         }
 
     def _here(self, remote: str) -> Path:
@@ -243,14 +266,14 @@ class Storage:
 
     def _is_kept(self, here: Path) -> bool:
         inside = here.relative_to(self.root).parts
-        hidden = any(part.startswith(".") for part in inside)
+        hidden = any(map(_is_hidden, inside))
         of_ray = inside[0] in _STAYS_HERE or (inside[0] == "sweeps" and len(inside) > 3 and inside[2] in _STAYS_HERE)
         own = here.suffix in (_DATABASE, ".lock") or here.name == "lock" or here.name.endswith(("-journal", "-wal", "-shm"))
         return not hidden and not of_ray and not own
 
     def held(self, lock: Path) -> Held:
         """Return the lock of the store that belongs to a lock file here."""
-        return Held(self._opened[0], self._remote(lock) + _HELD, f"{socket.gethostname()} {self.root}")
+        return Held(self._opened[0], self._remote(lock) + HELD, f"{socket.gethostname()} {self.root}")
 
     def write(self, path: Path, content: bytes) -> None:
         """Write an object where `path` would be."""
@@ -264,96 +287,6 @@ class Storage:
         """Return the object where `path` would be."""
         self._opened[0].invalidate_cache()
         return self._opened[0].cat_file(self._remote(path))
-
-
-_HELD = ".held"
-_BEAT_S = 5.0
-_STALE_S = 30.0
-_SAID_AFTER_S = 3.0
-
-
-class Held:
-    """A lock in an object store: an object that is made where there is none, and renewed while it is held.
-
-    One whose holder was killed is not renewed any more; it may be taken over after half a minute.
-
-    Args:
-        files: of fsspec. name: of the object.
-        place: of the copy. Who holds the lock file of the copy may take over what an earlier process held from there: that one is dead.
-    """
-
-    def __init__(self, files: Any, name: str, place: str) -> None:
-        self.files, self.name, self.place = files, name, place
-        self.beat_s, self.stale_s = _BEAT_S, _STALE_S
-        self._token = secrets.token_hex(8)
-        self._ended = threading.Event()
-        self._beats = 0
-
-    def take(self, own: str, patience_s: float | None, on_wait: Callable[[str], None] = lambda holder: None) -> str | None:
-        """Take the lock; return who holds it where that one is alive after `patience_s` seconds (None: wait), None once it is taken.
-
-        Args:
-            own: who takes it, for others. on_wait: told once whom it waits for.
-        """
-        began, said, first, since = time.monotonic(), False, "", 0.0
-        while not self.try_to_take(own):
-            seen, place, holder = self.look()
-            now = time.monotonic()
-            alive = bool(first) and seen != first
-            if seen != first:
-                first, since = seen, now
-            if seen and (place == self.place or now - since > self.stale_s):
-                self.break_stale(seen)
-                continue
-            if alive and patience_s is not None and now - began >= patience_s:
-                return holder
-            if now - began > _SAID_AFTER_S and not said:
-                on_wait(holder)
-                said = True
-            time.sleep(0.5)
-        return None
-
-    def try_to_take(self, holder: str) -> bool:
-        """Take the lock; return whether it was free."""
-        try:
-            self.files.pipe_file(self.name, self._content(holder), mode="create")
-        except FileExistsError:
-            return False
-        threading.Thread(target=self._renew, args=(holder,), daemon=True).start()
-        return True
-
-    def _content(self, holder: str) -> bytes:
-        return f"{self._token}\n{self._beats}\n{self.place}\n{holder}".encode()
-
-    def _renew(self, holder: str) -> None:
-        while not self._ended.wait(self.beat_s):
-            self._beats += 1
-            try:
-                self.files.pipe_file(self.name, self._content(holder))
-            except Exception as error:  # a store that is away for a moment says so in words of its own; the next beat comes soon
-                _logger.info("the lock %s was not renewed: %s", self.name, error)
-
-    def look(self) -> tuple[str, str, str]:
-        """Return (what changes while it is held, the holder's place, who holds it); all empty where nobody does."""
-        self.files.invalidate_cache()
-        try:
-            token, beat, place, holder = self.files.cat_file(self.name).decode().split("\n", 3)
-        except FileNotFoundError:
-            return "", "", ""
-        return f"{token} {beat}", place, holder
-
-    def break_stale(self, seen: str) -> None:
-        """Remove the lock of a holder that is gone, unless it is another one by now than the one that was seen."""
-        if self.look()[0] == seen:
-            with contextlib.suppress(FileNotFoundError):
-                self.files.rm_file(self.name)
-
-    def release(self) -> None:
-        """Give the lock back."""
-        self._ended.set()
-        if self.look()[0].startswith(self._token):
-            with contextlib.suppress(FileNotFoundError):
-                self.files.rm_file(self.name)
 
 
 _driven: dict[Path, Storage] = {}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -65,7 +68,7 @@ def exported_program(path: Path) -> nn.Module:
     """
     path = existing_file(path, "model")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _nothing_logged():
             warnings.simplefilter("ignore")
             program = torch.export.load(str(path)).module()
     except Exception as error:  # another's code: any kind, and it is told
@@ -73,3 +76,14 @@ def exported_program(path: Path) -> nn.Module:
             f"cannot read the file {path} of torch.export: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         ) from None
     return Program(program)
+
+
+@contextlib.contextmanager
+def _nothing_logged() -> Iterator[None]:
+    """Keep torch.export from logging the stack of what it then raises."""
+    logger = logging.getLogger("torch.export")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from pydantic import Field, ValidationError
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from models.configuration import Config
 from models.errors import UserError
@@ -113,7 +114,14 @@ class ExternalModel(Config):
             np.random.set_state(states[1])  # noqa: NPY002 - as above
         if self.weights is not None:
             load_state(network, Path(self.weights))
+        self._check_values(network)
         return network.cpu().eval()
+
+    def _check_values(self, network: nn.Module) -> None:
+        for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+            if is_lazy(tensor) or tensor.is_meta:
+                state = "takes its shape from a first batch" if is_lazy(tensor) else "is on the device meta"
+                raise UserError(f"{self.reference}: {name} has no values yet: it {state}; let the callable give it some")
 
     def _built(self) -> nn.Module:
         if self.kind == "callable":

@@ -58,9 +58,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
     path = existing_file(path, "weights")
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            state = load_file(path)
         except (OSError, SafetensorError, ValueError, RuntimeError) as error:
             raise UserError(f"cannot read the weights {path}: {_one_line(error)}") from None
+        if not state:
+            raise UserError(f"the weights {path} hold no tensor")
+        return state
     if is_torchscript(path):
         raise UserError(
             f"{path} is a TorchScript program, not a file of weights: name it as the model itself, `rayndom evaluate {path.name}`"
@@ -112,11 +115,12 @@ def _is_state(content: Any) -> bool:
 def without_prefixes(state: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the tensors without what wrappers left before every name; `wanted`: the names of the network."""
     state = dict(state)
-    while True:
+    while state:  # of no names all begin with whatever one likes
         prefix = next((each for each in PREFIXES if all(name.startswith(each) for name in state)), None)
         if prefix is None or any(name.startswith(prefix) for name in wanted):
             return state
         state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
 
 
 def _check_names(state: Mapping[str, Tensor], network: nn.Module, path: Path) -> None:

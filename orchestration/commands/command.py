@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from models.errors import UserError
 from orchestration import console
 
 if TYPE_CHECKING:
@@ -90,8 +91,14 @@ def add_study(parser: argparse.ArgumentParser) -> None:
 
 
 def use_study(arguments: argparse.Namespace) -> None:
-    """Let `--study` stand for RAYNDOM_STUDY, which keeps a password out of the list of processes."""
+    """Let `--study` stand for RAYNDOM_STUDY, which keeps a password out of the list of processes.
+
+    Raises:
+        UserError: it cannot be an address.
+    """
     if arguments.study:
+        if "\0" in arguments.study:
+            raise UserError("--study holds a null byte: it is no address of a study, as postgresql://HOST/DATABASE")
         os.environ["RAYNDOM_STUDY"] = arguments.study
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.errors import UserError
-from models.file_content import absolute
+from models.file_content import folder_here
 from orchestration import console
 from orchestration.commands.command import Command
 
@@ -51,7 +51,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.to.startswith(SCHEME):
         _push(arguments, target)
         return
-    folder = export_target(target, absolute(arguments.to), replace=arguments.force)
+    folder = export_target(target, folder_here(arguments.to, "--to"), replace=arguments.force)
     registered = None
     if arguments.register is not None:
         from orchestration.exporting.registration import register_model

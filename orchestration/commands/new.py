@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import keyword
+import os
 import re
 from pathlib import Path
 
-from models.errors import UserError
+from models.errors import EnvironmentProblem, UserError
+from models.file_content import folder_here
 from orchestration import console
 from orchestration.commands.command import Command
 
@@ -29,9 +31,13 @@ def _run(arguments: argparse.Namespace) -> None:
 
     if name in list_defences():
         raise UserError(f"there is a defence {name!r} already; choose another name")
-    folder = Path(arguments.to or name).absolute()
-    if folder.exists():
+    folder = folder_here(arguments.to or name, "--to")
+    if os.path.lexists(folder):
         raise UserError(f"{folder} is there already; name another folder with --to")
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise EnvironmentProblem(f"--to: cannot make the folder {str(folder)[:300]}: {error.strerror}") from None
     words = {"NAME": name, "MODULE": f"rayndom_{name}", "CLASS": "".join(part.capitalize() for part in name.split("_"))}
     for template in sorted(TEMPLATES.rglob("*.txt")):
         path = folder / _filled(template.relative_to(TEMPLATES).as_posix().removesuffix(".txt"), words)

@@ -37,12 +37,12 @@ def _run(arguments: argparse.Namespace) -> int:
         return show_help(arguments)
     config = named_sweep(arguments)
 
+    use_study(arguments)
     workplace = workplace_of(arguments)
     if arguments.dry_run:
         return _dry_run(config, workplace)
     from orchestration.sweeping.sweep import run_sweep
 
-    use_study(arguments)
     console.result(run_sweep(config, workplace, evaluate=not arguments.no_evaluation, wait=arguments.wait))
     return 0
 
@@ -76,9 +76,10 @@ def named_sweep(arguments: argparse.Namespace) -> SweepConfig:
 
 def _dry_run(config: SweepConfig, workplace: Workplace) -> int:
     from orchestration.sweeping.config import sweep_key
-    from orchestration.sweeping.study import num_wanted
+    from orchestration.sweeping.study import check_study_address, num_wanted
     from orchestration.training.dry_run import dry_run
 
+    check_study_address()
     experiment = config.experiment({})
     # As a trial trains: with the cores that Ray gives one, not with all that this process sees.
     report = dry_run(experiment.model_copy(update={"resources": experiment.resources.with_own_cores()}), workplace)

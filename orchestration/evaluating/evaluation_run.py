@@ -134,17 +134,21 @@ def prepare(
         threat_model=settings.threat_model or (experiment.threat_model if experiment else ThreatModel()),
         data=data,
     )
-    plan = plan_blocks(
-        target.load(),
-        x,
-        y,
-        settings.suite,
-        threat_model=settings.threat_model,
-        seed=settings.seed,
-        num_samples=settings.num_samples,
-        num_draws=settings.num_draws,
-        batch_size=until.block_size if until is not None else MAX_BLOCK_SIZE,
-    )
+    model = target.load()
+    try:
+        plan = plan_blocks(
+            model,
+            x,
+            y,
+            settings.suite,
+            threat_model=settings.threat_model,
+            seed=settings.seed,
+            num_samples=settings.num_samples,
+            num_draws=settings.num_draws,
+            batch_size=until.block_size if until is not None else MAX_BLOCK_SIZE,
+        )
+    except UserError as error:  # analysis knows "the model", which a command line may name several of
+        raise type(error)(f"{target.shown}: {error}") from None
     check_outputs(target, plan[0].num_classes, data)
     folder = target.records_folder(workplace.home, plan[0].checkpoint)
     store = None if points is None else PointStore(folder / POINTS_FOLDER, points)

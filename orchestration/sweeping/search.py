@@ -43,6 +43,7 @@ from orchestration.sweeping.study import (
     num_wanted,
     open_study,
     proxy_values,
+    reach_study,
     remember,
     spent,
     storage_url,
@@ -252,6 +253,7 @@ def run_search(config: SweepConfig, workplace: Workplace, tracker: Tracker) -> S
     deadline = Deadline.after(config.max_hours)
     known = [] if (folder / SWEEP_FILE).exists() else warm_points(config, workplace.home)
     resources = config.experiment({}).resources
+    reach_study(folder)
     console.say(f"joining Ray at {workplace.address}" if workplace.address else "starting Ray")
     available = cluster.connect(workplace.address, dashboard=resources.most_workers > 1)
     if resources.is_elastic:

@@ -21,6 +21,7 @@ import numpy as np
 import optuna
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from models.errors import EnvironmentFailure, UserError
@@ -100,6 +101,7 @@ def study_storage(folder: Path) -> optuna.storages.BaseStorage:
     url = storage_url(folder)
     shown = console.without_passwords(url)
     kind, _, place = url.partition(":")
+    check_study_address()
     try:
         if kind == "journal":
             return optuna.storages.JournalStorage(JournalFileBackend(place))
@@ -107,14 +109,60 @@ def study_storage(folder: Path) -> optuna.storages.BaseStorage:
             address = urlsplit(url)
             return optuna.storages.GrpcStorageProxy(host=address.hostname or "", port=address.port or 13000)
         # A database elsewhere may have closed a connection that nothing was asked over for long.
-        if STUDY_VARIABLE not in os.environ:
+        if not os.environ.get(STUDY_VARIABLE):
             return FileStorage(folder / "study.db", engine_kwargs={"connect_args": {"timeout": LOCK_PATIENCE_S}})
         options = {"connect_args": {"timeout": LOCK_PATIENCE_S}} if kind == "sqlite" else {"pool_pre_ping": True}
         return optuna.storages.RDBStorage(url, engine_kwargs=options)
-    except (ArgumentError, NoSuchModuleError, ValueError):
-        raise UserError(f"{STUDY_VARIABLE} is {shown}: no address of a study, as postgresql://HOST/DATABASE, grpc://HOST:PORT") from None
+    except (ArgumentError, ValueError):
+        raise _no_address(shown) from None
     except ImportError as error:
-        raise UserError(f"the study {shown} needs the package {error.name}: `make setup EXTRAS=server` installs it") from None
+        raise _lacks(shown, error) from None
+
+
+def check_study_address() -> None:
+    """Check what RAYNDOM_STUDY names, where it is set; nothing is asked there.
+
+    Raises:
+        UserError: it is no address of a study, or a package for it is missing.
+    """
+    url = os.environ.get(STUDY_VARIABLE, "")
+    kind, _, place = url.partition(":")
+    shown = console.without_passwords(url)[:300]
+    try:
+        if kind == "grpc":
+            _ = urlsplit(url).port
+        elif kind == "journal":
+            if not Path(place).parent.is_dir():
+                raise UserError(f"{STUDY_VARIABLE} is {shown}: there is no folder for its journal")
+        elif url:
+            make_url(url).get_dialect().import_dbapi()
+    except UserError:
+        raise
+    except (ArgumentError, NoSuchModuleError, ValueError):
+        raise _no_address(shown) from None
+    except ImportError as error:
+        raise _lacks(shown, error) from None
+
+
+def reach_study(folder: Path) -> None:
+    """Make sure that the database of a sweep's study answers, where it is not a file of the sweep's own.
+
+    Raises:
+        UserError: it does not, or RAYNDOM_STUDY is no address of one.
+    """
+    if os.environ.get(STUDY_VARIABLE):
+        try:
+            study_storage(folder)
+        except STUDY_ERRORS as error:
+            raise UserError(str(StudyAway(folder, error))) from None
+
+
+def _no_address(shown: str) -> UserError:
+    return UserError(f"{STUDY_VARIABLE} is {shown!r}: no address of a study, as postgresql://HOST/DATABASE, grpc://HOST:PORT, journal:FILE")
+
+
+def _lacks(shown: str, error: ImportError) -> UserError:
+    return UserError(f"the study {shown} needs the package {error.name}: `make setup EXTRAS=server` installs it")
 
 
 def study_to_look_at(config: SweepConfig, folder: Path) -> AnyStudy:

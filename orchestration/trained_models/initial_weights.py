@@ -101,7 +101,10 @@ def _file_of(name: str, home: Home) -> tuple[Path, str]:
     """Return the file with the weights of a name, and timm's name of their network (empty: they are none of timm's)."""
     if name.startswith(TIMM):
         network = name.removeprefix(TIMM)
-        return timm_weights_file(network), network
+        try:
+            return timm_weights_file(network), network
+        except UserError as error:
+            raise UserError(f"training.initial_weights: {error}") from None
     path = absolute(name)
     is_folder = os.path.isdir(path)  # of a name that is too long as well
     if is_path(name) and not name.startswith(SCHEMES) and not is_folder:

@@ -67,6 +67,11 @@ class Target:
         return self.experiment.name if self.experiment is not None else str(self.config["model"]["defence"])
 
     @property
+    def shown(self) -> str:
+        """How messages name it: its folder, or what an external model was named by."""
+        return str(self.folder) if self.external is None else self.external.model.reference
+
+    @property
     def defence(self) -> str | None:
         """Name of its defence; None: an external model has none that is known here."""
         return None if self.external is not None else str(self.config["model"]["defence"])

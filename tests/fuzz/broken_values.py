@@ -37,15 +37,23 @@ class Leaf:
     bounds: dict[str, float]
 
 
-def leaves(config: BaseModel, prefix: str = "") -> Iterator[Leaf | str]:
-    """Yield the fields of a config and of the configs inside it; of a section its dotted name alone."""
+@dataclass(frozen=True)
+class Section:
+    """A field that holds fields of its own, and whether it may hold none."""
+
+    field: str
+    is_optional: bool
+
+
+def leaves(config: BaseModel, prefix: str = "") -> Iterator[Leaf | Section]:
+    """Yield the fields of a config and of the configs inside it."""
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
         dotted = f"{prefix}{name}"
         if isinstance(value, BaseModel):
             inner = prefix if name == "parameters" else f"{dotted}."
             if name != "parameters":
-                yield dotted
+                yield Section(dotted, type(None) in arms(info.annotation))
             yield from leaves(value, inner)
         else:
             yield Leaf(dotted, bare(info.annotation), _bounds(info))
@@ -68,8 +76,8 @@ def _bounds(info: FieldInfo) -> dict[str, float]:
     return {name: getattr(item, name) for item in info.metadata for name in ("ge", "gt", "le", "lt") if hasattr(item, name)}
 
 
-def section_cases(field: str, rng: random.Random) -> list[Case]:
-    """Return values that no section takes."""
+def section_cases(section: Section, rng: random.Random) -> list[Case]:
+    """Return values that no section takes, and null, which some do."""
     values: list[tuple[Any, str]] = [
         (5, "number for a section"),
         ([], "list for a section"),
@@ -80,7 +88,7 @@ def section_cases(field: str, rng: random.Random) -> list[Case]:
         ({"": 1}, "empty key"),
         (["name"], "list for a section"),
     ]
-    return [Case(field, value, kind) for value, kind in rng.sample(values, 4)]
+    return [Case(section.field, value, kind, refused=value is not None or not section.is_optional) for value, kind in rng.sample(values, 4)]
 
 
 def leaf_cases(leaf: Leaf, rng: random.Random) -> list[Case]:
@@ -140,7 +148,7 @@ def cases_of(config: BaseModel, rng: random.Random) -> list[Case]:
     """Return wrong values of every field of a config and of every config inside it."""
     found: list[Case] = []
     for each in leaves(config):
-        found += section_cases(each, rng) if isinstance(each, str) else leaf_cases(each, rng)
+        found += section_cases(each, rng) if isinstance(each, Section) else leaf_cases(each, rng)
         if isinstance(each, Leaf):
             found.append(Case(f"{each.field}.zz_unknown", 1, "a field below a value"))
             found.append(Case(f"{each.field}_zz", 1, "unknown field"))

@@ -13,6 +13,7 @@ from types import FrameType
 
 from orchestration import console
 from orchestration.cli import main
+from orchestration.interruption import INTERRUPTED
 
 PATIENCE_S = 10 * max(1, os.getloadavg()[0] / (os.cpu_count() or 1))
 """Longer than this no command may think about input that is wrong: ten seconds, where nobody else computes."""
@@ -57,7 +58,11 @@ def no_longer_than(seconds: float) -> Iterator[None]:
 
 
 def rayndom(words: Sequence[str], patience_s: float = PATIENCE_S) -> Outcome:
-    """Run a command and return what it did; nothing that it raises comes out of here."""
+    """Run a command and return what it did; nothing that it raises comes out of here.
+
+    Raises:
+        KeyboardInterrupt: a signal came from outside, as from `timeout`; the command took it for its own and ended with 130.
+    """
     output, error = io.StringIO(), io.StringIO()
     console.use_json(False)
     started = time.monotonic()
@@ -71,6 +76,8 @@ def rayndom(words: Sequence[str], patience_s: float = PATIENCE_S) -> Outcome:
         except BaseException as raised:
             code = -1
             error.write(f"{type(raised).__name__} came out of main: {raised}")
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt(f"while {' '.join(words)[:200]!r} ran")
     return Outcome(code, output.getvalue(), error.getvalue(), time.monotonic() - started)
 
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from orchestration.sweeping.loading import load_sweep
-from tests.fuzz.broken_values import Case, leaf_cases, leaves, section_cases
+from tests.fuzz.broken_values import Case, Section, leaf_cases, leaves, section_cases
 from tests.fuzz.command_line import SEED, complaint, rayndom
 from tests.fuzz.test_configurations import flag, names_of, report
 
@@ -70,7 +70,7 @@ def pool(seed: int, number: int) -> list[Case]:
     config = load_sweep("ctrw_bounds_digits")
     found: list[Case] = []
     for each in leaves(config):
-        found += section_cases(each, rng) if isinstance(each, str) else leaf_cases(each, rng)
+        found += section_cases(each, rng) if isinstance(each, Section) else leaf_cases(each, rng)
     for prefix, place in (("space", RATE), ("objectives", "0"), ("constraints", "0")):
         inner: Any = BASE[prefix]
         keys = list(inner[place] if isinstance(inner, dict) else inner[0])

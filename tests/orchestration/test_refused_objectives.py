@@ -14,7 +14,7 @@ from orchestration.recipes import load_recipe
 from orchestration.recipes.library import method_files
 from orchestration.training.job import TrainingJob
 from orchestration.training.training_run import train_here
-from tests.fuzz.broken_values import arms, bare, leaves
+from tests.fuzz.broken_values import Section, arms, bare, leaves
 from tests.fuzz.command_line import SEED
 from tests.orchestration.earlier_homes.contents import TINY
 from trainers.objective import ObjectiveConfig, objective_entry, objectives
@@ -53,7 +53,7 @@ def cases() -> Iterator[tuple[str, list[str]]]:
         config: ObjectiveConfig = entry.config(name=name)
         own = [recipe for recipe in recipes if load_recipe(recipe).experiment.training.objective.name == name]
         for leaf in leaves(config):
-            if isinstance(leaf, str) or leaf.field == "name":
+            if isinstance(leaf, Section) or leaf.field == "name":
                 continue
             for value in values_of(leaf, rng):
                 recipe = rng.choice(own * 2 + recipes)

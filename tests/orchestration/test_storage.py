@@ -18,7 +18,8 @@ from models.errors import EnvironmentProblem, UserError
 from orchestration import storage as storages
 from orchestration.home import Home
 from orchestration.single_process import only_process
-from orchestration.storage import Held, Storage, is_url, open_storage, storage_of
+from orchestration.storage import Storage, is_url, open_storage, storage_of
+from orchestration.store_lock import Held
 
 
 @pytest.fixture
@@ -209,7 +210,7 @@ def test_a_second_driver_is_refused_and_takes_over_when_the_first_is_gone(store,
     elsewhere = storages.lock_of(lock)
     elsewhere.place, elsewhere.beat_s = "another machine", 0.2
     assert elsewhere.try_to_take("process 1 on another machine")
-    monkeypatch.setattr(storages, "_STALE_S", 1.0)
+    monkeypatch.setattr("orchestration.store_lock._STALE_S", 1.0)
     with pytest.raises(EnvironmentProblem, match="the sweep s is being run by process 1 on another machine"):
         with only_process(lock, "the sweep s", patience_s=0.5):
             pytest.fail("two drivers")

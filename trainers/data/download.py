@@ -10,6 +10,7 @@ import tarfile
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zipfile
 from collections.abc import Callable
@@ -118,9 +119,23 @@ def _fetch(file: Published, root: Path, progress: Progress) -> Path:
 
 
 def address_of(file: Published) -> str:
-    """Return where a file is fetched from: its authors' server, or the mirror."""
+    """Return where a file is fetched from: its authors' server, or the mirror.
+
+    Raises:
+        UserError: the mirror is no address.
+    """
     mirror = os.environ.get(MIRROR_VARIABLE, "").rstrip("/")
-    return f"{mirror}/{file.name}" if mirror else file.url
+    if not mirror:
+        return file.url
+    try:
+        address = urllib.parse.urlsplit(mirror)
+        sound = address.scheme in ("http", "https", "ftp", "file") and bool(address.hostname or address.scheme == "file")
+        sound = sound and mirror.isascii() and mirror.isprintable() and " " not in mirror and (address.port or 0) >= 0
+    except ValueError:
+        sound = False
+    if not sound:
+        raise UserError(f"{MIRROR_VARIABLE} is {mirror[:300]!r}, no address of a folder, as https://HOST/DATA")
+    return f"{mirror}/{file.name}"
 
 
 def _transfer(file: Published, part: Path, progress: Progress) -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from models.errors import UserError
-from models.file_content import absolute, expanded
+from models.file_content import expanded, folder_here
 from trainers.data.download import PUBLISHED
 from trainers.data.sets import DatasetInfo
 
@@ -15,9 +15,13 @@ DEFAULT_ROOT = Path("data")
 
 
 def data_root(root: Path | str | None = None) -> Path:
-    """Return the absolute folder of the data sets: `root`, else the environment variable RAYNDOM_DATA, else ./data."""
+    """Return the absolute folder of the data sets: `root`, else the environment variable RAYNDOM_DATA, else ./data.
+
+    Raises:
+        UserError: it is no folder of this machine.
+    """
     chosen = root if root is not None else os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT
-    return absolute(chosen)
+    return folder_here(chosen, "the data root")
 
 
 def candidate_folders(info: DatasetInfo, root: Path, folder: str | None = None) -> list[Path]:
