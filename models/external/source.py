@@ -112,9 +112,9 @@ class ExternalModel(Config):
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])  # noqa: NPY002 - as above
+        self._check_values(network)
         if self.weights is not None:
             load_state(network, Path(self.weights))
-        self._check_values(network)
         return network.cpu().eval()
 
     def _check_values(self, network: nn.Module) -> None:

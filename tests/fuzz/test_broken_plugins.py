@@ -127,7 +127,6 @@ def test_many_broken_plugins(sound, tmp_path):
     [
         " ",
         "/dev/null",
-        "/proc",
         "~nobody_of_this_name/y",
         "a\0b",
         "nowhere",

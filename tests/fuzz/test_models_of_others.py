@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from analysis.fingerprints import weights_hash
@@ -21,6 +22,7 @@ from models.initial_weights import begin_with
 from orchestration.home import Home
 from orchestration.trained_models.initial_weights import initial_weights
 from tests.fuzz.command_line import PATIENCE_S, SEED, Hang, complaint, no_longer_than, rayndom
+from trainers.config import TrainingConfig
 
 FEW, MANY = 25, 600
 FIRST_S = 90
@@ -281,9 +283,12 @@ def test_weights_to_begin_with(place):
         problem = ""
         try:
             with no_longer_than(PATIENCE_S):
-                initial_weights(name, home).begin(network, fresh)
-            problem = "" if weights_hash(network) != before else "accepted, and nothing was taken"
-        except UserError as error:
+                given = initial_weights(TrainingConfig(initial_weights=name or None, reinitialize=fresh if name else ()), home)
+                assert given is not None or not name
+                if given is not None:
+                    given.begin(network)
+            problem = "" if not name or weights_hash(network) != before else "accepted, and nothing was taken"
+        except (UserError, ValidationError) as error:
             if not any(part in str(error) for part in (Path(name).name[:40] or "initial_weights", "initial_weights", "reinitialize")):
                 problem = f"names nothing: {error}"
         except (Exception, Hang) as error:
