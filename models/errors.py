@@ -28,6 +28,15 @@ def blames_environment(text: str) -> bool:
     return any(sign in text for sign in signs)
 
 
+def first_line(error: BaseException | str) -> str:
+    """Return the first line of what a library says, at most 300 characters: what follows are statements, addresses and stacks. Of an error
+    of a database library it is what the database said; of one that says nothing its kind."""
+    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
+    if lines:
+        return lines[0][:300]
+    return "no reason given" if isinstance(error, str) else type(error).__name__
+
+
 def nearest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
     """Return up to `count` allowed names that resemble `name`, best first."""
     pool = list(allowed)

@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-from models.errors import EnvironmentFailure, EnvironmentProblem, UserError, blames_environment, nearest, unknown_name
+from models.errors import EnvironmentFailure, EnvironmentProblem, UserError, blames_environment, first_line, nearest, unknown_name
 from models.plugins import using
 from orchestration import console
 from orchestration.commands import COMMANDS
@@ -242,8 +242,7 @@ def _describe(error: BaseException) -> str:
         return text.splitlines()[0]  # the statement that follows is nobody's business
     store = _store(error)
     if store is not None:  # SQLAlchemy's errors quote whole statements after the first line
-        cause = (str(getattr(error, "orig", None) or text).strip().splitlines() or [type(error).__name__])[0]
-        return f"{store} cannot be used: {cause[:300]}"
+        return f"{store} cannot be used: {first_line(error)}"
     if isinstance(error, MemoryError):
         return f"not enough memory {text}".rstrip()
     # A key or an index says nothing without its kind: `KeyError: 'finished_epochs'`.

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from models.errors import EnvironmentProblem, UserError
+from models.errors import EnvironmentProblem, UserError, first_line
 from models.file_content import absolute
 from models.files import whole_file
 from orchestration import console
@@ -63,10 +63,6 @@ def is_url(home: str | Path | None) -> bool:
 
 def _is_hidden(part: str) -> bool:
     return part.startswith(".")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 @dataclass(frozen=True)
@@ -119,7 +115,7 @@ class Storage:
                 f"the home {self.shown}: {error}; `make setup EXTRAS=storage` installs what opens s3://, gs:// and abfs://"
             ) from None
         except Exception as error:  # each store's package asks for something else, and says in its own way that it is not there
-            raise UserError(f"the home {self.shown} cannot be opened: {_first_line(error)}. {_HOMES}") from None
+            raise UserError(f"the home {self.shown} cannot be opened: {first_line(error)}. {_HOMES}") from None
 
     def __reduce__(self) -> Any:
         """Return what another process makes the same storage of: connections stay here."""
@@ -156,7 +152,7 @@ class Storage:
                 raise EnvironmentProblem(f"cannot write to the home {self.shown}: there is no such bucket") from None
         except Exception as error:  # each service's library has errors of its own
             raise EnvironmentProblem(
-                f"cannot use the home {self.shown}: {_first_line(error)}. Is the address right, and are its credentials set?"
+                f"cannot use the home {self.shown}: {first_line(error)}. Is the address right, and are its credentials set?"
             ) from None
 
     def pull(self, path: Path, *, largest: int | None = None, databases: bool = True) -> None:

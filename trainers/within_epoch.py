@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from models.errors import first_line
 from models.files import whole_file
 
 _logger = logging.getLogger(__name__)
@@ -62,8 +63,7 @@ def read_within_epoch(folder: Path, epoch: int, rank: int, size: int) -> tuple[i
     try:
         state = torch.load(folder / FOLDER / f"{epoch}-{max(whole)}-{rank}of{size}.pt", map_location="cpu", weights_only=True)
     except Exception as error:  # a changed file makes PyTorch raise nearly anything; the epoch's beginning is always there
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        _logger.warning("the state amid epoch %d in %s cannot be read, the epoch begins again: %s", epoch + 1, folder, reason)
+        _logger.warning("the state amid epoch %d in %s cannot be read, the epoch begins again: %s", epoch + 1, folder, first_line(error))
         return None
     fits = isinstance(state, dict) and all(isinstance(state.get(name), kind) for name, kind in _PARTS.items())
     return (max(whole), state) if fits else None

@@ -16,7 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
-from models.errors import UserError, unknown_name
+from models.errors import UserError, first_line, unknown_name
 from models.json_text import read_json
 from orchestration import console
 from orchestration.home import Home
@@ -204,8 +204,7 @@ def sweep_status(home: Home, key: str) -> SweepStatus:
 
 
 def _unreadable(folder: Path, error: BaseException) -> UserError:
-    cause = str(getattr(error, "orig", None) or error).strip().splitlines() or [type(error).__name__]
-    return UserError(f"the study {folder / 'study.db'} cannot be read, it is damaged or of another version: {cause[0][:300]}")
+    return UserError(f"the study {folder / 'study.db'} cannot be read, it is damaged or of another version: {first_line(error)}")
 
 
 def _tracked_if_it_can_be_read(home: Home, experiment: str, key: str, *, running: bool) -> tuple[dict[str, dict[str, float]], str | None]:

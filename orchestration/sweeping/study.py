@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from models.errors import EnvironmentFailure, UserError
+from models.errors import EnvironmentFailure, UserError, first_line
 from orchestration import console
 from orchestration.single_process import only_process
 from orchestration.sweeping.config import SweepConfig
@@ -177,8 +177,7 @@ def study_to_look_at(config: SweepConfig, folder: Path) -> AnyStudy:
         except UserError:
             raise
         except Exception as error:  # of what is no study Optuna, Alembic and SQLAlchemy raise many kinds
-            cause = console.without_passwords(str(getattr(error, "orig", None) or error)).strip().splitlines() or [type(error).__name__]
-            raise UserError(f"the study of {folder.name} cannot be read: {cause[0][:300]}") from None
+            raise UserError(f"the study of {folder.name} cannot be read: {console.without_passwords(first_line(error))}") from None
     if not (folder / "study.db").is_file():
         raise UserError(f"the study of {folder.name} is in another database; {STUDY_VARIABLE} or --study names it")
     return read_study(folder / "study.db", config.name)

@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
-from models.errors import EnvironmentProblem, UserError, blames_environment
+from models.errors import EnvironmentProblem, UserError, blames_environment, first_line
 from models.file_content import check_ordinary
 from orchestration.home import Home
 from orchestration.tracking.local_store import file_of, prepare_store
@@ -62,20 +62,15 @@ def store_errors(uri: str) -> Iterator[None]:
         yield
     except MlflowException as error:
         kind = EnvironmentProblem if blames_environment(error.message) else UserError
-        raise kind(f"cannot use {shown}: {_first_line(error.message)}") from None
+        raise kind(f"cannot use {shown}: {first_line(error.message)}") from None
     # A database that is cut, of another kind or of another version: SQLAlchemy's and Alembic's errors quote whole statements.
     except (SQLAlchemyError, CommandError, sqlite3.Error) as error:
         cause = getattr(error, "orig", None) or error
         if blames_environment(str(cause)):
-            raise EnvironmentProblem(f"cannot use {shown}: {_first_line(str(cause))}") from None
-        raise UserError(f"cannot use {shown}: {_first_line(str(cause))}. It is damaged, or not one.") from None
+            raise EnvironmentProblem(f"cannot use {shown}: {first_line(str(cause))}") from None
+        raise UserError(f"cannot use {shown}: {first_line(str(cause))}. It is damaged, or not one.") from None
     except ImportError as error:
         raise UserError(f"{shown} needs the package {error.name}: `make setup EXTRAS=server` installs it") from None
-
-
-def _first_line(text: str) -> str:
-    """Return the first line of an error, without the statement that a database library appends."""
-    return (text.strip().splitlines() or ["no reason given"])[0][:300]
 
 
 def display_uri(uri: str) -> str:

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from types import ModuleType
 
-from models.errors import EnvironmentProblem, UserError
+from models.errors import EnvironmentProblem, UserError, first_line
 from models.weights import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from orchestration import console
 from orchestration.home import Home
@@ -56,11 +56,11 @@ def fetch_model(address: str, home: Home) -> Path:
     try:
         fetched = Path(hub.snapshot_download(name, **options))
     except hub.errors.LocalEntryNotFoundError as error:
-        raise EnvironmentProblem(f"the hub does not answer and {address} was not fetched here before: {_first_line(error)}") from None
+        raise EnvironmentProblem(f"the hub does not answer and {address} was not fetched here before: {first_line(error)}") from None
     except (hub.errors.RepositoryNotFoundError, hub.errors.RevisionNotFoundError) as error:
-        raise UserError(f"there is no {address} on the hub, or you may not read it: {_first_line(error)}") from None
+        raise UserError(f"there is no {address} on the hub, or you may not read it: {first_line(error)}") from None
     except (hub.errors.HfHubHTTPError, OSError) as error:
-        raise EnvironmentProblem(f"cannot fetch {address}: {_first_line(error)}") from None
+        raise EnvironmentProblem(f"cannot fetch {address}: {first_line(error)}") from None
     missing = lacking(fetched)
     if missing:
         raise UserError(f"{address} is no model of Rayndom: it has no {', '.join(missing)}")
@@ -74,7 +74,3 @@ def fetch_model(address: str, home: Home) -> Path:
     folder = downloaded(home, address, f"hf-{name.replace('/', '-')}", copy)
     console.say(f"{address} is {folder}")
     return folder
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -57,6 +57,7 @@ SWEEPS = {
     "ctrw_theory_digits": "ctrw_theory_digits-79c8ba1e",
     "dcs_taps_digits": "dcs_taps_digits-a98c10a9",
     "dcs_theory_digits": "dcs_theory_digits-ef68ac5d",
+    "ingredients_cifar10_jpeg": "ingredients_cifar10_jpeg-ff97d8ec",
     "ingredients_digits": "ingredients_digits-3dcd0c81",
     "joint": "joint-6d83857e",
     "rat_awp": "rat_awp-5029ea21",
