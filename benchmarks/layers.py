@@ -3,7 +3,7 @@
     python -m benchmarks.layers
 
 The figures behind `StochasticConv2d._cheapest` and behind the two implementations of `RandomNormalization2d`. Each draw of a
-stochastic convolution is timed in every implementation; medians over draws.
+stochastic convolution is timed in every implementation; medians over draws. Also the two forms of a deformable convolution.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchvision.ops import deform_conv2d
+
 from benchmarks.timing import Timing, describe_hardware, hardware, interleaved
+from models.layers.deformable_convolution import sampled_convolution
 from models.layers.random_normalization import RandomNormalization2d
 from models.layers.stochastic_convolution import StochasticConv2d
 from models.randomness import resample
@@ -80,6 +83,20 @@ def measure_normalization(channels: int, pixels: int) -> dict[str, Timing]:
     return interleaved(variants, ROUNDS)
 
 
+def measure_deformable(channels: int, pixels: int, k: int = 5) -> dict[str, Timing]:
+    """Time both forms of a deformable convolution, gradients of image, offsets and weight included."""
+    x = torch.randn(16, channels, pixels, pixels)
+    offset, weight = torch.randn(16, 2 * k * k, pixels, pixels), torch.randn(channels, channels, k, k)
+    inputs = [each.requires_grad_() for each in (x, offset, weight)]
+    upstream = torch.ones_like(x)
+    geometry = ((1, 1), (k // 2, k // 2), (1, 1))
+
+    def step_of(operator: Callable[..., Tensor]) -> Callable[[], None]:
+        return lambda: torch.autograd.grad(operator(*inputs, None, *geometry), inputs, upstream)
+
+    return interleaved({"sampled": step_of(sampled_convolution), "torchvision's": step_of(deform_conv2d)}, ROUNDS)
+
+
 def _line(timings: dict[str, Timing]) -> str:
     return ", ".join(f"{name} {timing.median:.2f}" for name, timing in timings.items())
 
@@ -96,6 +113,9 @@ def main() -> int:
     print("normalization, batch 16")
     for channels, pixels in MAPS:
         print(f"  {channels} channels, {pixels}x{pixels}: {_line(measure_normalization(channels, pixels))}")
+    print("deformable convolution, batch 16, k=5, all gradients")
+    for channels, pixels in MAPS[:2]:
+        print(f"  {channels} channels, {pixels}x{pixels}: {_line(measure_deformable(channels, pixels))}")
     return 0
 
 
