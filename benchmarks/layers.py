@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
 from torchvision.ops import deform_conv2d
 
 from benchmarks.timing import Timing, describe_hardware, hardware, interleaved
@@ -35,7 +34,7 @@ CONVOLUTIONS = [  # input channels, output channels, pixels, stride, k, n
 MAPS = [(16, 32), (64, 32), (256, 8)]  # channels, pixels
 
 
-def input_gradient(layer: nn.Module, x: Tensor) -> Callable[[], None]:
+def input_gradient(layer: nn.Module, x: Tensor) -> Callable[[], object]:
     """Return a function that runs the layer forward and backward to its input."""
     upstream = torch.ones_like(layer(x))
     return lambda: torch.autograd.grad(layer(x), x, upstream)
@@ -91,7 +90,7 @@ def measure_deformable(channels: int, pixels: int, k: int = 5) -> dict[str, Timi
     upstream = torch.ones_like(x)
     geometry = ((1, 1), (k // 2, k // 2), (1, 1))
 
-    def step_of(operator: Callable[..., Tensor]) -> Callable[[], None]:
+    def step_of(operator: Callable[..., Tensor]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(operator(*inputs, None, *geometry), inputs, upstream)
 
     return interleaved({"sampled": step_of(sampled_convolution), "torchvision's": step_of(deform_conv2d)}, ROUNDS)

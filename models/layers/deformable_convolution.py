@@ -58,7 +58,7 @@ def sampled_convolution(
 ) -> Tensor:
     """Return what `torchvision.ops.deform_conv2d` does, by bilinear samples of the image and one matrix product.
 
-    On a CPU torchvision's backward pass takes nine times as long. Here too gradients can be taken once only.
+    On a CPU torchvision's operator takes seven times as long (`benchmarks.layers`). Here too gradients can be taken once only.
 
     Args:
         x_BCHW: float. offset: (B, 2 * k * k, H', W'), for each tap how far down and how far right it looks beside its place.
