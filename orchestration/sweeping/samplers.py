@@ -16,6 +16,7 @@ import optuna
 from models.errors import UserError
 from orchestration.search_space import as_proposed
 from orchestration.sweeping.config import SweepConfig
+from orchestration.sweeping.trial_window import WindowedTPE
 
 POPULATION = 20
 """Of the genetic samplers: small enough that a sweep of a hundred trials has several generations."""
@@ -53,7 +54,7 @@ def _startup(config: SweepConfig) -> int:
 
 
 def _tpe(config: SweepConfig, seed: int, *, multivariate: bool, group: bool = False) -> optuna.samplers.BaseSampler:
-    return optuna.samplers.TPESampler(
+    return WindowedTPE(
         seed=seed,
         n_startup_trials=_startup(config),
         n_ei_candidates=24,
