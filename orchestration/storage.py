@@ -238,6 +238,10 @@ class Storage:
     def _sent(self) -> dict[Path, tuple[int, int]]:
         return {}
 
+    def stored_bytes(self, path: Path) -> int:
+        """Return how large is what lies at or below `path` in the store."""
+        return sum(info["size"] for info in self._listed(path).values())
+
     def remove(self, path: Path) -> None:
         """Remove what lies at or below `path` in the store."""
         files = self._opened[0]

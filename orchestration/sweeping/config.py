@@ -43,6 +43,7 @@ BUDGET_FIELDS = {
     "max_concurrent_trials",
     "max_failed_share",
     "max_hours",
+    "max_state_gib",
     "suite",
     "baselines",
     "num_test_examples",
@@ -112,6 +113,13 @@ class SweepConfig(Config):
         le=100_000,
         description="After so many hours no further trial starts; those that run come to their end, and the sweep concludes with what it "
         "has. Each start has its own hours; none: no limit.",
+    )
+    max_state_gib: float | None = Field(
+        None,
+        gt=0,
+        le=1_000_000,
+        description="Disk that states to train on from may take, of trials that are over: beyond it those of finished ones go first, then "
+        "of those that came least far. None: all stay, and `rayndom clean` removes them.",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the search.")
     repeats: RepeatsConfig | None = Field(None, description="Training the best trials with further seeds; none: one seed decides.")

@@ -40,6 +40,7 @@ class TrialRow:
         title: how lines call it. cells: what the board shows of it beside its progress. remark: ends its first line.
         run: its MLflow run. state, epoch, metrics: how far it is. finished: it has trained to its end.
         complained: signs that it does not learn which were said already.
+        goes_on: whether it goes on with a trial that was over before.
     """
 
     title: str
@@ -51,6 +52,7 @@ class TrialRow:
     metrics: dict[str, float] = field(default_factory=dict)
     finished: bool = False
     complained: set[str] = field(default_factory=set)
+    goes_on: bool = False
 
     @property
     def experiment(self) -> ExperimentConfig:
@@ -199,6 +201,7 @@ class TrialListener(tune.Callback):
         """Return a trial's row; a new one's MLflow run is opened by the writer, so that a store that is away holds no trial up."""
         if trial.trial_id not in self.rows:
             row = self.rows[trial.trial_id] = self.row_of(trial.config)
+            self.done -= row.goes_on
             self.writer.later(row.run.open)
             self.writer.later(keep_databases)
         return self.rows[trial.trial_id]

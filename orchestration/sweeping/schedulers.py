@@ -2,7 +2,8 @@
 
 A rule decides after an epoch from what the trials before had at that epoch. It must remember the trials of earlier starts, must not judge
 again the epochs that an earlier start let a trial pass, and must not stop a trial that has reached its end: `EarlyStopping` sees to that
-for every rule.
+for every rule. Successive halving only pauses what it stops: a trial that turns out to be among the best of its rung, because worse ones
+came there later, goes on from its state before a new one begins.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import optuna
+from optuna.trial import TrialState
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from orchestration.sweeping.config import SweepConfig
 from orchestration.sweeping.goals import StoppingConfig
-from orchestration.sweeping.study import PASSED, all_trials, proxy_values, superseded
+from orchestration.sweeping.study import FIRST, PASSED, all_trials, proxy_values, superseded
+from orchestration.sweeping.trial_attributes import chain
 
 FEWEST_FOR_A_MEDIAN = 5
 
@@ -28,6 +31,12 @@ class Rule(Protocol):
 
     def stops(self, number: int, epoch: int, value: float) -> bool:
         """Take a trial's value after an epoch, and return whether the trial ends here."""
+
+    def remember(self, number: int, *, stopped: bool) -> None:
+        """Take over how a trial of an earlier start, whose values were taken, ended."""
+
+    def take_paused(self) -> int | None:
+        """Return a trial that was stopped and should go on, and count it among those that do; None: there is none."""
 
 
 class Halving:
@@ -60,6 +69,19 @@ class Halving:
         """See `Rule`."""
         return self.brackets[self.bracket_of(number)].stops(number, epoch, value)
 
+    def remember(self, number: int, *, stopped: bool) -> None:
+        """See `Rule`."""
+        self.brackets[self.bracket_of(number)].remember(number, stopped=stopped)
+
+    def take_paused(self) -> int | None:
+        """See `Rule`: the one that came furthest."""
+        found = [(best, bracket) for bracket in self.brackets if (best := bracket.best_paused()) is not None]
+        if not found:
+            return None
+        (_, _, number), bracket = max(found, key=lambda each: each[0][:2])
+        del bracket.paused[number]
+        return number
+
 
 class Bracket:
     """One bracket of successive halving, as Ray's `AsyncHyperBandScheduler` decides, with a search in sorted values instead of a sort.
@@ -70,24 +92,51 @@ class Bracket:
     """
 
     def __init__(self, first: int, epochs: int, factor: float) -> None:
-        self.share = 1 - 1 / factor
-        self.rungs: list[tuple[float, set[int], list[float]]] = []
-        """From the last to the first: its epoch, the trials that came there, their values in order."""
+        self.factor = factor
+        self.rungs: list[tuple[float, dict[int, float], list[float]]] = []
+        """From the last to the first: its epoch, the trials that came there with their values, the values in order."""
         milestone = float(first)
         while milestone <= epochs:
-            self.rungs.insert(0, (milestone, set(), []))
+            self.rungs.insert(0, (milestone, {}, []))
             milestone *= factor
+        self.paused: dict[int, float] = {}
+        """Trials that were stopped and did not go on since -> at which rung."""
 
     def stops(self, number: int, epoch: int, value: float) -> bool:
         """See `Rule`. A trial is judged once at each rung, by those that came there before it."""
         for milestone, trials, values in self.rungs:
             if epoch < milestone or number in trials:
                 continue
-            stops = bool(values) and value < quantile(values, self.share)
-            trials.add(number)
+            stops = bool(values) and value < quantile(values, 1 - 1 / self.factor)
+            trials[number] = value
             bisect.insort(values, value)
+            if stops:
+                self.paused[number] = milestone
             return stops
         return False
+
+    def remember(self, number: int, *, stopped: bool) -> None:
+        """See `Rule`."""
+        self.paused.pop(number, None)
+        reached = next((milestone for milestone, trials, _ in self.rungs if number in trials), None)
+        if stopped and reached is not None:
+            self.paused[number] = reached
+
+    def best_paused(self) -> tuple[float, float, int] | None:
+        """Return (rung, value, trial) of the best one that waits at the last rung where one is in the best share; None: none is.
+
+        Of the trials at a rung the best share, rounded down, may go on; what is as good as the first one outside may not.
+        """
+        for milestone, trials, values in self.rungs:
+            going_on = int(len(values) / self.factor)
+            if not going_on or going_on == len(values):
+                continue
+            bound = values[-going_on - 1]
+            waiting = [(trials[number], -number) for number, rung in self.paused.items() if rung == milestone and trials[number] > bound]
+            if waiting:
+                value, number = max(waiting)
+                return milestone, value, -number
+        return None
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -135,6 +184,12 @@ class Median:
         bisect.insort(others, total / count)
         return best < median
 
+    def remember(self, number: int, *, stopped: bool) -> None:
+        """See `Rule`."""
+
+    def take_paused(self) -> None:
+        """See `Rule`: what is below the median of the past stays there."""
+
 
 def rule_of(stopping: StoppingConfig, epochs: int) -> Rule:
     """Return the rule that a sweep asks for."""
@@ -166,13 +221,24 @@ class EarlyStopping(FIFOScheduler):
         assert config.stopping is not None
         self.watched, self.epochs = config.stopping.metric, epochs
         self.rule = rule_of(config.stopping, epochs)
-        again = superseded(study)
-        for earlier in all_trials(study):
+        self._latest: dict[int, int] = {}
+        """First trial of a training -> the one that trained it last: rules know trainings by their first trial."""
+        again, trials = superseded(study), all_trials(study)
+        for earlier in trials:
             if earlier.number in again:
                 continue
+            first = chain(trials, earlier.number)[-1]
+            self._latest[first] = earlier.number
             for epoch, value in proxy_values(config, earlier).items():
                 if epoch < epochs:
-                    self.rule.stops(earlier.number, epoch, value)
+                    self.rule.stops(first, epoch, value)
+        for first, number in self._latest.items():  # what is replayed in another order was not judged in the same way
+            self.rule.remember(first, stopped=trials[number].state == TrialState.PRUNED)
+
+    def take_paused(self) -> int | None:
+        """Return the number of a trial that was stopped and should go on; None: there is none."""
+        first = self.rule.take_paused()
+        return None if first is None else self._latest[first]
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Return whether the trial goes on."""
@@ -180,6 +246,10 @@ class EarlyStopping(FIFOScheduler):
         # What has trained to its end counts, whatever the others did.
         if not epoch or value is None or not math.isfinite(value) or epoch >= self.epochs:
             return TrialScheduler.CONTINUE
-        stops = self.rule.stops(trial.config["number"], epoch, value)
-        # One that goes on after an interruption comes to where it was.
-        return TrialScheduler.STOP if stops and epoch > trial.config.get(PASSED, 0) else TrialScheduler.CONTINUE
+        first = trial.config.get(FIRST, trial.config["number"])
+        self._latest[first] = trial.config["number"]
+        stops = self.rule.stops(first, epoch, value)
+        if stops and epoch <= trial.config.get(PASSED, 0):  # one that goes on after an interruption comes to where it was
+            self.rule.remember(first, stopped=False)
+            stops = False
+        return TrialScheduler.STOP if stops else TrialScheduler.CONTINUE

@@ -14,7 +14,7 @@ import optuna
 from optuna.trial import TrialState
 from ray import tune
 from ray.tune.error import TuneError
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from models.files import write_text
@@ -29,17 +29,19 @@ from orchestration.sweeping.config import SWEEP_FILE, SweepConfig, describe_valu
 from orchestration.sweeping.listener import TrialListener, TrialRow, TrialsBroke, WhenHopeless
 from orchestration.sweeping.samplers import SAMPLERS
 from orchestration.sweeping.schedulers import EarlyStopping
+from orchestration.sweeping.state_quota import StateQuota
 from orchestration.sweeping.study import (
+    FIRST,
     METRICS,
     PASSED,
     PROXY,
-    RESUMES,
     RETRY,
     STUDY_ERRORS,
     StudyAway,
     all_trials,
     best_robust_accuracy,
     best_trials,
+    fixed_parameters,
     num_wanted,
     open_study,
     proxy_values,
@@ -48,7 +50,9 @@ from orchestration.sweeping.study import (
     spent,
     storage_url,
     study_error,
+    superseded,
 )
+from orchestration.sweeping.trial_attributes import RESUMES, chain
 from orchestration.sweeping.trial_runs import complete_trial_runs, shared_parameters, trial_run
 from orchestration.sweeping.warm_start import warm_points
 from orchestration.tracking.background_writer import BackgroundWriter
@@ -124,7 +128,8 @@ class Search:
     @property
     def stopped_early(self) -> int:
         """How many trials were stopped early."""
-        return sum(trial.state == TrialState.PRUNED for trial in all_trials(self.study))
+        again = superseded(self.study)
+        return sum(trial.state == TrialState.PRUNED and trial.number not in again for trial in all_trials(self.study))
 
 
 class StudySearch(Searcher):
@@ -136,6 +141,7 @@ class StudySearch(Searcher):
         interrupted: returns whether this start is being ended: a trial that then stops before its end stays open, and the next start goes
             on with it.
         deadline: after which nothing more is proposed.
+        stopping: knows which trials that were stopped should go on.
     """
 
     def __init__(
@@ -144,15 +150,18 @@ class StudySearch(Searcher):
         study: optuna.Study,
         interrupted: Callable[[], bool] = lambda: False,
         deadline: Deadline = NEVER,
+        stopping: EarlyStopping | None = None,
     ) -> None:
         super().__init__()  # what is improved is the study's business
-        self.interrupted, self.deadline = interrupted, deadline
+        self.interrupted, self.deadline, self.stopping = interrupted, deadline, stopping
         self.config, self.study = config, study
         self.metrics = [objective.metric for objective in config.objectives]
         self.missing = num_wanted(config) - spent(study)
         """Trials that this start still has to bring to their end."""
         self.trials: dict[str, optuna.Trial] = {}
         """Of this start, by Tune's names."""
+        self.begun, self.promoted = 0, set[int]()
+        """How many of them count as new ones, and the numbers of those that go on with one that was stopped."""
         self.over: set[str] = set()
 
     def save(self, checkpoint_path: str) -> None:
@@ -162,22 +171,41 @@ class StudySearch(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore, see `save`."""
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Ray types it without its own FINISHED
-        """Return `values`, `number` and `passed` of a new trial, or that the sweep has all its trials."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray types it without its own FINISHED
+        """Return `values`, `number`, `first` and `passed` of a trial, nothing as long as one that was stopped may still go on, or that the
+        sweep has all its trials."""
         if trial_id not in self.trials:
-            if len(self.trials) >= self.missing or self.deadline.passed:
+            if self.deadline.passed:
                 return Searcher.FINISHED
-            self.trials[trial_id] = self.study.ask()
+            trial = self._go_on() or (self.study.ask() if self.begun < self.missing else None)
+            if trial is None:
+                # What still trains may show that one that was stopped is among the best.
+                wait = self.stopping is not None and len(self.over) < len(self.trials)
+                return None if wait else Searcher.FINISHED
+            self.trials[trial_id] = trial
+            self.begun += trial.number not in self.promoted
         trial = self.trials[trial_id]
         values = suggest(self.config.space or {}, trial, shares=SAMPLERS[self.config.sampler].shares)
         trial.set_user_attr("values", dict(values))
         trial.set_user_attr("fingerprint", self.config.experiment(values).fingerprint)
-        return {"values": values, "number": trial.number, PASSED: self._passed(trial)}
+        trials = all_trials(self.study)
+        first, *_ = earlier = chain(trials, trial.number)[:0:-1] or [trial.number]
+        passed = max((epoch for number in earlier for epoch in proxy_values(self.config, trials[number])), default=0)
+        return {"values": values, "number": trial.number, FIRST: first, PASSED: passed}
 
-    def _passed(self, trial: optuna.Trial) -> int:
-        """Return the last epoch after which an interrupted start let this trial go on."""
-        earlier = trial.user_attrs.get(RESUMES)
-        return 0 if earlier is None else max(proxy_values(self.config, all_trials(self.study)[earlier]), default=0)
+    def _go_on(self) -> optuna.Trial | None:
+        """Return a trial that goes on with one that was stopped and should not have been; None: there is none."""
+        trials = all_trials(self.study)
+        if self.stopping is None or any(trial.state == TrialState.WAITING for trial in trials):  # which would be asked for before it
+            return None
+        number = self.stopping.take_paused()
+        if number is None:
+            return None
+        trial = trials[number]
+        self.study.enqueue_trial(fixed_parameters(trial) | trial.params, user_attrs={RESUMES: number})
+        again = self.study.ask()
+        self.promoted.add(again.number)
+        return again
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Report an epoch's value, for single-objective sweeps; keep what early stopping compares, and what is shown of a trial."""
@@ -300,14 +328,23 @@ def _tune(search: Search, workplace: Workplace, at_once: int, storage: SharedSto
 
     def trial(suggestion: dict[str, Any]) -> None:
         experiment = config.experiment(suggestion["values"])
-        run_trial(TrainingJob.at(workplace, experiment, start=start, train_storage=folder / "train", measure=measure))
+        name = f"{start}-{suggestion['number']}"
+        run_trial(TrainingJob.at(workplace, experiment, start=name, train_storage=folder / "train", measure=measure))
 
     def row_of(suggestion: dict[str, Any]) -> TrialRow:
         number, values = suggestion["number"], suggestion["values"]
         run = trial_run(search.run, folder, number, config, values)
-        return TrialRow(f"trial {number}", dimension_cells(config, values), run, f", {describe_values(values)}")
+        goes_on = number in searcher.promoted
+        remark = f", goes on with what trial {suggestion[FIRST]} came to" if goes_on else ""
+        return TrialRow(f"trial {number}", dimension_cells(config, values), run, f"{remark}, {describe_values(values)}", goes_on=goes_on)
 
     writer = BackgroundWriter(search.run.tracker.uri)
+    quota = StateQuota.of(config, workplace.home, study)
+
+    def on_end(row: TrialRow) -> None:
+        if quota is not None:
+            writer.later(quota.after, row)  # behind what MLflow is still to be told of it
+
     listener = TrialListener(
         "trial",
         f"sweep {config.name}",
@@ -317,18 +354,20 @@ def _tune(search: Search, workplace: Workplace, at_once: int, storage: SharedSto
         cluster.ClusterWatch(need, local=cluster.is_local(workplace.address), storage=storage),
         wanted=num_wanted(config),
         done=spent(study),
+        on_end=on_end,
         most_broken=config.max_failed_share * num_wanted(config),
         best=best_robust_accuracy(study),
     )
-    scheduler: TrialScheduler = FIFOScheduler()
+    stopping = None
     if config.stopping is not None:
-        scheduler = EarlyStopping(config, max(experiment.training.epochs for experiment in bases), study)
+        stopping = EarlyStopping(config, max(experiment.training.epochs for experiment in bases), study)
+    searcher = StudySearch(config, study, lambda: listener.hopeless, search.deadline, stopping)
     tuner = tune.Tuner(
         tune.with_resources(trial, tune_resources(bases[0])),
         tune_config=tune.TuneConfig(
-            search_alg=StudySearch(config, study, lambda: listener.hopeless, search.deadline),
-            scheduler=scheduler,
-            num_samples=num_wanted(config) + 1000,  # the searcher says when the sweep has all its trials
+            search_alg=searcher,
+            scheduler=stopping or FIFOScheduler(),
+            num_samples=100 * num_wanted(config) + 1000,  # the searcher says when the sweep has all its trials
             max_concurrent_trials=at_once,
             reuse_actors=bases[0].resources.most_workers == 1,
         ),

@@ -68,6 +68,7 @@ class Outcome:
     Attributes:
         seconds: from the first proposal to the end of the last trial. busy: seconds that places were held, over all places.
         epochs: trained, those that were lost among them. full: trials that reached their end. losses: of places.
+        begun: how often a trial began, or went on after it had been paused.
         over: (seconds, trials that are over) whenever a tenth of them is.
     """
 
@@ -76,6 +77,7 @@ class Outcome:
     epochs: int
     full: int
     losses: int
+    begun: int
     over: tuple[tuple[float, int], ...]
 
 
@@ -125,12 +127,14 @@ def simulate(plan: Plan, seed: int = 0) -> Outcome:
     worth = [chance.random() for _ in range(plan.trials)]
     speed = [chance.choice(plan.times.ratios) for _ in range(plan.trials)]
     rate = plan.losses_per_hour / 3600
-    waiting = iter(range(plan.trials))
+    waiting, idle = iter(range(plan.trials)), plan.at_once
     events: list[tuple[float, int, int]] = []
     """(when an epoch of a trial ends, trial, epoch)"""
     held: dict[int, float] = {}
-    over: list[float] = []
-    trained = full = losses = 0
+    over: dict[int, float] = {}
+    reached: dict[int, int] = {}
+    """Trial -> its last epoch."""
+    trained = full = losses = begun = 0
     busy = 0.0
 
     def epoch_ends(begins: float, number: int) -> float:
@@ -146,27 +150,37 @@ def simulate(plan: Plan, seed: int = 0) -> Outcome:
             busy -= plan.replacement  # nothing is paid for a place that is away
             begins += lost + plan.replacement + plan.times.start
 
-    def begin(now: float) -> None:
-        number = next(waiting, None)
+    def begin(now: float) -> bool:
+        """Let a trial go on that was paused and is among the best of its rung, else begin one; return whether there was one."""
+        nonlocal begun
+        paused = rule.take_paused() if rule is not None else None
+        number = next(waiting, None) if paused is None else paused
         if number is not None:
+            begun += 1
             held[number] = now
-            heapq.heappush(events, (epoch_ends(now + plan.times.start, number), number, 1))
+            over.pop(number, None)
+            heapq.heappush(events, (epoch_ends(now + plan.times.start, number), number, reached.get(number, 0) + 1))
+        return number is not None
 
-    for _ in range(plan.at_once):
-        begin(0.0)
+    while idle and begin(0.0):
+        idle -= 1
     while events:
         now, number, epoch = heapq.heappop(events)
         value = worth[number] * (1 - math.exp(-3 * epoch / plan.epochs))
+        reached[number] = epoch
         stops = rule is not None and epoch < plan.epochs and rule.stops(number, epoch, value)
         if epoch < plan.epochs and not stops:
             heapq.heappush(events, (epoch_ends(now, number), number, epoch + 1))
             continue
         full += epoch == plan.epochs
         busy += now - held.pop(number)
-        over.append(now)
-        begin(now)
+        over[number] = now
+        idle += 1
+        while idle and begin(now):
+            idle -= 1
     tenths = sorted({max(1, round(plan.trials * tenth / 10)) for tenth in range(1, 11)})
-    return Outcome(over[-1], busy, trained, full, losses, tuple((over[count - 1], count) for count in tenths))
+    ends = sorted(over.values())
+    return Outcome(ends[-1], busy, trained, full, losses, begun, tuple((ends[count - 1], count) for count in tenths))
 
 
 def middle_and_range(values: Sequence[float]) -> tuple[float, float, float]:

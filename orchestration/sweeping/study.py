@@ -1,7 +1,7 @@
 """The Optuna study of a sweep: the one record of which trials were proposed and how they ended. Survives any kill.
 
 On a start, trials that an earlier process left running are closed and their parameters proposed again first; their training goes on
-from its run folder. A trial is told `COMPLETE` with the metrics of its selected epoch, `PRUNED` when ASHA stopped it (Optuna's
+from its run folder. A trial is told `COMPLETE` with the metrics of its selected epoch, `PRUNED` when early stopping did (Optuna's
 samplers learn from its intermediate values without mixing short budgets with full ones), `FAIL` when it broke or its objective is not
 finite. Nothing stays `RUNNING`.
 """
@@ -31,10 +31,11 @@ from orchestration.sweeping.config import SweepConfig
 from orchestration.sweeping.grid import grid_points
 from orchestration.sweeping.samplers import proposed, sampler_of
 from orchestration.sweeping.study_file import FileStorage, StudyRecord, read_study
+from orchestration.sweeping.trial_attributes import RESUMES, resumed
 
-RESUMES = "resumes"  # of a trial that runs another one again: that one's number
 RETRY = "retry"
-PASSED = "passed"  # of a suggestion: epochs that an earlier start trained and let go on
+PASSED = "passed"  # of a suggestion: epochs that were trained before and that early stopping let it pass
+FIRST = "first"  # of a suggestion: number of the trial that its training began as
 PROXY = "proxy"  # epoch -> the metric that early stopping watches
 METRICS = "metrics"  # of a finished trial, of others the last ones
 EPOCHS, LINK = "epochs", "mlflow"  # of the study: epochs of its longest trials, where MLflow shows it
@@ -211,7 +212,7 @@ def open_study(config: SweepConfig, folder: Path, known: Sequence[Mapping[str, A
         fresh = not all_trials(study)
         if not fresh:
             study.sampler = sampler_of(config, len(all_trials(study)))
-        queued = [_fixed(trial) for trial in all_trials(study) if RESUMES not in trial.user_attrs]
+        queued = [fixed_parameters(trial) for trial in all_trials(study) if RESUMES not in trial.user_attrs]
         # Those of an earlier start that it was killed before it could queue; those of a warm start are of a new study alone.
         for point in [*planned_points(config), *(known if fresh else ())][: num_wanted(config) if fresh else None]:
             fixed = proposed(config, point)
@@ -226,13 +227,13 @@ def open_study(config: SweepConfig, folder: Path, known: Sequence[Mapping[str, A
             elif trial.state != TrialState.FAIL or not trial.user_attrs.get(RETRY) or trial.number in again:
                 continue
             # A trial that was killed while it was proposed has parameters that it was to take and did not come to.
-            study.enqueue_trial(_fixed(trial) | trial.params, user_attrs={RESUMES: trial.number})
+            study.enqueue_trial(fixed_parameters(trial) | trial.params, user_attrs={RESUMES: trial.number})
     except STUDY_ERRORS as error:
         raise UserError(str(StudyAway(folder, error))) from None
     return study
 
 
-def _fixed(trial: FrozenTrial) -> dict[str, Any]:
+def fixed_parameters(trial: FrozenTrial) -> dict[str, Any]:
     """Return the parameters that a trial was queued with."""
     return dict(trial.system_attrs.get("fixed_params", {}))
 
@@ -270,8 +271,8 @@ def spent(study: AnyStudy) -> int:
 
 
 def superseded(study: AnyStudy) -> set[int]:
-    """Return the numbers of trials that were interrupted or broke, and that later trials run again."""
-    return {trial.user_attrs[RESUMES] for trial in all_trials(study) if RESUMES in trial.user_attrs}
+    """Return the numbers of trials that were interrupted, broke or were paused, and with which later trials go on."""
+    return resumed(all_trials(study))
 
 
 def num_wanted(config: SweepConfig) -> int:

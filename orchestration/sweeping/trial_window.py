@@ -15,6 +15,8 @@ from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from orchestration.sweeping.trial_attributes import resumed
+
 LATEST = 1000
 """Trials that are looked at whatever they are worth."""
 BEST = 100
@@ -22,7 +24,10 @@ BEST = 100
 
 
 class WindowedTPE(optuna.samplers.TPESampler):
-    """Optuna's TPE on the latest trials, the best ones and those that run; up to `LATEST` trials it is Optuna's own."""
+    """Optuna's TPE on the latest trials, the best ones and those that run; up to `LATEST` trials it is Optuna's own.
+
+    A trial that was paused and went on counts once, by where it came to.
+    """
 
     _of: tuple[int, optuna.Study] | None = None
     """Number of the trial that is proposed, and the window for it."""
@@ -42,8 +47,10 @@ class WindowedTPE(optuna.samplers.TPESampler):
     def _window(self, study: optuna.Study, trial: FrozenTrial) -> optuna.Study:
         if self._of is None or self._of[0] != trial.number:
             trials = study.get_trials(deepcopy=False)
-            kept = trials if len(trials) <= LATEST else window(trials, study.directions)
-            self._of = (trial.number, study if kept is trials else _Part(study, kept))
+            again = resumed(trials)
+            seen = trials if len(trials) <= LATEST else window(trials, study.directions)
+            seen = [each for each in seen if each.number not in again] if again else seen
+            self._of = (trial.number, study if seen is trials else _Part(study, seen))
         return self._of[1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
@@ -16,7 +17,8 @@ from orchestration.sweeping.goals import StoppingConfig
 from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.schedulers import Bracket, EarlyStopping, Halving, Median, rule_of
 from orchestration.sweeping.search import StudySearch
-from orchestration.sweeping.study import open_study
+from orchestration.sweeping.study import best_trials, open_study, spent, superseded
+from orchestration.sweeping.trial_attributes import chain
 
 EPOCHS = 27
 METRIC = "validation/robust_accuracy"
@@ -111,6 +113,95 @@ def test_the_median_is_that_of_running_means():
                 break
         past.append(values[:stopped])
     assert any(len(values) < 6 for values in past)
+
+
+TRIALS, FEW = 12, 9
+"""Trials, and epochs of each, where a study on disk is played."""
+
+
+class Killed(Exception):
+    """The driver was."""
+
+
+def played(config, folder, curves, workers=1, kill_after=None):
+    """Let trials train as Tune would, all places in turn, by curves of their number at the first start; return the study.
+
+    Args:
+        curves: (number, epoch) -> value. kill_after: epochs after which the driver is killed.
+    """
+    study = open_study(config, folder)
+    stopping = EarlyStopping(config, FEW, study)
+    search, running, trained = StudySearch(config, study, stopping=stopping), {}, 0
+    names = itertools.count()
+    while True:
+        while len(running) < workers:
+            name = str(next(names))
+            suggestion = search.suggest(name)
+            if not isinstance(suggestion, dict):
+                break
+            running[name] = [SimpleNamespace(trial_id=name, config=suggestion), 0]
+        if not running:
+            assert suggestion == "FINISHED"
+            return study
+        for name, place in list(running.items()):
+            trial, epoch = place[0], place[1] + 1
+            place[1] = epoch
+            trained += 1
+            if kill_after is not None and trained > kill_after:
+                raise Killed
+            result = {"epoch": epoch, METRIC: curves(trial.config["first"], epoch)}
+            search.on_trial_result(name, result)
+            decision = stopping.on_trial_result(None, trial, result)
+            if epoch == FEW or decision == "STOP":
+                search.on_trial_complete(name, result | {"finished": epoch == FEW})
+                del running[name]
+
+
+def bloomer(number, epoch):
+    """The second trial comes to the first rung behind the first one, before anything is worse, and is the best in the end."""
+    quality = {0: 0.5, 1: 0.9}.get(number, 0.3 * random.Random(number).random())
+    return 0.1 if number == 1 and epoch < 2 else curve(quality, epoch) + 0.1 * (number == 0)
+
+
+def tries():
+    stopping = {"grace_epochs": 1, "reduction_factor": 3}
+    return load_sweep("ctrw_bounds_digits", {"num_trials": TRIALS, "stopping": stopping, "sampler": "random"})
+
+
+@pytest.mark.parametrize(("workers", "kill_after"), [(1, None), (1, 14), (3, 14), (3, 25)])
+def test_a_late_bloomer_that_was_stopped_goes_on_and_wins(tmp_path, workers, kill_after):
+    config = tries()
+    if kill_after is not None:
+        with pytest.raises(Killed):
+            played(config, tmp_path, bloomer, workers, kill_after)
+    study = played(config, tmp_path, bloomer, workers)
+    trials, again = study.get_trials(), superseded(study)
+    counted = [trial for trial in trials if trial.number not in again]
+    assert len(counted) == spent(study) == TRIALS
+    assert {trial.state.name for trial in counted} == {"COMPLETE", "PRUNED"}
+    winner = trials[best_trials(config, study)[0]]
+    line = chain(trials, winner.number)
+    assert line[-1] == 1 and "PRUNED" in {trials[number].state.name for number in line[1:]}, "it had been stopped"
+    assert len({trial.user_attrs["fingerprint"] for trial in counted}) == TRIALS, "and is the same training"
+    assert winner.intermediate_values.keys() == set(range(1, FEW + 1)), "of which every epoch counts once"
+    full = sum(trial.state.name == "COMPLETE" for trial in counted)
+    assert full <= 5, "the others end early as before"
+
+
+def test_in_the_end_the_best_share_of_each_rung_went_on_whatever_the_order(tmp_path):
+    """As if all had waited for each other: that is what pausing is for."""
+    config = tries()
+    study = played(config, tmp_path, lambda number, epoch: curve((number * 7 % TRIALS + 1) / TRIALS, epoch))
+    for rung in (1, 3):
+        values = {trial.number: trial.intermediate_values[rung] for trial in study.trials
+                  if trial.number not in superseded(study) and rung in trial.intermediate_values}  # fmt: skip
+        best = sorted(values, key=values.get)[-(len(values) // 3) :]
+        assert all(max(study.trials[number].intermediate_values) > rung for number in best)
+
+
+def test_equal_values_let_nothing_more_go_on(tmp_path):
+    study = played(tries(), tmp_path, lambda number, epoch: 0.1)
+    assert not superseded(study)
 
 
 @pytest.mark.parametrize("scheduler", RULES)

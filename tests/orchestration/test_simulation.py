@@ -39,7 +39,8 @@ def test_early_stopping_takes_as_many_epochs_as_the_rule_lets_it(scheduler):
     assert outcome.epochs < 900 * 27
     # The places are always taken but at the end.
     assert outcome.seconds * 16 == pytest.approx(outcome.busy, rel=0.05)
-    assert outcome.busy == pytest.approx(900 * 20 + outcome.epochs * 10)
+    assert outcome.begun == 900 if scheduler == "median" else 900 < outcome.begun < 1.2 * 900, "some go on after they were paused"
+    assert outcome.busy == pytest.approx(outcome.begun * 20 + outcome.epochs * 10)
 
 
 def test_lost_places_cost_what_renewal_theory_says():

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import optuna
@@ -19,6 +16,7 @@ from orchestration.home import Home, Workplace
 from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.sweep import run_sweep
 from orchestration.tracking.tracker import PARENT_TAG
+from tests.orchestration.sweep_process import SweepProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = """
@@ -92,25 +90,18 @@ def test_a_sweep_ends_with_a_winner_and_is_not_run_twice(home, ray_cluster, tmp_
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize(("scheduler", "sampler"), [("asha", "tpe"), ("hyperband", "gp"), ("median", "qmc")])
 def test_kill_minus_nine_in_the_middle_and_the_same_command_again(home, tmp_path, scheduler, sampler):
     path = write_sweep(tmp_path, trials=4, epochs=6, train=320, scheduler=scheduler, sampler=sampler)
-    command = [sys.executable, "-m", "orchestration.cli", "sweep", str(path), "--no-evaluation", "--home", str(home.root)]
-    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ.copy())
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        line = first.stdout.readline()
-        if "epoch 3/6" in line:
-            break
-    else:
-        pytest.fail("no trial reached its third epoch in three minutes")
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
+    with SweepProcess(path, home, tmp_path / "first", ("--no-evaluation",)) as first:
+        first.wait_until(lambda text: "epoch 3/6" in text, 900, "the third epoch of a trial")
+        first.process.kill()
+        first.process.wait()
     finished_before = {path.parent.name for path in home.root.glob("runs/*/training.pt")}
     assert finished_before
-    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
-    assert second.returncode == 0, second.stdout + second.stderr
+    with SweepProcess(path, home, tmp_path / "second", ("--no-evaluation",)) as second:
+        assert second.wait(1200) == 0, second.text
     assert finished_before <= {path.parent.name for path in home.root.glob("runs/*/training.pt")}
     assert_no_duplicates(home, 4)
 
@@ -187,3 +178,30 @@ def test_every_goal_of_a_sweep_is_reached_shown_and_kept(home, ray_cluster, tmp_
     assert set(summary["evaluation"]) == {"at_digits", "rna_digits (winner)"}
     kept = {file.name for file in (Path(summary["export"]) / "search").iterdir()}
     assert {"search.json", "pareto_front.png", "importances.png", "history.png", "parallel_coordinates.png"} <= kept
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_two_sweeps_at_once_in_one_cluster_and_one_home_both_end(home, tmp_path, workers):
+    """Each asks for all of the cluster; with groups of two workers neither may hold one place and wait for the other."""
+    from ray.cluster_utils import Cluster
+
+    extra = f"resources.workers: {workers}" if workers > 1 else ""
+    paths = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        path = write_sweep(tmp_path / name, trials=3, epochs=3, train=160, extra=extra, sampler="random")
+        paths.append(path.rename(path.with_name(f"{name}.yaml")))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": True})
+    try:
+        flags = ("--no-evaluation", "--address", cluster.address)
+        with SweepProcess(paths[0], home, tmp_path / "1", flags) as one, SweepProcess(paths[1], home, tmp_path / "2", flags) as two:
+            assert one.wait(1500) == 0, one.text
+            assert two.wait(1500) == 0, two.text
+    finally:
+        cluster.shutdown()
+    assert sorted(run.data.tags["rayndom.sweep"].partition("-")[0] for run in runs_of(home, "sweep")) == ["one", "two"]
+    assert len(runs_of(home, "trial")) == 6
+    assert all(run.info.status == "FINISHED" for kind in ("sweep", "trial") for run in runs_of(home, kind))
