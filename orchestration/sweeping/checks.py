@@ -59,12 +59,25 @@ def check_goals(config: SweepConfig) -> None:
             raise UserError(f"{where}: constraints: {constraint.key}: accuracies are shares in [0,1]; did you mean {bound / 100:g}?")
     if config.stopping is not None:
         watched = [metric for metric in epoch_metrics(config.base_experiments()[0]) if is_accuracy(metric)]
-        if config.stopping.metric not in watched:
+        if config.stopping.scheduler == "pareto":
+            _check_pareto(config)
+        elif config.stopping.metric not in watched:
             raise UserError(f"{where}: {unknown_name('metric that stopping can watch: it is maximized,', config.stopping.metric, watched)}")
     if config.prior is not None:
         unused = [name for name in config.prior if name not in {base.defence.name for base in config.base_experiments()}]
         if unused:
             raise UserError(f"{where}: prior.{unused[0]}: no recipe of this sweep is of the defence {unused[0]!r}")
+
+
+def _check_pareto(config: SweepConfig) -> None:
+    """Refuse early stopping by domination where there is one objective, or one that epochs do not report."""
+    where = f"sweep {config.name}: stopping.scheduler pareto"
+    if len(config.objectives) == 1:
+        raise UserError(f"{where} is for several objectives, and there is one; take asha, hyperband or median")
+    reported = epoch_metrics(config.base_experiments()[0])
+    for objective in config.objectives:
+        if objective.metric not in reported:
+            raise UserError(f"{where} compares after epochs, which do not report {objective.metric}; take asha, hyperband or median")
 
 
 def check_space(config: SweepConfig) -> None:

@@ -51,12 +51,15 @@ class Constraint(Config):
 class StoppingConfig(Config):
     """Early stopping of unpromising trials."""
 
-    scheduler: Literal["asha", "hyperband", "median"] = Field(
+    scheduler: Literal["asha", "hyperband", "median", "pareto"] = Field(
         "asha",
         description="asha: the best share at each rung goes on; hyperband: several such brackets, the last without early stopping; "
-        "median: what falls below the median ends.",
+        "median: what falls below the median ends; pareto: of several objectives, what is dominated at a rung ends.",
     )
-    metric: str = Field("validation/robust_accuracy", description="The metric that trials are compared by, always maximized.")
+    metric: str = Field(
+        "validation/robust_accuracy",
+        description="The metric that trials are compared by, always maximized; `pareto` compares the objectives.",
+    )
     grace_epochs: int = Field(1, ge=1, le=100_000, description="No trial is stopped before this many epochs.")
     reduction_factor: float = Field(3, gt=1, le=1000, description="Of the trials at a rung, one in this many goes on.")
 

@@ -19,8 +19,10 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from orchestration.sweeping.config import SweepConfig
+from orchestration.sweeping.epoch_standing import standing, standings
 from orchestration.sweeping.goals import StoppingConfig
-from orchestration.sweeping.study import FIRST, PASSED, all_trials, proxy_values, superseded
+from orchestration.sweeping.pareto_stopping import Domination
+from orchestration.sweeping.study import FIRST, PASSED, all_trials, superseded
 from orchestration.sweeping.trial_attributes import chain
 
 FEWEST_FOR_A_MEDIAN = 5
@@ -29,8 +31,8 @@ FEWEST_FOR_A_MEDIAN = 5
 class Rule(Protocol):
     """Decides on trials by their number."""
 
-    def stops(self, number: int, epoch: int, value: float) -> bool:
-        """Take a trial's value after an epoch, and return whether the trial ends here."""
+    def stops(self, number: int, epoch: int, value: Any) -> bool:
+        """Take how a trial stands after an epoch (`epoch_standing`), and return whether the trial ends here."""
 
     def remember(self, number: int, *, stopped: bool) -> None:
         """Take over how a trial of an earlier start, whose values were taken, ended."""
@@ -195,6 +197,8 @@ def rule_of(stopping: StoppingConfig, epochs: int) -> Rule:
     """Return the rule that a sweep asks for."""
     if stopping.scheduler == "median":
         return Median(stopping)
+    if stopping.scheduler == "pareto":
+        return Domination(stopping, epochs)
     return Halving(stopping, epochs, _num_brackets(stopping, epochs) if stopping.scheduler == "hyperband" else 1)
 
 
@@ -219,7 +223,7 @@ class EarlyStopping(FIFOScheduler):
     def __init__(self, config: SweepConfig, epochs: int, study: optuna.Study) -> None:
         super().__init__()
         assert config.stopping is not None
-        self.watched, self.epochs = config.stopping.metric, epochs
+        self.config, self.epochs = config, epochs
         self.rule = rule_of(config.stopping, epochs)
         self._latest: dict[int, int] = {}
         """First trial of a training -> the one that trained it last: rules know trainings by their first trial."""
@@ -229,7 +233,7 @@ class EarlyStopping(FIFOScheduler):
                 continue
             first = chain(trials, earlier.number)[-1]
             self._latest[first] = earlier.number
-            for epoch, value in proxy_values(config, earlier).items():
+            for epoch, value in standings(config, earlier).items():
                 if epoch < epochs:
                     self.rule.stops(first, epoch, value)
         for first, number in self._latest.items():  # what is replayed in another order was not judged in the same way
@@ -242,9 +246,10 @@ class EarlyStopping(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Return whether the trial goes on."""
-        epoch, value = result.get("epoch", 0), result.get(self.watched)
+        epoch = result.get("epoch", 0)
+        value = standing(self.config, result) if epoch else None
         # What has trained to its end counts, whatever the others did.
-        if not epoch or value is None or not math.isfinite(value) or epoch >= self.epochs:
+        if value is None or epoch >= self.epochs:
             return TrialScheduler.CONTINUE
         first = trial.config.get(FIRST, trial.config["number"])
         self._latest[first] = trial.config["number"]

@@ -26,6 +26,7 @@ from orchestration.interruption import first_taken_by_tune
 from orchestration.search_space import suggest
 from orchestration.storage import SMALL_BYTES, fetch
 from orchestration.sweeping.config import SWEEP_FILE, SweepConfig, describe_values, dimension_cells, dimension_titles, sweep_key
+from orchestration.sweeping.epoch_standing import STANDING, is_kept, standing
 from orchestration.sweeping.listener import TrialListener, TrialRow, TrialsBroke, WhenHopeless
 from orchestration.sweeping.samplers import SAMPLERS
 from orchestration.sweeping.schedulers import EarlyStopping
@@ -256,14 +257,18 @@ class StudySearch(Searcher):
             self.study.tell(trial, state=TrialState.PRUNED)
 
     def _keep_proxy(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Keep the values that early stopping compares where Optuna's intermediate values are others."""
-        stopping = self.config.stopping
-        if stopping is None or self.metrics == [stopping.metric]:
+        """Keep the values that early stopping watches and compares where Optuna's intermediate values are others."""
+        stopping, trial = self.config.stopping, self.trials[trial_id]
+        if stopping is None:
             return
-        value = result.get(stopping.metric)
-        if value is not None and math.isfinite(value):
-            trial = self.trials[trial_id]
-            trial.set_user_attr(PROXY, trial.user_attrs.get(PROXY, {}) | {str(result["epoch"]): value})
+        kept = {}
+        if self.metrics != [stopping.metric]:
+            kept[PROXY] = result.get(stopping.metric)
+        if is_kept(self.config, result):
+            kept[STANDING] = standing(self.config, result)
+        for name, value in kept.items():
+            if value is not None and (name == STANDING or math.isfinite(value)):
+                trial.set_user_attr(name, trial.user_attrs.get(name, {}) | {str(result["epoch"]): value})
 
 
 def run_search(config: SweepConfig, workplace: Workplace, tracker: Tracker) -> Search:

@@ -123,7 +123,10 @@ def places(config: SweepConfig, gpus: int, cpus: int | None) -> int:
 def simulate(plan: Plan, seed: int = 0) -> Outcome:
     """Play one search."""
     chance = random.Random(seed)
-    rule = rule_of(plan.stopping, plan.epochs) if plan.stopping is not None else None
+    stopping = plan.stopping
+    if stopping is not None and stopping.scheduler == "pareto":  # how large fronts will be is not known: as many as of one objective
+        stopping = stopping.model_copy(update={"scheduler": "asha"})
+    rule = rule_of(stopping, plan.epochs) if stopping is not None else None
     worth = [chance.random() for _ in range(plan.trials)]
     speed = [chance.choice(plan.times.ratios) for _ in range(plan.trials)]
     rate = plan.losses_per_hour / 3600

@@ -13,6 +13,7 @@ import optuna
 import pytest
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
+from models.errors import UserError
 from orchestration.sweeping.goals import StoppingConfig
 from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.schedulers import Bracket, EarlyStopping, Halving, Median, rule_of
@@ -241,3 +242,103 @@ def test_a_decision_takes_no_longer_among_thousands_of_trials(scheduler):
         for epoch in range(1, 12):
             rule.stops(number, epoch, random.Random(number * 12 + epoch).random())
     assert time.process_time() - started < 6, "22,000 decisions"
+
+
+def two_goals(tmp_path, **stopping):
+    (tmp_path / "goals.yaml").write_text(
+        "recipe: ctrw_digits\nnum_trials: 200\nspace: {training.optimizer.learning_rate: {type: float, low: 0.01, high: 0.1}}\n"
+        "objectives: [{metric: validation/clean_accuracy}, {metric: validation/robust_accuracy}]\n"
+    )
+    return load_sweep(str(tmp_path / "goals.yaml"), {"stopping": {"grace_epochs": 1, "reduction_factor": 3} | stopping})
+
+
+def judged(config, qualities):
+    """Trials one after another, by final (clean, robust) accuracies: epochs that each trained."""
+    stopping, trained = EarlyStopping(config, EPOCHS, optuna.create_study(directions=["maximize"] * len(config.objectives))), []
+    for number, (clean, robust) in enumerate(qualities):
+        for epoch in range(1, EPOCHS + 1):
+            result = {"epoch": epoch, "validation/clean_accuracy": curve(clean, epoch), METRIC: curve(robust, epoch)}
+            if stopping.on_trial_result(None, SimpleNamespace(config={"number": number}), result) == "STOP":
+                break
+        trained.append(epoch)
+    return trained
+
+
+def test_a_front_survives_and_most_of_what_it_dominates_ends_early(tmp_path):
+    config = two_goals(tmp_path, scheduler="pareto")
+    generator = np.random.default_rng(0)
+    angles = generator.uniform(0, math.pi / 2, 120)
+    on_front = np.arange(120) % 6 == 0
+    radii = np.where(on_front, 0.9, 0.9 * generator.uniform(0.2, 0.8, 120))
+    qualities = np.column_stack([radii * np.cos(angles), radii * np.sin(angles)]).tolist()
+    trained = np.array(judged(config, qualities))
+    assert (trained[on_front] == EPOCHS).all(), "20 trials, none of which dominates another"
+    assert (trained[~on_front] < EPOCHS).mean() > 0.8
+    by_one = np.array(judged(two_goals(tmp_path, scheduler="asha"), qualities))
+    assert (by_one[on_front] < EPOCHS).any(), "one metric alone does not keep it"
+
+
+def test_domination_is_counted_as_a_loop_would(tmp_path):
+    chance = random.Random(1)
+    rule, seen = rule_of(StoppingConfig(scheduler="pareto", grace_epochs=1, reduction_factor=2), 2), []
+
+    def dominates(a, b):
+        if a[0] != b[0]:
+            return a[0] < b[0]
+        return all(x <= y for x, y in zip(a[1:], b[1:], strict=True)) and a != b
+
+    outcomes = set()
+    for number in range(150):
+        value = (chance.choice([0.0, 0.0, 0.1]), round(chance.random(), 1), round(chance.random(), 1))
+        seen.append(value)
+        counts = [sum(dominates(other, own) for other in seen) for own in seen]
+        better = sum(count < counts[-1] for count in counts)
+        expected = counts[-1] > 0 and better >= len(seen) / 2
+        assert rule.stops(number, 1, value) == expected
+        outcomes.add(expected)
+        assert not rule.stops(number, 1, (9.0, 9.0, 9.0)), "a trial is judged once at each rung"
+    assert outcomes == {True, False}
+
+
+@pytest.mark.parametrize("scheduler", RULES)
+def test_what_violates_a_constraint_ends_before_what_does_not(tmp_path, scheduler):
+    fields = {"num_trials": 40, "stopping": {"scheduler": scheduler, "grace_epochs": 3, "reduction_factor": 2}}
+    floor = [{"metric": "validation/clean_accuracy", "at_least": 0.3}]
+    config, bounded = (load_sweep("ctrw_bounds_digits", each) for each in (fields, fields | {"constraints": floor}))
+    # Every second trial is the more robust one and less accurate than may be.
+    qualities = [(0.2, 0.9) if number % 2 else (0.95, 0.5 + 0.001 * number) for number in range(40)]
+    free, held = (np.array(judged(each, qualities)) for each in (config, bounded))
+    strict = [number for number in range(40) if scheduler != "hyperband" or rule_of(config.stopping, EPOCHS).bracket_of(number) == 0]
+    wrong, right = ([number for number in strict if number % 2 == odd and number > 8] for odd in (1, 0))
+    assert (free[wrong] == EPOCHS).mean() > (free[right] == EPOCHS).mean()
+    assert (held[wrong] < EPOCHS).all() and (held[right] == EPOCHS).mean() >= 0.5
+
+
+def test_standings_of_an_earlier_start_count(tmp_path):
+    config = two_goals(tmp_path, scheduler="pareto")
+    search = StudySearch(config, open_study(config, tmp_path))
+    for number in range(4):
+        search.suggest(str(number))
+        search.on_trial_result(str(number), {"epoch": 1, "validation/clean_accuracy": 0.8, METRIC: 0.5 + 0.1 * number})
+        search.on_trial_complete(str(number), {"epoch": 1})
+    later = EarlyStopping(config, EPOCHS, open_study(config, tmp_path))
+
+    def decision(number, clean, robust):
+        result = {"epoch": 1, "validation/clean_accuracy": clean, METRIC: robust}
+        return later.on_trial_result(None, SimpleNamespace(config={"number": number}), result)
+
+    assert decision(10, 0.7, 0.6) == "STOP"
+    assert decision(11, 0.9, 0.1) == "CONTINUE"
+
+
+@pytest.mark.parametrize(
+    ("goals", "reason"),
+    [
+        ("objectives: [{metric: validation/robust_accuracy}]", "is for several objectives, and there is one"),
+        ("objectives: [{metric: validation/robust_accuracy}, {metric: model/parameters, mode: min}]", "do not report model/parameters"),
+    ],
+)
+def test_domination_needs_several_objectives_of_epochs(tmp_path, goals, reason):
+    (tmp_path / "s.yaml").write_text(f"recipe: ctrw_digits\nnum_trials: 3\n{goals}\nstopping: {{scheduler: pareto}}\n")
+    with pytest.raises(UserError, match=reason):
+        load_sweep(str(tmp_path / "s.yaml"))
