@@ -41,6 +41,7 @@ BUDGET_FIELDS = {
     "description",
     "num_trials",
     "max_concurrent_trials",
+    "autoscale_to",
     "max_failed_share",
     "max_hours",
     "max_state_gib",
@@ -96,6 +97,13 @@ class SweepConfig(Config):
     num_trials: int | None = Field(None, ge=1, le=1_000_000, description="Number of trials; a grid may leave it out and visits all points.")
     max_concurrent_trials: int | None = Field(
         None, ge=1, le=MOST_AT_ONCE, description="Trials at a time; none: what the resources allow. 1 makes a sweep reproducible."
+    )
+    autoscale_to: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_AT_ONCE,
+        description="Trials at a time that the cluster's autoscaler is asked to make room for; as many run as nodes come. None: as many as "
+        "there is room for when the sweep starts.",
     )
     stopping: StoppingConfig | None = Field(
         default_factory=StoppingConfig, description="Which trials end early; none: every trial runs to its end."

@@ -25,7 +25,15 @@ from orchestration.home import Workplace
 from orchestration.interruption import first_taken_by_tune
 from orchestration.search_space import suggest
 from orchestration.storage import SMALL_BYTES, fetch
-from orchestration.sweeping.config import SWEEP_FILE, SweepConfig, describe_values, dimension_cells, dimension_titles, sweep_key
+from orchestration.sweeping.config import (
+    MOST_AT_ONCE,
+    SWEEP_FILE,
+    SweepConfig,
+    describe_values,
+    dimension_cells,
+    dimension_titles,
+    sweep_key,
+)
 from orchestration.sweeping.epoch_standing import STANDING, is_kept, standing
 from orchestration.sweeping.listener import TrialListener, TrialRow, TrialsBroke, WhenHopeless
 from orchestration.sweeping.samplers import SAMPLERS
@@ -61,6 +69,7 @@ from orchestration.tracking.experiment_run import ParentRun
 from orchestration.tracking.system_metrics import system_metrics
 from orchestration.tracking.tracker import SWEEP_TAG, Tracker
 from orchestration.training import cluster
+from orchestration.training.autoscaling import AskedRoom
 from orchestration.training.job import TrainingJob, TrialReport, new_start
 from orchestration.training.ray_internals import outlive_nodes
 from orchestration.training.resources import trial_resources, trials_at_once
@@ -143,6 +152,7 @@ class StudySearch(Searcher):
             on with it.
         deadline: after which nothing more is proposed.
         stopping: knows which trials that were stopped should go on.
+        asked: room of the cluster, given back when no further trial begins.
     """
 
     def __init__(
@@ -152,9 +162,10 @@ class StudySearch(Searcher):
         interrupted: Callable[[], bool] = lambda: False,
         deadline: Deadline = NEVER,
         stopping: EarlyStopping | None = None,
+        asked: AskedRoom | None = None,
     ) -> None:
         super().__init__()  # what is improved is the study's business
-        self.interrupted, self.deadline, self.stopping = interrupted, deadline, stopping
+        self.interrupted, self.deadline, self.stopping, self.asked = interrupted, deadline, stopping, asked
         self.config, self.study = config, study
         self.metrics = [objective.metric for objective in config.objectives]
         self.missing = num_wanted(config) - spent(study)
@@ -177,12 +188,12 @@ class StudySearch(Searcher):
         sweep has all its trials."""
         if trial_id not in self.trials:
             if self.deadline.passed:
-                return Searcher.FINISHED
+                return self._no_more()
             trial = self._go_on() or (self.study.ask() if self.begun < self.missing else None)
             if trial is None:
                 # What still trains may show that one that was stopped is among the best.
                 wait = self.stopping is not None and len(self.over) < len(self.trials)
-                return None if wait else Searcher.FINISHED
+                return None if wait else self._no_more()
             self.trials[trial_id] = trial
             self.begun += trial.number not in self.promoted
         trial = self.trials[trial_id]
@@ -193,6 +204,11 @@ class StudySearch(Searcher):
         first, *_ = earlier = chain(trials, trial.number)[:0:-1] or [trial.number]
         passed = max((epoch for number in earlier for epoch in proxy_values(self.config, trials[number])), default=0)
         return {"values": values, "number": trial.number, FIRST: first, PASSED: passed}
+
+    def _no_more(self) -> str:
+        if self.asked is not None:
+            self.asked.give_back()
+        return Searcher.FINISHED
 
     def _go_on(self) -> optuna.Trial | None:
         """Return a trial that goes on with one that was stopped and should not have been; None: there is none."""
@@ -291,7 +307,11 @@ def run_search(config: SweepConfig, workplace: Workplace, tracker: Tracker) -> S
     available = cluster.connect(workplace.address, dashboard=resources.most_workers > 1)
     if resources.is_elastic:
         outlive_nodes()
-    at_once = trials_at_once(resources, available, config.max_concurrent_trials, cluster.alive_nodes())
+    asked = _ask_for_room(config, workplace)
+    if asked is None:
+        at_once = trials_at_once(resources, available, config.max_concurrent_trials, cluster.alive_nodes())
+    else:
+        at_once = asked.trials
     study = open_study(config, folder, known)
     run_id = tracker.run("sweep", {SWEEP_TAG: key}, name=config.name)
     tracker.set_tags(run_id, {"rayndom.recipe": ", ".join(config.all_recipes)} | environment_tags())
@@ -315,7 +335,7 @@ def run_search(config: SweepConfig, workplace: Workplace, tracker: Tracker) -> S
     if done < wanted:
         watched = system_metrics(tracker, run_id, wanted=config.experiment({}).tracking.system_metrics)
         with probed(workplace.home.root) as storage, watched:
-            _tune(search, workplace, at_once, storage)
+            _tune(search, workplace, at_once, storage, asked)
         fetch(workplace.home.root / "runs", largest=SMALL_BYTES)
         if search.complete and spent(study) < wanted:
             console.say(
@@ -324,7 +344,30 @@ def run_search(config: SweepConfig, workplace: Workplace, tracker: Tracker) -> S
     return search
 
 
-def _tune(search: Search, workplace: Workplace, at_once: int, storage: SharedStorage) -> None:
+def _ask_for_room(config: SweepConfig, workplace: Workplace) -> AskedRoom | None:
+    """Ask the cluster's autoscaler for what the sweep says, and wait until the first trial fits; None: nothing is asked.
+
+    Raises:
+        ClusterLost: no room came.
+    """
+    if config.autoscale_to is None:
+        return None
+    if cluster.is_local(workplace.address):
+        console.say("autoscale_to is for clusters: a Ray of this machine's own does not grow")
+        return None
+    need = trial_resources(config.experiment({}).resources)
+    trials = min(config.autoscale_to, config.max_concurrent_trials or MOST_AT_ONCE)
+    console.say(f"asking the cluster for room for {trials} trials at a time")
+    asked = AskedRoom(need, trials)
+    try:
+        cluster.ClusterWatch(need, local=False).wait()
+    except BaseException:
+        asked.give_back()
+        raise
+    return asked
+
+
+def _tune(search: Search, workplace: Workplace, at_once: int, storage: SharedStorage, asked: AskedRoom | None) -> None:
     """Run the trials that are missing, `at_once` at a time."""
     config, study, folder, start = search.config, search.study, search.folder, new_start()
     bases = config.base_experiments()
@@ -366,7 +409,7 @@ def _tune(search: Search, workplace: Workplace, at_once: int, storage: SharedSto
     stopping = None
     if config.stopping is not None:
         stopping = EarlyStopping(config, max(experiment.training.epochs for experiment in bases), study)
-    searcher = StudySearch(config, study, lambda: listener.hopeless, search.deadline, stopping)
+    searcher = StudySearch(config, study, lambda: listener.hopeless, search.deadline, stopping, asked)
     tuner = tune.Tuner(
         tune.with_resources(trial, tune_resources(bases[0])),
         tune_config=tune.TuneConfig(
@@ -395,6 +438,9 @@ def _tune(search: Search, workplace: Workplace, at_once: int, storage: SharedSto
             if behind is None:
                 raise
             raise StudyAway(folder, behind) from error
+        finally:
+            if asked is not None:
+                asked.give_back()
         listener.check_disk(workplace.home)
         try:
             listener.check_broken()
