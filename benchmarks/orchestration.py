@@ -1,4 +1,4 @@
-"""What orchestration costs, and what a second worker gains: three bars, each with its verdict.
+"""What orchestration costs, and what a second worker gains: bars, each with its verdict.
 
     python -m benchmarks.orchestration [--pairs 12] [--json FILE]
 
@@ -8,6 +8,9 @@
 * blocked: a trial waits at most 20 ms per epoch for what the driver's listener does with it (MLflow, the board).
 * second worker: two gloo workers on two idle cores train at least 1.7 times the images per second of one, at the same global batch: 128,
   that of the papers. Halves of smaller batches keep a core less busy: with 64 the same network gains about 1.6.
+
+* start: a trial with one worker, and one with two, spends at most 5 s on anything but its epochs, from when Tune starts it to when it is
+  over. The first trial of a start, which imports everything, is printed and not judged.
 
 Trial and bare training take turns epoch by epoch, as do one worker and two: each ratio is that of neighbouring epochs. A bar is met or
 missed if the 95 % interval of the median ratio lies on one side of it, else undecided: then the machine is too busy, or more `--pairs` are
@@ -33,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import ray
 import yaml
 
 from benchmarks.timing import describe_hardware, hardware
@@ -47,6 +51,8 @@ from orchestration.tracking.tracker import Tracker
 
 MAX_OVERHEAD = 1.03
 MAX_BLOCKED_MS = 20.0
+MAX_START_SECONDS = 5.0
+STARTED_TRIALS = 5
 MIN_GAIN = 1.7
 EPOCH_SECONDS = 5.0  # a twelfth of the shortest trial that the first bar is about
 IDLE_CORES = 1.8
@@ -164,6 +170,53 @@ def measure_gain(folder: Path, pairs: int, images: int) -> dict[str, Any]:
     }
 
 
+class Starts:
+    """Notes of each trial how long it took beside its epochs, which it tells itself; trials run one after another."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._began = self._epochs = 0.0
+
+    def __enter__(self) -> Starts:
+        self.heard = TrialListener.on_trial_start, TrialListener.on_trial_result, TrialListener.on_trial_complete
+        start, result, complete, notes = *self.heard, self
+
+        def on_start(listener: TrialListener, *arguments: Any, **info: Any) -> None:
+            notes._began, notes._epochs = time.perf_counter(), 0.0
+            start(listener, *arguments, **info)
+
+        def on_result(listener: TrialListener, *arguments: Any, **info: Any) -> None:
+            notes._epochs += 0 if info["result"].get("finished") else info["result"]["time/epoch_seconds"]
+            result(listener, *arguments, **info)
+
+        def on_complete(listener: TrialListener, *arguments: Any, **info: Any) -> None:
+            complete(listener, *arguments, **info)
+            notes.seconds.append(time.perf_counter() - notes._began - notes._epochs)
+
+        TrialListener.on_trial_start, TrialListener.on_trial_result = on_start, on_result
+        TrialListener.on_trial_complete = on_complete
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        TrialListener.on_trial_start, TrialListener.on_trial_result, TrialListener.on_trial_complete = self.heard
+
+
+def measure_start(folder: Path, workers: int) -> dict[str, Any]:
+    """Run trials of one epoch one after another."""
+    folder.mkdir()
+    config = sweep_of(folder, 1, TRIAL_IMAGES)
+    decays = tuple(5e-4 * (1 + index) for index in range(STARTED_TRIALS))
+    tree = config.model_dump(mode="json") | {"max_concurrent_trials": 1}
+    tree["space"]["training.optimizer.weight_decay"]["choices"] = decays
+    tree["settings"] |= {"resources.workers": workers}
+    config = SweepConfig(**tree)
+    home = Home.locate(folder / "home")
+    with Starts() as starts:
+        run_search(config, Workplace(home), Tracker(home, "start"))
+    ray.shutdown()
+    return {"first": starts.seconds[0], "later": starts.seconds[1:]}
+
+
 def bars(record: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return (name, figures, verdict) of each bar."""
     overhead, gain = record["overhead"], record["second_worker"]
@@ -178,8 +231,17 @@ def bars(record: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("trial / bare, wall time, at most 1.03", wall.shown(), wall.verdict(at_most=MAX_OVERHEAD)),
         ("trial / bare, CPU time of the training process, at most 1.03", cpu.shown(), cpu.verdict(at_most=MAX_OVERHEAD)),
         ("blocked per epoch, at most 20 ms", spread, "met" if statistics.median(blocked) <= MAX_BLOCKED_MS else "missed"),
+        *(
+            (f"beside its epochs a trial with {workers} takes at most 5 s", *_start_bar(record["start"][workers]))
+            for workers in record["start"]
+        ),
         ("two workers / one, images per second, at least 1.7", gained.shown(), verdict),
     ]
+
+
+def _start_bar(found: dict[str, Any]) -> tuple[str, str]:
+    later = statistics.median(found["later"])
+    return f"median {later:.1f} s, the first one {found['first']:.1f} s", "met" if later <= MAX_START_SECONDS else "missed"
 
 
 def main() -> int:
@@ -197,6 +259,7 @@ def main() -> int:
             "load": psutil.getloadavg()[0],
             "images": images,
             "overhead": measure_overhead(folder, arguments.pairs, images),
+            "start": {name: measure_start(folder / name, workers) for name, workers in (("one worker", 1), ("two workers", 2))},
             "second_worker": measure_gain(folder, arguments.pairs, images),
         }
     out = sys.stdout.write

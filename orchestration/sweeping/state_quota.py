@@ -13,7 +13,7 @@ from orchestration.sweeping.config import SweepConfig
 from orchestration.sweeping.listener import TrialRow
 from orchestration.sweeping.study import AnyStudy, all_trials, superseded
 from trainers.checkpoint import STATE_FILE
-from trainers.fit import SELECTION_METRIC
+from trainers.selection import SELECTION_METRIC
 
 GIB = 2**30
 

@@ -14,7 +14,7 @@ from orchestration.sweeping.search import StudySearch
 from orchestration.sweeping.state_quota import StateQuota
 from orchestration.sweeping.study import open_study
 from trainers.checkpoint import STATE_FILE
-from trainers.fit import SELECTION_METRIC
+from trainers.selection import SELECTION_METRIC
 
 SIZE = 1000
 
