@@ -11,12 +11,13 @@ from torch import nn
 
 from analysis.reporting.conclusion import conclusion
 from analysis.result import EvaluationResult
-from models.threat_model import ThreatModel
 from rayndom.notebook import as_html
 from rayndom.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from orchestration.evaluating.evaluation_run import EvaluationSettings
 
 
 @dataclass(frozen=True)
@@ -89,48 +90,37 @@ def evaluate(
     Raises:
         UserError: a mistake, found before anything starts.
     """
-    from orchestration.evaluating.evaluation_report import keep, suite_name
-    from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare, run_jobs
+    from orchestration.evaluating.evaluation_report import keep_at_its_run, suite_name
+    from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare, run_jobs, threat_model_of
     from orchestration.evaluating.external_targets import external_from_flags, named_data
     from orchestration.home import Workplace
-    from orchestration.tracking.tracker import Tracker
-    from orchestration.trained_models.origin import training_run_of
     from orchestration.trained_models.targets import resolve_target
 
     named = named_data(data, None, None)
     place = Workplace.locate(home, data_root, address)
     if isinstance(target, nn.Module):
-        return _of_module(target, suite, named, epsilon, norm, num_samples, num_draws, seed, place.data_root)
+        settings = EvaluationSettings(suite, threat_model_of(None, norm, epsilon), num_samples, num_draws, named, seed)
+        return _of_module(target, settings, place.data_root)
     words = str(target.folder.model if isinstance(target, Run) else target)
     found = external_from_flags(words, None if weights is None else str(weights), named, place) or resolve_target(words, place.home)
-    trained = found.experiment.threat_model if found.experiment is not None else ThreatModel()
-    settings = EvaluationSettings(suite, _threat_model(epsilon, norm, trained), num_samples, num_draws, named, seed)
+    settings = EvaluationSettings(suite, threat_model_of(found, norm, epsilon), num_samples, num_draws, named, seed)
     job = prepare(found.name, found, settings, place)
     if found.external is not None:
         found.external.keep(place.home)
     run_jobs([job], workers=workers, address=address)
-    tracker, run_id = None, None
-    if found.experiment is not None:
-        tracker = Tracker(place.home, found.experiment.tracking.experiment)
-        run_id = training_run_of(found, tracker, place.home)
-    _, page = keep(job, job.result(), tracker, run_id, suite_name(suite))
+    _, page = keep_at_its_run(job, job.result(), suite_name(suite), place.home)
     return Evaluated(found.name, job.result(), page)
 
 
-def _threat_model(epsilon: float | str | None, norm: str | None, usual: ThreatModel) -> ThreatModel | None:
-    if epsilon is None and norm is None:
-        return None
-    return ThreatModel.model_validate({"norm": norm or usual.norm, "epsilon": usual.epsilon if epsilon is None else epsilon})
-
-
-def _of_module(model, suite, data, epsilon, norm, num_samples, num_draws, seed, data_root) -> Evaluated:  # type: ignore[no-untyped-def]
+def _of_module(model: nn.Module, settings: EvaluationSettings, data_root: Path | None) -> Evaluated:
     from analysis.evaluate import evaluate as evaluate_module
     from models.errors import UserError
     from orchestration.evaluating.evaluation_run import test_images
 
-    if data is None:
+    if settings.data is None:
         raise UserError('a module does not say what its images are; name the data set, e.g. data="cifar10"')
-    x, y = test_images(data, data_root, num_samples)
-    threat_model = _threat_model(epsilon, norm, ThreatModel()) or ThreatModel()
-    found = evaluate_module(model, x, y, suite=suite, threat_model=threat_model, num_draws=num_draws, seed=seed)
+    x, y = test_images(settings.data, data_root, settings.num_samples)
+    found = evaluate_module(
+        model, x, y, suite=settings.suite, threat_model=settings.threat_model, num_draws=settings.num_draws, seed=settings.seed
+    )
     return Evaluated(type(model).__name__, found)

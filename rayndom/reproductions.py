@@ -57,7 +57,7 @@ def reproduce(
     """Train what is missing, evaluate what is missing, and return a table or figure of a paper, as `rayndom reproduce` does.
 
     Args:
-        item: e.g. `ctrw.table4`. scale: `smoke`, `short` or `paper`. home, data_root, address: see `train`.
+        item: e.g. `ctrw.table4`. scale: `smoke`, `small`, `short` or `paper`. home, data_root, address: see `train`.
 
     Raises:
         UserError: no such item, or a mistake found before anything starts.

@@ -89,8 +89,7 @@ def plan_blocks(
     given = (x, y)
     x = images_of(x)
     y = labels_of(y, len(x))
-    if not 1 <= batch_size:
-        raise UserError(f"batch_size is {batch_size}; it must be at least 1")
+    check_numbers(seed, batch_size=batch_size, num_draws=num_draws, num_samples=num_samples)
     spec = getattr(model, "spec", None)
     defence = defence or (spec.defence if spec is not None else None)
     chosen = load_suite(suite, defence)
@@ -173,12 +172,19 @@ class _Blocks:
         return made
 
 
+def check_numbers(seed: int, **counts: int | None) -> None:
+    """Raise a `UserError` unless the seed is a whole number of 63 bits, and each count one from 1 on, or None."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise UserError(f"seed is {seed!r:.40}; it must be a whole number from 0 to 2^63 - 1")
+    for name, number in counts.items():
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+            raise UserError(f"{name} is {number!r:.40}; it must be at least 1" + ("" if isinstance(number, int) else ", and whole"))
+
+
 def _with_draws(scoring: Scoring, num_draws: int | None) -> Scoring:
     """Return how perturbed images are scored, with another number of draws where one is asked for."""
     if num_draws is None:
         return scoring
-    if num_draws < 1:
-        raise UserError(f"num_draws is {num_draws}; it must be at least 1")
     return scoring.model_copy(
         update={
             "num_evaluation_draws": num_draws,

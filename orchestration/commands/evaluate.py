@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from analysis.evaluation.block_task import BlockTask
     from analysis.evaluation.records import Record
     from analysis.evaluation.suites import Suite
-    from models.threat_model import ThreatModel
     from orchestration.evaluating.evaluation_run import EvaluationSettings, Job
-    from orchestration.experiment import ExperimentConfig
     from orchestration.home import Home, Workplace
     from orchestration.trained_models.targets import Target
     from trainers.data import DataConfig
@@ -82,7 +80,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from orchestration.evaluating.adding_images import begin, forecast, grow
     from orchestration.evaluating.block_names import what_changed
     from orchestration.evaluating.evaluation_report import finish, show
-    from orchestration.evaluating.evaluation_run import EvaluationSettings
+    from orchestration.evaluating.evaluation_run import EvaluationSettings, threat_model_of
     from orchestration.evaluating.external_targets import named_data
     from orchestration.evaluating.second_opinion import compare_opinions, prepare_opinion, show_opinion
 
@@ -92,7 +90,7 @@ def _run(arguments: argparse.Namespace) -> int:
     suite, name_of_suite = _suite(arguments, target, workplace.home)
     settings = EvaluationSettings(
         suite=suite,
-        threat_model=_threat_model(arguments, target.experiment),
+        threat_model=threat_model_of(target, arguments.norm, arguments.epsilon, flag="--"),
         num_samples=arguments.samples,
         num_draws=arguments.draws,
         data=data,
@@ -226,24 +224,6 @@ def _dry_run(facts: dict[str, Any], rows: list[tuple[str, str]]) -> int:
     console.result(facts)
     console.table("dry run: nothing was measured or written", ["what", "value"], rows)
     return 0
-
-
-def _threat_model(arguments: argparse.Namespace, experiment: ExperimentConfig | None) -> ThreatModel | None:
-    from pydantic import ValidationError
-
-    from models.errors import UserError
-    from models.threat_model import ThreatModel
-
-    if arguments.epsilon is None and arguments.norm is None:
-        return None
-    trained = experiment.threat_model if experiment else ThreatModel()
-    names = ("norm", "epsilon")
-    asked = {name: getattr(trained if getattr(arguments, name) is None else arguments, name) for name in names}
-    try:
-        return ThreatModel.model_validate(asked)
-    except ValidationError as error:
-        said = (f"--{''.join(map(str, item['loc'])) or 'epsilon'}: {item['msg'].removeprefix('Value error, ')}" for item in error.errors())
-        raise UserError("; ".join(said)) from None
 
 
 EVALUATE = Command(

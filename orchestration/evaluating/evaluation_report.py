@@ -16,7 +16,7 @@ from orchestration.evaluating.evaluation_run import Job
 from orchestration.evaluating.stored_evaluation import as_kept, write_kept
 from orchestration.evaluating.tracked_evaluation import log_evaluation
 from orchestration.exporting.export import record_evaluation
-from orchestration.home import Workplace
+from orchestration.home import Home, Workplace
 from orchestration.tracking.tracker import Tracker
 from orchestration.trained_models.origin import training_run_of
 
@@ -55,16 +55,21 @@ def finish(job: Job, result: EvaluationResult, suite: str, workplace: Workplace,
     Args:
         beside: what was found out beside the evaluation, as JSON types, for the result that is printed.
     """
-    tracker, run_id = None, None
-    if job.target.experiment is not None:
-        tracker = Tracker(workplace.home, job.target.experiment.tracking.experiment)
-        run_id = training_run_of(job.target, tracker, workplace.home)
-    summary, pages = keep(job, result, tracker, run_id, suite)
+    summary, pages = keep_at_its_run(job, result, suite, workplace.home)
     console.result({**summary, **(beside or {})})
     console.say(f"records {job.records_path}")
     if job.points is not None:
         console.say(f"points {job.points.folder}")
     console.say(f"report {pages / 'report.html'}")
+
+
+def keep_at_its_run(job: Job, result: EvaluationResult, suite: str, home: Home) -> tuple[dict[str, Any], Path]:
+    """Keep a result at the MLflow run that trained the model, where that is known; return what `keep` does."""
+    tracker, run_id = None, None
+    if job.target.experiment is not None:
+        tracker = Tracker(home, job.target.experiment.tracking.experiment)
+        run_id = training_run_of(job.target, tracker, home)
+    return keep(job, result, tracker, run_id, suite)
 
 
 def keep(job: Job, result: EvaluationResult, tracker: Tracker | None, run_id: str | None, suite: str) -> tuple[dict[str, Any], Path]:

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from analysis.evaluate import BlockQueue, Evaluation, EvaluationResult, PointStore, Progress, collect, plan_blocks, run_in_order
 from analysis.evaluation.points import KeptPoints, PointPurpose
 from analysis.evaluation.queue import OnBrokenBlock
 from analysis.evaluation.suites import Suite, load_suite
-from analysis.evaluation.tasks import MAX_BLOCK_SIZE
+from analysis.evaluation.tasks import MAX_BLOCK_SIZE, check_numbers
 from analysis.statistics.stopping import Looks
 from models.errors import UserError
 from models.threat_model import ThreatModel
@@ -70,6 +71,9 @@ class EvaluationSettings:
         num_samples, num_draws: None: the suite's.
         data: None: the data set the model was trained on. seed: root of all seeds.
         until: the rule that chose the numbers of samples and draws; None: they were asked for.
+
+    Raises:
+        UserError: a number that cannot be.
     """
 
     suite: str | Suite = "quick"
@@ -79,6 +83,31 @@ class EvaluationSettings:
     data: DataConfig | None = None
     seed: int = 0
     until: Until | None = None
+
+    def __post_init__(self) -> None:
+        check_numbers(self.seed, num_samples=self.num_samples, num_draws=self.num_draws)
+
+
+def threat_model_of(target: Target | None, norm: str | None, epsilon: float | str | None, flag: str = "") -> ThreatModel | None:
+    """Return the threat model that is asked for by norm or radius, the rest of it as the model was trained for; None: neither was named.
+
+    Args:
+        target: the model; None: it was not trained here. flag: how the names of both begin where the user types them.
+
+    Raises:
+        UserError: it is none.
+    """
+    if norm is None and epsilon is None:
+        return None
+    trained = target.experiment.threat_model if target is not None and target.experiment is not None else ThreatModel()
+    asked = {"norm": trained.norm if norm is None else norm, "epsilon": trained.epsilon if epsilon is None else epsilon}
+    try:
+        return ThreatModel.model_validate(asked)
+    except ValidationError as error:
+        said = (
+            f"{flag}{''.join(map(str, item['loc'])) or 'epsilon'}: {item['msg'].removeprefix('Value error, ')}" for item in error.errors()
+        )
+        raise UserError("; ".join(said)) from None
 
 
 @dataclass(eq=False, kw_only=True)

@@ -103,6 +103,30 @@ def test_mistakes_are_the_commands_and_nothing_heavy_is_imported_before_it_is_as
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"epsilon": "banana"}, "epsilon"),
+        ({"epsilon": -1}, "epsilon"),
+        ({"epsilon": 8}, "8/255"),
+        ({"norm": "l7"}, "linf"),
+        ({"num_samples": 0}, "at least 1"),
+        ({"num_samples": -3}, "at least 1"),
+        ({"num_samples": 1.5}, "whole"),
+        ({"num_draws": 0}, "at least 1"),
+        ({"num_draws": True}, "at least 1"),
+        ({"seed": -1}, "from 0"),
+        ({"seed": 2**70}, "from 0"),
+        ({"suite": "nothing"}, "unknown suite"),
+        ({"data": "nothing"}, "unknown data set"),
+    ],
+)
+def test_numbers_and_names_that_cannot_be_are_one_sentence(asked, said, tmp_path):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(UserError, match=said):
+        rayndom.evaluate(model, **{"data": "digits", "num_samples": 4, "home": tmp_path} | asked)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples" / "notebooks").glob("*.ipynb")))
