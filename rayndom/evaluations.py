@@ -90,12 +90,14 @@ def evaluate(
     Raises:
         UserError: a mistake, found before anything starts.
     """
+    from analysis.evaluation.tasks import check_counts
     from orchestration.evaluating.evaluation_report import keep_at_its_run, suite_name
     from orchestration.evaluating.evaluation_run import EvaluationSettings, prepare, run_jobs, threat_model_of
     from orchestration.evaluating.external_targets import external_from_flags, named_data
     from orchestration.home import Workplace
     from orchestration.trained_models.targets import resolve_target
 
+    check_counts(workers=workers)
     named = named_data(data, None, None)
     place = Workplace.locate(home, data_root, address)
     if isinstance(target, nn.Module):

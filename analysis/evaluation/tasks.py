@@ -9,6 +9,7 @@ import copy
 import logging
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ def plan_blocks(
     given = (x, y)
     x = images_of(x)
     y = labels_of(y, len(x))
-    check_numbers(seed, batch_size=batch_size, num_draws=num_draws, num_samples=num_samples)
+    check_seed(seed)
+    check_counts(batch_size=batch_size, num_draws=num_draws, num_samples=num_samples)
     spec = getattr(model, "spec", None)
     defence = defence or (spec.defence if spec is not None else None)
     chosen = load_suite(suite, defence)
@@ -172,13 +174,17 @@ class _Blocks:
         return made
 
 
-def check_numbers(seed: int, **counts: int | None) -> None:
-    """Raise a `UserError` unless the seed is a whole number of 63 bits, and each count one from 1 on, or None."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+def check_seed(seed: int) -> None:
+    """Raise a `UserError` unless it is a whole number of 63 bits."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise UserError(f"seed is {seed!r:.40}; it must be a whole number from 0 to 2^63 - 1")
+
+
+def check_counts(**counts: int | None) -> None:
+    """Raise a `UserError` unless each is a whole number from 1 on, or None."""
     for name, number in counts.items():
-        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
-            raise UserError(f"{name} is {number!r:.40}; it must be at least 1" + ("" if isinstance(number, int) else ", and whole"))
+        if number is not None and (isinstance(number, bool) or not isinstance(number, Integral) or number < 1):
+            raise UserError(f"{name} is {number!r:.40}; it must be at least 1" + ("" if isinstance(number, Integral) else ", and whole"))
 
 
 def _with_draws(scoring: Scoring, num_draws: int | None) -> Scoring:

@@ -21,7 +21,7 @@ from analysis.evaluate import BlockQueue, Evaluation, EvaluationResult, PointSto
 from analysis.evaluation.points import KeptPoints, PointPurpose
 from analysis.evaluation.queue import OnBrokenBlock
 from analysis.evaluation.suites import Suite, load_suite
-from analysis.evaluation.tasks import MAX_BLOCK_SIZE, check_numbers
+from analysis.evaluation.tasks import MAX_BLOCK_SIZE, check_counts, check_seed
 from analysis.statistics.stopping import Looks
 from models.errors import UserError
 from models.threat_model import ThreatModel
@@ -85,7 +85,8 @@ class EvaluationSettings:
     until: Until | None = None
 
     def __post_init__(self) -> None:
-        check_numbers(self.seed, num_samples=self.num_samples, num_draws=self.num_draws)
+        check_seed(self.seed)
+        check_counts(num_samples=self.num_samples, num_draws=self.num_draws)
 
 
 def threat_model_of(target: Target | None, norm: str | None, epsilon: float | str | None, flag: str = "") -> ThreatModel | None:

@@ -115,6 +115,7 @@ def test_mistakes_are_the_commands_and_nothing_heavy_is_imported_before_it_is_as
         ({"num_samples": 1.5}, "whole"),
         ({"num_draws": 0}, "at least 1"),
         ({"num_draws": True}, "at least 1"),
+        ({"workers": 0}, "at least 1"),
         ({"seed": -1}, "from 0"),
         ({"seed": 2**70}, "from 0"),
         ({"suite": "nothing"}, "unknown suite"),
