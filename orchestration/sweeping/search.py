@@ -175,6 +175,8 @@ class StudySearch(Searcher):
         self.begun, self.promoted = 0, set[int]()
         """How many of them count as new ones, and the numbers of those that go on with one that was stopped."""
         self.over: set[str] = set()
+        self._reported: dict[str, int] = {}
+        """The last epoch of each that the study has: one that broke and is tried again repeats some."""
 
     def save(self, checkpoint_path: str) -> None:
         """Leave an empty file: Tune wants one for its own way of restoring, which a sweep never takes. The study is on disk."""
@@ -226,8 +228,9 @@ class StudySearch(Searcher):
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Report an epoch's value, for single-objective sweeps; keep what early stopping compares, and what is shown of a trial."""
-        if trial_id in self.over or result.get("finished"):
+        if trial_id in self.over or result.get("finished") or result.get("epoch", 0) <= self._reported.get(trial_id, 0):
             return
+        self._reported[trial_id] = result["epoch"]
         self._keep_proxy(trial_id, result)
         trial, report = self.trials[trial_id], TrialReport.from_result(result)
         if report.metrics:
@@ -244,8 +247,11 @@ class StudySearch(Searcher):
             return
         if not error and self.interrupted() and not (result or {}).get("finished") and not (result or {}).get("failed"):
             return
+        result = result or {}
+        if not error and not result.get("failed"):
+            self.on_trial_result(trial_id, result)  # Tune leaves out the epoch that a trial was stopped after
         self.over.add(trial_id)
-        trial, result = self.trials[trial_id], result or {}
+        trial = self.trials[trial_id]
         if "epoch" in result:
             trial.set_user_attr(METRICS, dict(TrialReport.from_result(result).metrics))
         nothing = float("nan")

@@ -151,8 +151,9 @@ def played(config, folder, curves, workers=1, kill_after=None):
             if kill_after is not None and trained > kill_after:
                 raise Killed
             result = {"epoch": epoch, METRIC: curves(trial.config["first"], epoch)}
-            search.on_trial_result(name, result)
             decision = stopping.on_trial_result(None, trial, result)
+            if decision != "STOP":  # Tune tells a searcher of the others alone
+                search.on_trial_result(name, result)
             if epoch == FEW or decision == "STOP":
                 search.on_trial_complete(name, result | {"finished": epoch == FEW})
                 del running[name]

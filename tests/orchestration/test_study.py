@@ -292,6 +292,24 @@ def test_asha_remembers_trials_of_earlier_starts(config, tmp_path):
     assert scheduler.on_trial_result(None, trial, result) == "STOP"
 
 
+def test_the_epoch_that_a_trial_was_stopped_after_counts_in_later_starts(config, tmp_path):
+    """Of which Tune tells the searcher at the end of the trial alone."""
+    metric = "validation/robust_accuracy"
+    search = StudySearch(config, open_study(config, tmp_path))
+    for name, value in (("a", 0.9), ("b", 0.2)):
+        search.suggest(name)
+        search.on_trial_result(name, {"epoch": 1, metric: value / 2})
+        search.on_trial_complete(name, {"epoch": 2, metric: value})
+        search.on_trial_complete(name, {"epoch": 2, metric: value})
+    study = open_study(config, tmp_path)
+    assert [trial.intermediate_values for trial in study.trials] == [{1: 0.45, 2: 0.9}, {1: 0.1, 2: 0.2}]
+    decisions = [
+        asha(config, 9, study).on_trial_result(None, SimpleNamespace(config={"number": 2}), {"epoch": 2, metric: value})
+        for value in (0.5, 0.6)
+    ]
+    assert decisions == ["STOP", "CONTINUE"], "the better half of 0.9 and 0.2"
+
+
 def test_a_resumed_trial_is_not_stopped_before_it_is_where_it_was(config, tmp_path):
     metric = "validation/robust_accuracy"
     search = StudySearch(config, open_study(config, tmp_path))

@@ -16,7 +16,7 @@ from orchestration.home import Home, Workplace
 from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.sweep import run_sweep
 from orchestration.tracking.tracker import PARENT_TAG
-from tests.orchestration.sweep_process import SweepProcess
+from tests.orchestration.sweep_process import SweepProcess, assert_whole_record
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = """
@@ -205,3 +205,28 @@ def test_two_sweeps_at_once_in_one_cluster_and_one_home_both_end(home, tmp_path,
     assert sorted(run.data.tags["rayndom.sweep"].partition("-")[0] for run in runs_of(home, "sweep")) == ["one", "two"]
     assert len(runs_of(home, "trial")) == 6
     assert all(run.info.status == "FINISHED" for kind in ("sweep", "trial") for run in runs_of(home, kind))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_paused_trial_goes_on_where_it_was(home, tmp_path, workers):
+    """The second trial comes to the first rung behind the first one, and is among the best half once worse ones have come there."""
+    path = write_sweep(tmp_path, trials=5, epochs=4, train=320, extra=f"resources.workers: {workers}")
+    rate, values = "training.optimizer.learning_rate", (0.1, 0.003, 1e-7, 2e-7, 3e-7)
+    text = path.read_text()
+    space = f"space:\n  {rate}: {{type: choice, choices: {list(values)}}}\npoints:\n" + "".join(
+        f"  - {{{rate}: {value}}}\n" for value in values
+    )
+    path.write_text(f"{text[: text.index('space:')]}{space}{text[text.index('num_trials') :]}")
+    with SweepProcess(path, home, tmp_path / "log", ("--no-evaluation", "--max_concurrent_trials", "1", "--max_state_gib", "1")) as sweep:
+        assert sweep.wait(2000) == 0, sweep.text
+    assert re.search(r"trial 1: stopped at 1", sweep.text), sweep.text
+    again = re.search(r"trial (\d+): started, goes on with what trial 1 came to", sweep.text)
+    assert again, sweep.text
+    assert re.search(rf"trial {again[1]}: epoch 2/4", sweep.text), "and trains on"
+    assert "5/5 trials over" in sweep.text and "6/5" not in sweep.text
+    assert_whole_record(home, "tiny", 5)
+    (trial,) = (run for run in runs_of(home, "trial") if run.data.params[rate] == "0.003")
+    assert trial.data.metrics["validation/clean_accuracy"] > 0
