@@ -15,7 +15,7 @@ import pytest
 
 from orchestration.home import Home
 from tests.orchestration.places import fill, small_disk
-from tests.orchestration.services import TrackingServer
+from tests.orchestration.services import TrackingServer, free_port
 from tests.orchestration.sweep_process import SweepProcess, assert_whole_record, run_folder_state, runs_of
 from tests.orchestration.test_sweep_on_ray import write_sweep
 
@@ -94,7 +94,7 @@ def test_two_workers_wait_for_a_lost_node_and_a_baseline_takes_what_is_left(home
 
     path = write_sweep(tmp_path, trials=1, epochs=6, train=320, extra="resources.workers: 2")
     flags = (*SEARCH, "--baselines", "[at_digits]")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True, "dashboard_port": free_port()})
     try:
         node = cluster.add_node(num_cpus=1)
         with SweepProcess(path, home, tmp_path / "log", (*flags, "--address", cluster.address)) as sweep:
@@ -121,7 +121,7 @@ def test_a_group_goes_on_with_fewer_workers_and_takes_more_when_there_is_room(ho
     from ray.cluster_utils import Cluster
 
     path = write_sweep(tmp_path, trials=1, epochs=40, train=640, extra="resources.workers: [1, 3]")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True, "dashboard_port": free_port()})
     try:
         node = cluster.add_node(num_cpus=2)
         with SweepProcess(path, home, tmp_path / "log", (*SEARCH, "--address", cluster.address)) as sweep:

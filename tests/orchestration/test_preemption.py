@@ -14,6 +14,7 @@ from orchestration.recipes import load_recipe
 from orchestration.training.job import TrainingJob
 from orchestration.training.preemption import LOOK_EVERY_S, TIMED_STEPS, GroupNotice, TrialNotice
 from orchestration.training.training_run import train_here
+from tests.orchestration.services import free_port
 from tests.orchestration.sweep_process import SweepProcess, assert_whole_record
 from tests.orchestration.test_sweep_on_ray import write_sweep
 from trainers.within_epoch import FOLDER
@@ -105,7 +106,7 @@ def test_a_drained_node_costs_a_step_and_no_failure(home, tmp_path, workers):
 
     path = write_sweep(tmp_path, trials=1, epochs=3, train=1216, extra=f"resources.workers: {workers}\n  training.attack.steps: 60")
     path.write_text(path.read_text().replace("  training.attack.steps: 2\n", "", 1))
-    head = {"num_cpus": workers - 1, "include_dashboard": True}
+    head = {"num_cpus": workers - 1, "include_dashboard": True, "dashboard_port": free_port()}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         node = cluster.add_node(num_cpus=1)

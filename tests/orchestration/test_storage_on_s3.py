@@ -64,7 +64,7 @@ def other_node(tmp_path):
 
     cache = tmp_path / "cache"
     cache.mkdir()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": free_port()})
     ray = f"{sys.executable} -c 'from ray.scripts.scripts import main; main()' start --address {cluster.address} --num-cpus 2 --block"
     command = ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs tmpfs {cache} && exec {ray}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -16,6 +16,7 @@ from orchestration.home import Home, Workplace
 from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.sweep import run_sweep
 from orchestration.tracking.tracker import PARENT_TAG
+from tests.orchestration.services import free_port
 from tests.orchestration.sweep_process import SweepProcess, assert_whole_record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -194,7 +195,7 @@ def test_two_sweeps_at_once_in_one_cluster_and_one_home_both_end(home, tmp_path,
         (tmp_path / name).mkdir()
         path = write_sweep(tmp_path / name, trials=3, epochs=3, train=160, extra=extra, sampler="random")
         paths.append(path.rename(path.with_name(f"{name}.yaml")))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": True})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": True, "dashboard_port": free_port()})
     try:
         flags = ("--no-evaluation", "--address", cluster.address)
         with SweepProcess(paths[0], home, tmp_path / "1", flags) as one, SweepProcess(paths[1], home, tmp_path / "2", flags) as two:
