@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from analysis.attacked_model.draws import Draw, DrawSource, FixedDraws, set_draw
 from models.randomness import RandomModule, derive_seed
+from models.shared_prefix import SharedPrefix
 from trainers.attacks import AttackLoss
 
 
@@ -93,6 +94,11 @@ class AttackedModel(RandomModule):
         return math.inf
 
     @property
+    def network(self) -> nn.Module:
+        """The network that answers."""
+        return self.predictor.model
+
+    @property
     def is_exact(self) -> bool:
         """Whether gradients and scores see one and the same fixed set of draws, so that comparisons have no noise."""
         return self.source.is_fixed
@@ -147,18 +153,17 @@ class AttackedModel(RandomModule):
     def gradient(self, x_BCHW: Tensor, y_B: Tensor, loss: AttackLoss) -> tuple[Tensor, Tensor, Tensor]:
         """Return gradient of the mean loss, mean loss (B,) and share of draws that err (B,), over the source's next draws."""
         leaf = x_BCHW.detach().requires_grad_()
-        total = torch.zeros_like(leaf)
         loss_B = x_BCHW.new_zeros(len(x_BCHW))
         wrong_B = x_BCHW.new_zeros(len(x_BCHW))
-        with torch.enable_grad():
-            for _ in range(self.source.count):
+        count = self.source.count
+        with torch.enable_grad(), SharedPrefix(self, leaf, count * self.predictor.num_averaged) as shared:
+            for _ in range(count):
                 logits_BK = self.logits(leaf, self.source.take())
                 values_B = loss(logits_BK, y_B)
-                (gradient,) = torch.autograd.grad(values_B.sum(), leaf)
-                total += gradient
+                shared.add_gradient_of(values_B.sum())
                 loss_B += values_B.detach()
                 wrong_B += logits_BK.detach().argmax(1) != y_B
-        count = self.source.count
+            total = shared.input_gradient()
         return total / count, loss_B / count, wrong_B / count
 
     @torch.no_grad()
@@ -167,10 +172,11 @@ class AttackedModel(RandomModule):
         loss_B = x_BCHW.new_zeros(len(x_BCHW))
         wrong_B = x_BCHW.new_zeros(len(x_BCHW))
         draws = self.source.comparison(self._generation)
-        for draw in draws:
-            logits_BK = self.logits(x_BCHW, draw)
-            loss_B += loss(logits_BK, y_B)
-            wrong_B += logits_BK.argmax(1) != y_B
+        with SharedPrefix(self, x_BCHW, len(draws) * self.predictor.num_averaged):
+            for draw in draws:
+                logits_BK = self.logits(x_BCHW, draw)
+                loss_B += loss(logits_BK, y_B)
+                wrong_B += logits_BK.argmax(1) != y_B
         return loss_B / len(draws), wrong_B / len(draws)
 
     @torch.no_grad()

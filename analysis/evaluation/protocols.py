@@ -27,6 +27,7 @@ from analysis.attacked_model.model import AttackedModel, Predictor
 from analysis.attacks.registry import AttackOutput
 from models.configuration import Config
 from models.randomness import derive_seed, is_randomized
+from models.shared_prefix import SharedPrefix
 from trainers.attacks import margin
 
 ProtocolName = Literal["T0", "T1", "T2", "T3", "T4"]
@@ -175,11 +176,12 @@ def score_clean(setting: BlockSetting, *, averaged: bool = False) -> BlockOutcom
 def score_draws(predictor: Predictor, x: Tensor, y: Tensor, draws: tuple[Draw, ...]) -> tuple[Tensor, Tensor]:
     """Return correctness (S, R) and the mean over draws of true logit minus largest other logit (S,)."""
     columns, margins = [], torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    for draw in draws:
-        logits_SK = predictor.logits(x, draw)
-        # The largest of NaN is NaN's own place: no answer, so not a right one.
-        columns.append((logits_SK.argmax(1) == y) & ~logits_SK.isnan().any(1))
-        margins -= margin(logits_SK, y)
+    with SharedPrefix(predictor.model, x, len(draws) * predictor.num_averaged):
+        for draw in draws:
+            logits_SK = predictor.logits(x, draw)
+            # The largest of NaN is NaN's own place: no answer, so not a right one.
+            columns.append((logits_SK.argmax(1) == y) & ~logits_SK.isnan().any(1))
+            margins -= margin(logits_SK, y)
     return torch.stack(columns, dim=1), margins / len(draws)
 
 

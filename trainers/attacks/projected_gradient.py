@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from models.errors import UserError, unknown_name
 from models.profiling import timed
 from models.randomness import resample
+from models.shared_prefix import SharedPrefix
 from models.threat_model import Norm
 from trainers.attacks.balls import WHOLE, Shard, ball_around, sharded_noise
 from trainers.attacks.losses import AttackLoss, cross_entropy
@@ -189,27 +190,20 @@ class _Objective:
     def gradient(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradient (B, ...) and the losses (B,)."""
         leaf = x_adv.detach().requires_grad_()
-        gradient, loss_B = self._one_draw(leaf)
-        if self.num_draws == 1:
-            return gradient, loss_B
-        # Divided into new tensors, because autograd may return views, and these are added to in place.
-        gradient, loss_B = gradient / self.num_draws, loss_B / self.num_draws
-        for _ in range(self.num_draws - 1):
-            more_gradient, more_loss_B = self._one_draw(leaf)
-            gradient.add_(more_gradient, alpha=1 / self.num_draws)
-            loss_B.add_(more_loss_B, alpha=1 / self.num_draws)
-        return gradient, loss_B
+        total_B = torch.zeros((), device=leaf.device)
+        with SharedPrefix(self.model, leaf, self.num_draws) as shared:
+            for _ in range(self.num_draws):
+                loss_B = self._losses(leaf)
+                # The sum, not the mean: an example's gradient does not shrink with the size of the batch.
+                shared.add_gradient_of(loss_B.sum())
+                total_B = total_B + loss_B.detach()
+            gradient = shared.input_gradient()
+        return (gradient, total_B) if self.num_draws == 1 else (gradient / self.num_draws, total_B / self.num_draws)
 
     @torch.no_grad()
     def value(self, x_adv: Tensor) -> Tensor:
         """Return the losses (B,)."""
         return torch.stack([self._losses(x_adv) for _ in range(self.num_draws)]).mean(dim=0)
-
-    def _one_draw(self, leaf: Tensor) -> tuple[Tensor, Tensor]:
-        loss_B = self._losses(leaf)
-        # The sum, not the mean: an example's gradient does not shrink with the size of the batch.
-        (gradient,) = torch.autograd.grad(loss_B.sum(), leaf)
-        return gradient, loss_B.detach()
 
     def _losses(self, x_adv: Tensor) -> Tensor:
         if self.fresh_draws:
