@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from models.accelerator import has_module_like_cuda
 from models.randomness import RandomModule, derive_seed
 
 Reseed = Callable[[int], None]
@@ -89,7 +90,7 @@ def _forked(device: torch.device) -> Iterator[None]:
     """Leave the global generators of Python, NumPy and PyTorch (of the CPU and of one device) as they are."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - networks draw from the global generator
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.random.fork_rng([device], device_type=device.type) if has_module_like_cuda(device) else torch.random.fork_rng([]):
             yield
     finally:
         random.setstate(states[0])
@@ -133,9 +134,10 @@ class _SeededOperations(TorchDispatchMode):
     def _seed(self, number: int, block: int) -> None:
         value = derive_seed(self.seed, number, block)
         torch.default_generator.manual_seed(value)
-        if self.device.type == "cuda":
-            index = torch.cuda.current_device() if self.device.index is None else self.device.index
-            torch.cuda.default_generators[index].manual_seed(value)
+        if has_module_like_cuda(self.device):
+            module = torch.get_device_module(self.device)
+            index = module.current_device() if self.device.index is None else self.device.index
+            module.default_generators[index].manual_seed(value)
 
 
 def _has_generator(args: Any, kwargs: Any) -> bool:

@@ -21,6 +21,8 @@ import psutil
 import torch
 from packaging.requirements import Requirement
 
+from models.accelerator import accelerator, has_module_like_cuda
+
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 """The folder that holds the four packages: the checkout, or site-packages."""
 
@@ -73,7 +75,7 @@ def environment_tags() -> dict[str, str]:
 
 def _in_words(devices: list[dict[str, Any]]) -> str:
     """Return GPUs in one line, e.g. `2 x NVIDIA H200 (139.8 GiB)`."""
-    names = [f"{device['name']} ({device['memory_gib']} GiB)" for device in devices]
+    names = [f"{device['name']} ({device['memory_gib']} GiB)" if "memory_gib" in device else device["name"] for device in devices]
     return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)) or "none"
 
 
@@ -241,10 +243,15 @@ def memory_limit() -> int:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """Return name, memory (GiB) and compute capability of each GPU that this process sees."""
-    if not torch.cuda.is_available():
+    """Return name, memory (GiB) and, of NVIDIA's, compute capability of each GPU that this process sees; of Apple's the type alone."""
+    kind = accelerator()
+    if kind is None:
         return []
-    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    if not has_module_like_cuda(kind):
+        return [{"name": kind.type}]
+    found = [torch.get_device_module(kind).get_device_properties(index) for index in range(torch.accelerator.device_count())]
+    if kind.type != "cuda":
+        return [{"name": device.name, "memory_gib": round(device.total_memory / GIBIBYTE, 1)} for device in found]
     return [
         {
             "name": device.name,

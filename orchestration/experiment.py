@@ -105,7 +105,11 @@ class ResourcesConfig(Config):
         None, ge=0.01, le=MOST_WORKERS, description="CPU cores (threads) of each worker; none: all cores for a single run, one in a sweep."
     )
     gpus_per_worker: float = Field(
-        0, ge=0, le=MOST_WORKERS, description="GPUs of each worker; a fraction shares a GPU between small trials."
+        0,
+        ge=0,
+        le=MOST_WORKERS,
+        description="GPUs of each worker, of the maker that PyTorch finds here (NVIDIA, AMD, Intel, Apple); a fraction shares a GPU "
+        "between small trials.",
     )
 
     @field_validator("workers", mode="before")

@@ -154,7 +154,7 @@ def _synchronization(device: torch.device) -> Callable[[], None]:
 
 
 def _activity_of(device: torch.device) -> ProfilerActivity:
-    return ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.PrivateUse1
+    return {"cuda": ProfilerActivity.CUDA, "xpu": ProfilerActivity.XPU}.get(device.type, ProfilerActivity.PrivateUse1)
 
 
 def measured_peak(device: torch.device, precision: Precision) -> float:

@@ -97,14 +97,18 @@ def _differs(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return (first != second).any()
 
 
+_DEVICES: dict[str, Any] = {"cuda": torch.cuda, "xpu": torch.xpu}
+
+
 def _generator_states() -> dict[str, Any]:
     states: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),  # noqa: NPY002 - attack libraries move the global generator
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states["cuda"] = torch.cuda.get_rng_state_all()
+    for name, module in _DEVICES.items():
+        if module.is_available() and module.is_initialized():
+            states[name] = module.get_rng_state_all()
     return states
 
 
@@ -120,6 +124,7 @@ def _restore_generators(states: dict[str, Any], report: StateReport) -> None:
     if not torch.equal(now["torch"], states["torch"]):
         report.generators.append("torch")
         torch.set_rng_state(states["torch"])
-    if "cuda" in states and not all(torch.equal(a, b) for a, b in zip(now["cuda"], states["cuda"], strict=True)):
-        report.generators.append("cuda")
-        torch.cuda.set_rng_state_all(states["cuda"])
+    for name in _DEVICES.keys() & states.keys():
+        if not all(torch.equal(a, b) for a, b in zip(now[name], states[name], strict=True)):
+            report.generators.append(name)
+            _DEVICES[name].set_rng_state_all(states[name])

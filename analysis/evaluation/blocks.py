@@ -38,6 +38,7 @@ from analysis.evaluation.records import Record, pack_rows
 from analysis.evaluation.study_runs import Study, StudyOutcome
 from analysis.evaluation.tasks import bare_model
 from analysis.fingerprints import data_hash, weights_hash
+from models.accelerator import has_module_like_cuda
 from models.modes import mode
 from models.randomness import derive_seed, resample
 from models.threat_model import ThreatModel
@@ -250,7 +251,7 @@ def _header(task: BlockTask) -> dict[str, Any]:
 
 
 def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return torch.get_device_module(device).get_device_name(device) if has_module_like_cuda(device) else device.type
 
 
 def _versions() -> dict[str, str]:

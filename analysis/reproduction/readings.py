@@ -16,6 +16,7 @@ from analysis.quantities.quantity import NotComputable, Subject, quantity
 from analysis.reproduction.outcome import Reading
 from analysis.reproduction.papers.measures import Theory, Timing
 from analysis.theory.transferability import undisturbed
+from models.accelerator import wait_for
 from models.randomness import resample
 from models.threat_model import parse_pixel_fraction
 
@@ -83,19 +84,14 @@ def read_test_set_seconds(model: nn.Module, x_NCHW: Tensor, batch_size: int = 12
     generator = torch.Generator().manual_seed(0)
     with undisturbed(model), torch.no_grad():
         model(x_NCHW[:batch_size].to(device))
-        _wait(device)
+        wait_for(device)
         started = time.perf_counter()
         for x_BCHW in x_NCHW.split(batch_size):
             resample(model, generator)
             model(x_BCHW.to(device))
-        _wait(device)
+        wait_for(device)
         seconds = time.perf_counter() - started
     return Found({"value": seconds}, how=f"{len(x_NCHW)} images in batches of {batch_size}, fp32", num_samples=len(x_NCHW))
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _number(value: Any) -> Any:

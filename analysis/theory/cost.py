@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.accelerator import wait_for
 from models.ensemble import INFERENCE_MODES, Ensemble, inference_mode_of
 from models.errors import UserError
 from models.layers.cost import CountsMacs, GeneratesWeights
@@ -156,16 +157,11 @@ def measure_costs(
 
 
 def _time(model: nn.Module, x_BCHW: torch.Tensor) -> float:
-    _synchronize(x_BCHW.device)
+    wait_for(x_BCHW.device)
     started = time.perf_counter()
     model(x_BCHW)
-    _synchronize(x_BCHW.device)
+    wait_for(x_BCHW.device)
     return time.perf_counter() - started
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _images(model: nn.Module, image_shape: ImageShape, count: int) -> torch.Tensor:

@@ -37,7 +37,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=SAMPLES, help="test images (default: each quantity's own number)")
     parser.add_argument("--draws", type=DRAWS, help="draws, or pairs of draws (default: each quantity's own number)")
     parser.add_argument("--seed", type=SEED, default=0, help="root of all seeds (default 0)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (default cpu)")
+    parser.add_argument("--device", choices=("cpu", "cuda", "xpu", "mps"), default="cpu", help="where to compute (default cpu)")
     add_wait(parser)
     add_format(parser)
     add_data_root(parser)

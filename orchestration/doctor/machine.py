@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from models.accelerator import accelerator
 from models.errors import UserError
 from orchestration.doctor.check import Check
 from orchestration.environment import GIBIBYTE, cpu_features, cpu_model, gpus, memory_limit, usable_cores
@@ -56,6 +57,8 @@ def check_gpus() -> Check:
         available = torch.cuda.is_available()
     if available:
         return _usable_gpus(name)
+    if accelerator() is not None:  # of another maker
+        return Check(name, "ok", ", ".join(device["name"] for device in gpus()))
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not _DRIVER.exists():
         return Check(name, "ok", "none: models train on the CPU")

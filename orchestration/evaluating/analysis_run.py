@@ -13,6 +13,7 @@ import torch
 from analysis.fingerprints import weights_hash
 from analysis.quantities.quantity import MOST_IMAGES, Subject
 from analysis.quantities.report import Record, choose, compute, metrics_of
+from models.accelerator import accelerator
 from models.errors import UserError
 from models.files import write_text
 from models.json_text import read_json
@@ -48,8 +49,9 @@ class AnalysisSettings:
         for flag, value in (("--samples", self.num_samples), ("--draws", self.num_draws)):
             if value is not None and value < 1:
                 raise UserError(f"{flag} is {value}; it must be at least 1")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("--device cuda: no GPU is usable here; `--device cpu` works everywhere")
+        found = accelerator()
+        if self.device != "cpu" and (found is None or found.type != self.device):
+            raise UserError(f"--device {self.device}: no such GPU is usable here; `--device cpu` works everywhere")
 
 
 def subject_of(target: Target, settings: AnalysisSettings, data_root: Path | None) -> Subject:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from analysis.evaluate import BlockQueue, BlockTask, PointStore, run_block
 from analysis.evaluation.queue import E
 from analysis.evaluation.records import Record
+from models.accelerator import device_for
 from models.freed_memory import keep_freed_memory
 from orchestration.storage import fetch, keep, storage_of
 from orchestration.trained_models.external import KnownExternal
@@ -22,7 +23,7 @@ Source = Path | KnownExternal
 
 def load_for_blocks(source: Source, gpus: float) -> nn.Module:
     """Return a target's model where its blocks run: on the GPU if a worker has a share of one."""
-    model = load_source(source).to("cuda" if gpus else "cpu")
+    model = load_source(source).to(device_for(gpus))
     # The code of other people's networks may rely on the order of values in memory (`view`).
     return model if isinstance(source, KnownExternal) else model.to(memory_format=torch.channels_last)
 

@@ -100,7 +100,7 @@ def processes_for(passes: float, workers: int | None, gpus: float = 0) -> int:
     if workers is not None:
         return max(workers, 1)
     if gpus:
-        return max(int(torch.cuda.device_count() / gpus), 1)
+        return max(int(torch.accelerator.device_count() / gpus), 1)
     return 1 if passes < SMALL_WORK else os.cpu_count() or 1
 
 

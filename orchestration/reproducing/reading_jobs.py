@@ -16,6 +16,7 @@ from analysis.fingerprints import weights_hash
 from analysis.quantities.quantity import MOST_IMAGES, Subject
 from analysis.reproduction.papers.measures import Theory
 from analysis.reproduction.readings import Found, identity, read_test_set_seconds, read_theory
+from models.accelerator import device_for
 from models.errors import UserError
 from models.files import write_text
 from models.freed_memory import keep_freed_memory
@@ -144,7 +145,7 @@ def take_reading(job: ReadingJob, folders: Sequence[Path], data_root: Path | Non
     torch.set_num_threads(1)
     keep_freed_memory()
     experiment = job.training.experiment
-    device = "cuda" if experiment.resources.gpus_per_worker and torch.cuda.is_available() else "cpu"
+    device = device_for(experiment.resources.gpus_per_worker)
     measure = job.measure
 
     def load(folder: Path) -> torch.nn.Module:

@@ -27,10 +27,11 @@ class RandomizedClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name
     def load_context(self, context: Any) -> None:
         """Load the model in eval mode, on the GPU where there is one. Its draws are those of no known seed."""
         _find_library(context.artifacts["code"])
+        from models.accelerator import device_for
         from models.randomness import is_randomized
         from models.weights import load_pretrained
 
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device_for("whatever there is")
         model = load_pretrained(context.artifacts["model"], resample_on_forward=False, seed=secrets.randbits(62))
         self.model, self.randomized = model.to(self.device), is_randomized(model)
         self.alone = threading.Lock()

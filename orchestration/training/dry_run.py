@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.accelerator import counts_memory
 from models.randomness import num_configurations
 from orchestration import console
 from orchestration.experiment import ExperimentConfig
@@ -202,8 +203,8 @@ def _time_validation(loop: TrainingLoop, held_out: ArraySplit | StreamedSplit) -
 
 
 def _peak_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+    if counts_memory(device):
+        return torch.accelerator.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from analysis.theory.cost import count_parameters
+from models.accelerator import device_for, wait_for
 from models.errors import UserError
 from models.files import write_text
 from models.json_text import read_json
@@ -48,7 +49,7 @@ def protocol_metrics(job: TrainingJob, measure: MeasureConfig) -> dict[str, floa
     from analysis.evaluate import evaluate
 
     experiment, path = job.experiment, _path(job.folder, measure)
-    device = "cuda" if experiment.resources.gpus_per_worker and torch.cuda.is_available() else "cpu"
+    device = device_for(experiment.resources.gpus_per_worker)
     model = load_pretrained(job.folder.model, resample_on_forward=False).to(device).to(memory_format=torch.channels_last)
     batches = list(evaluation_batches(limited(load_data(experiment.data, job.data_root).validation, measure.num_examples), 256))
     result = evaluate(
@@ -118,13 +119,11 @@ def cost_metrics(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[st
     seconds = []
     with mode(model, "eval"), torch.no_grad():
         for _ in range(_ROUNDS + 1):
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            wait_for(device)
             started = time.perf_counter()
             resample(model, generator)
             model(x_BCHW)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            wait_for(device)
             seconds.append(time.perf_counter() - started)
     return {
         "model/parameters": float(count_parameters(model)),

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from models.accelerator import accelerator
 from models.errors import UserError
 from models.freed_memory import give_back_freed_memory, keep_freed_memory
 from models.network_parts import freeze
@@ -104,9 +105,10 @@ def _device_for(resources: ResourcesConfig) -> torch.device:
     """
     if not resources.gpus_per_worker:
         return torch.device("cpu")
-    if not torch.cuda.is_available():
+    found = accelerator()
+    if found is None:
         raise UserError(
             f"resources.gpus_per_worker is {resources.gpus_per_worker:g}, but no GPU is usable here. "
             "`--resources.gpus_per_worker 0` trains on the CPU."
         )
-    return torch.device("cuda", torch.cuda.current_device())
+    return found

@@ -142,7 +142,7 @@ def test_a_restart_is_a_new_run_that_names_the_one_it_replaces(home):
     ids=["data set", "GPU"],
 )
 def test_what_is_refused_before_it_trains_leaves_no_run(home, tmp_path, fields, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check_available=False: None)
     with pytest.raises(UserError):
         run_single(load_recipe("at_digits", [*fields]).experiment, Workplace(home, tmp_path / "no data"))
     assert runs_of(home, "run") == []

@@ -169,7 +169,7 @@ def _loader(split: StreamedSplit, augmentation: Augmentation, sampler: _EpochSam
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=_collate,
-        pin_memory=split.device.type == "cuda",
+        pin_memory=split.device.type in ("cuda", "xpu"),
         persistent_workers=num_workers > 0,
         generator=torch.Generator().manual_seed(0),  # Without one the loader would move the global generator.
     )
