@@ -46,7 +46,7 @@ class SharedPrefix:
 
     def __init__(self, model: Any, x: Tensor, num_calls: int) -> None:
         network = model.network if isinstance(model, StandsForNetwork) else model
-        useful = num_calls > 1 and isinstance(network, nn.Module) and _holds_its_own_draws(network)
+        useful = num_calls > 1 and isinstance(network, nn.Module) and "forward" not in network.__dict__ and _holds_its_own_draws(network)
         self._layers = list(_shareable(network)) if useful else []
         self._x = x
         # By the identity of what a layer is given: what it stands for in the graph of the prefix, and itself, to keep the identity taken.

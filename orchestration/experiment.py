@@ -259,6 +259,7 @@ class ExperimentConfig(Config):
         full = self.model_dump(mode="json", exclude_defaults=True)
         full["defence"] = {"name": self.defence.name} | self.defence.parameters.model_dump(mode="json", exclude_defaults=True)
         training = full.setdefault("training", {})
+        training.pop("compile", None)  # rounding, as another processor's: fields of `training` are where users look for it
         if self.training.objective.name != _own_objective(self.defence.name):
             training.setdefault("objective", {})["name"] = self.training.objective.name
         _mark_revisions(full["defence"], self.defence.parameters)

@@ -11,6 +11,7 @@ from models.configuration import Config
 from models.file_content import absolute
 from models.initial_weights import SCHEMES, is_path
 from trainers.averaging import AveragingConfig
+from trainers.compilation import Compile
 from trainers.objective import ObjectiveConfig, ObjectiveField, objectives
 from trainers.optimizer import OptimizerConfig
 from trainers.schedule import ScheduleConfig
@@ -64,6 +65,11 @@ class TrainingConfig(Config):
         "auto",
         description="Arithmetic of training: `bf16` autocast, `fp32`, or `auto`: bf16 on hardware with fast bf16 matrix units. Validation "
         "and evaluation always use fp32.",
+    )
+    compile: Compile = Field(
+        "auto",
+        description="Steps as compiled code (`torch.compile`): `on`, `off`, or `auto`: on CUDA devices, in long runs. Not part of a run's "
+        "identity: it changes rounding, as another processor does. Objectives that differentiate twice stay eager.",
     )
     batch_norm: Literal["local", "synchronized"] = Field(
         "local",

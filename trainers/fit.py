@@ -22,6 +22,7 @@ from models.threat_model import ThreatModel
 from trainers.accumulation import accumulate
 from trainers.averaging import WeightAverage, recompute_batch_statistics
 from trainers.checkpoint import START_AGAIN, STATE_FILE, read_state, write_state
+from trainers.compilation import compiled_steps
 from trainers.complaints import CATASTROPHIC_OVERFITTING, CLIPPED_STEPS
 from trainers.config import TrainingConfig
 from trainers.data import ArraySplit, Augmentation, DeviceBatches, Splits, StreamedSplit, training_batches
@@ -181,6 +182,8 @@ class TrainingLoop:
             num_epochs=config.epochs,
             steps_per_epoch=self.steps_per_epoch,
         )
+        num_passes = config.epochs * self.steps_per_epoch * (config.attack.steps + 1)
+        self.compiled = compiled_steps(self.model, config.compile, device, config.objective, num_passes)
         self.average = None if config.averaging.name == "none" else WeightAverage(self.model, config.averaging, config.epochs)
         if config.attack.warm_start is not None:
             self.context.warm_start = WarmStart(splits.train, augmentation, config.attack.warm_start)
@@ -309,7 +312,8 @@ class TrainingLoop:
         optimizer.zero_grad(set_to_none=self.config.optimizer.gradients_when_unused == "none")
         if self.average is not None:
             y_B = self.average.labels(self.model, x_BCHW, y_B)
-        scalars = accumulate(self.objective, self.model, x_BCHW, y_B, context, self.config.accumulation)
+        with self.compiled():
+            scalars = accumulate(self.objective, self.model, x_BCHW, y_B, context, self.config.accumulation)
         average_gradients(self.model.parameters())
         if limit is not None:
             self.clipped_steps += nn.utils.clip_grad_norm_(self.model.parameters(), limit) > limit

@@ -31,6 +31,9 @@ class ObjectiveConfig(Config):
     takes_single_step: ClassVar[bool] = False
     """Whether images are perturbed by a single step of the objective's own instead of the configured attack."""
 
+    is_compilable: ClassVar[bool] = False
+    """Whether a step calls the model itself and differentiates once: then its passes may be compiled code."""
+
     name: str = Field(description="Name of the objective, e.g. `adversarial`.")
 
     def problem_with(self, defence: Config, num_classes: int) -> str | None:

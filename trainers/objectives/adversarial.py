@@ -23,6 +23,7 @@ class AdversarialConfig(PerturbableConfig):
     """Parameters of adversarial training."""
 
     takes_soft_labels: ClassVar[bool] = True
+    is_compilable: ClassVar[bool] = True
 
     name: Literal["adversarial"] = Field("adversarial", description="Adversarial training.")
 

@@ -7,7 +7,7 @@ surrogate gains over this is owed to the gradient gaps; what it shares with this
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from trainers.trades_terms import TradesFamily, TradesFamilyConfig, logits_of_bo
 
 class LabelSmoothingConfig(TradesFamilyConfig):
     """Parameters of `label_smoothing`; the defaults are those of `rat_surrogate` with both terms."""
+
+    is_compilable: ClassVar[bool] = True
 
     name: Literal["label_smoothing"] = Field("label_smoothing", description="TRADES with plain label smoothing.")
     alpha: float = Field(0.2, ge=0, le=1, description="Weight of the smoothed term; cross-entropy has 1 - alpha.")

@@ -18,6 +18,7 @@ class NaturalConfig(ObjectiveConfig):
     """Natural training has no parameters."""
 
     takes_soft_labels: ClassVar[bool] = True
+    is_compilable: ClassVar[bool] = True
 
 
 class Natural(LossObjective):

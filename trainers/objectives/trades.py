@@ -22,6 +22,7 @@ class TradesConfig(TradesFamilyConfig):
     """Parameters of `trades`."""
 
     takes_soft_labels: ClassVar[bool] = True
+    is_compilable: ClassVar[bool] = True
 
     name: Literal["trades"] = Field("trades", description="TRADES.")
 
