@@ -1,17 +1,20 @@
 """Cost of each defence: a PGD-10 adversarial training step relative to plain adversarial training, in one run.
 
-    python -m benchmarks.defences [--backbones resnet8 resnet18] [--precision fp32] [--json FILE]
+    python -m benchmarks.defences [--backbones resnet8 resnet18] [--precision fp32] [--compiled] [--json FILE]
 
 Each measurement is a whole step as the training loop does it: the attack's draw, ten attack steps, the training step's draw, one SGD
-step and the constraints. Exit code 1 if a bar is missed.
+step and the constraints. With `--compiled`, the same steps as compiled code beside them (`training.compile: on`), and the seconds of the
+first one; it has no bar. Exit code 1 if a bar is missed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from models.constraints import apply_constraints
 from models.layer_replacement import replace_named
 from models.positions import convolutions
 from models.threat_model import ThreatModel
+from trainers.compilation import CompiledForward
 from trainers.hardware import Precision, channels_last, to_channels_last_
 from trainers.step import InnerAttackConfig, StepContext
 from trainers.streams import Streams
@@ -59,7 +63,7 @@ def paired_ratio(variant: Timing, reference: Timing) -> float:
     return statistics.median(a / b for a, b in zip(variant.milliseconds, reference.milliseconds, strict=True))
 
 
-def training_step(name: str, backbone: str, x: Tensor, y: Tensor, precision: Precision) -> Callable[[], None]:
+def training_step(name: str, backbone: str, x: Tensor, y: Tensor, precision: Precision, *, compiled: bool = False) -> Callable[[], None]:
     """Return one adversarial training step of a variant."""
     defence, parameters = VARIANTS[name]
     model = build_model(defence, backbone=backbone, num_classes=10, image_shape=(3, 32, 32), **parameters)
@@ -79,12 +83,15 @@ def training_step(name: str, backbone: str, x: Tensor, y: Tensor, precision: Pre
         steps_per_epoch=1_000_000,
     )
 
+    passes = CompiledForward(model) if compiled else contextlib.nullcontext
+
     def step() -> None:
-        x_adv = context.adversarial_examples(model, x, y)
-        optimizer.zero_grad()
-        with precision.autocast():
-            logits_BK = model(x_adv)
-        functional.cross_entropy(logits_BK.float(), y).backward()
+        with passes():
+            x_adv = context.adversarial_examples(model, x, y)
+            optimizer.zero_grad()
+            with precision.autocast():
+                logits_BK = model(x_adv)
+            functional.cross_entropy(logits_BK.float(), y).backward()
         optimizer.step()
         apply_constraints(model)
         context.step += 1
@@ -102,12 +109,17 @@ def _widen_kernel(model: nn.Module) -> None:
     replace_named(model.backbone, convolutions(model.backbone, (2,)), dense)
 
 
-def measure(backbone: str, names: list[str], batch_size: int, rounds: int, precision: Precision) -> dict[str, Timing]:
-    """Return the timings of the variants by name."""
+def measure(backbone: str, names: list[str], batch_size: int, rounds: int, precision: Precision, *, compiled: bool) -> dict[str, Timing]:
+    """Return the timings of the variants by name, and of each as compiled code if asked for."""
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(batch_size, 3, 32, 32, generator=generator)
     y = torch.randint(0, 10, (batch_size,), generator=generator)
     steps = {name: training_step(name, backbone, x, y, precision) for name in names}
+    for name in names if compiled else ():
+        steps[f"{name}, compiled"] = step = training_step(name, backbone, x, y, precision, compiled=True)
+        began = time.perf_counter()
+        step()
+        print(f"{backbone}, {name}: the first compiled step took {time.perf_counter() - began:.0f} s", flush=True)
     return interleaved(steps, rounds)
 
 
@@ -162,6 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=11, help="measurements per variant (at least 5)")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--compiled", action="store_true", help="the same steps as compiled code beside them")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record there")
     options = parser.parse_args(arguments)
     if options.rounds < 5:
@@ -173,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
     records = []
     for backbone in options.backbones:
         precision = Precision(options.precision, "cpu")
-        timings = measure(backbone, names, options.batch_size, options.rounds, precision)
+        timings = measure(backbone, names, options.batch_size, options.rounds, precision, compiled=options.compiled)
         records.append(record_of(backbone, options.batch_size, options.precision, timings))
         print(table_of(records[-1]), flush=True)
     if options.json:

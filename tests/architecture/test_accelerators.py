@@ -17,6 +17,7 @@ ONE_MAKERS = {
     "models/accelerator.py",  # which makers' modules are alike
     "models/backbones/__init__.py",  # initial weights drawn on a CUDA device
     "models/layers/random_normalization.py",  # capture of CUDA graphs
+    "trainers/compilation.py",  # where compiled code is the default
     "trainers/optimizer.py",  # fused kernels
     "trainers/hardware.py",  # what is known of bf16, maker by maker
     "trainers/step_profile.py",  # PyTorch's names of activities, peaks by product
