@@ -16,6 +16,7 @@ from tests.architecture.source import ROOT, python_files
 ONE_MAKERS = {
     "models/accelerator.py",  # which makers' modules are alike
     "models/backbones/__init__.py",  # initial weights drawn on a CUDA device
+    "models/layers/deformable_convolution.py",  # torchvision has a kernel for it
     "models/layers/random_normalization.py",  # capture of CUDA graphs
     "trainers/compilation.py",  # where compiled code is the default
     "trainers/optimizer.py",  # fused kernels
