@@ -64,7 +64,7 @@ def fabricate(folder: Path, size: int) -> None:
     from orchestration.home import Home
     from orchestration.sweeping.config import SWEEP_FILE, sweep_key
     from orchestration.sweeping.loading import load_sweep
-    from orchestration.sweeping.search import StudySearch
+    from orchestration.sweeping.proposals import StudySearch
     from orchestration.sweeping.study import open_study, remember, spent
     from orchestration.sweeping.trial_runs import shared_parameters, trial_run
     from orchestration.tracking.experiment_run import FINISHED, STOPPED_EARLY, ParentRun
@@ -151,8 +151,8 @@ def _opened(folder: Path) -> Any:
 
 
 def _start(folder: Path) -> dict[str, float]:
+    from orchestration.sweeping.proposals import StudySearch
     from orchestration.sweeping.schedulers import EarlyStopping
-    from orchestration.sweeping.search import StudySearch
     from orchestration.sweeping.study import spent
     from orchestration.sweeping.trial_runs import complete_trial_runs
 

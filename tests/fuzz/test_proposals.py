@@ -15,9 +15,9 @@ import yaml
 
 from orchestration.sweeping.config import SweepConfig
 from orchestration.sweeping.loading import load_sweep
+from orchestration.sweeping.proposals import StudySearch
 from orchestration.sweeping.samplers import SAMPLERS
 from orchestration.sweeping.schedulers import EarlyStopping
-from orchestration.sweeping.search import StudySearch
 from orchestration.sweeping.study import open_study
 from tests.fuzz.command_line import SEED, Hang, complaint, no_longer_than, rayndom
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from orchestration.sweeping.loading import load_sweep
-from orchestration.sweeping.search import StudySearch
+from orchestration.sweeping.proposals import StudySearch
 from orchestration.sweeping.study import open_study
 from orchestration.training import autoscaling
 from orchestration.training.autoscaling import AskedRoom, bundles

@@ -11,7 +11,7 @@ from orchestration.home import Workplace
 from orchestration.recipes import load_recipe
 from orchestration.sweeping.listener import TrialListener, TrialRow, TrialsBroke
 from orchestration.sweeping.loading import load_sweep
-from orchestration.sweeping.search import StudySearch
+from orchestration.sweeping.proposals import StudySearch
 from orchestration.sweeping.study import all_trials, open_study
 from orchestration.sweeping.sweep import run_sweep
 from orchestration.tracking.experiment_run import ParentRun

@@ -16,8 +16,8 @@ from orchestration.search_space import SHARE, Dimension, as_proposed, suggest
 from orchestration.sweeping.config import SamplerName, sweep_key
 from orchestration.sweeping.goals import SweepObjective
 from orchestration.sweeping.loading import load_sweep
+from orchestration.sweeping.proposals import StudySearch
 from orchestration.sweeping.samplers import SAMPLERS, sampler_of
-from orchestration.sweeping.search import StudySearch
 from orchestration.sweeping.study import open_study
 
 LOWER, UPPER, RATE, STEP, STEPS = (

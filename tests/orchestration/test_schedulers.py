@@ -16,8 +16,8 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 from models.errors import UserError
 from orchestration.sweeping.goals import StoppingConfig
 from orchestration.sweeping.loading import load_sweep
+from orchestration.sweeping.proposals import StudySearch
 from orchestration.sweeping.schedulers import Bracket, EarlyStopping, Halving, Median, rule_of
-from orchestration.sweeping.search import StudySearch
 from orchestration.sweeping.study import best_trials, open_study, spent, superseded
 from orchestration.sweeping.trial_attributes import chain
 

@@ -14,7 +14,7 @@ from orchestration.sweeping.config import SweepConfig, sweep_key
 from orchestration.sweeping.item_grid import item_tree
 from orchestration.sweeping.loading import check_sweep, load_sweep
 from orchestration.sweeping.named import list_sweeps
-from orchestration.sweeping.search import StudySearch
+from orchestration.sweeping.proposals import StudySearch
 from orchestration.sweeping.study import num_wanted, open_study, planned_points
 
 JOINT = {

@@ -10,7 +10,7 @@ import pytest
 from orchestration.home import Home
 from orchestration.run_folder import RunFolder
 from orchestration.sweeping.loading import load_sweep
-from orchestration.sweeping.search import StudySearch
+from orchestration.sweeping.proposals import StudySearch
 from orchestration.sweeping.state_quota import StateQuota
 from orchestration.sweeping.study import open_study
 from trainers.checkpoint import STATE_FILE

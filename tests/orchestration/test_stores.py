@@ -22,7 +22,7 @@ from orchestration.cli import main
 from orchestration.home import Home
 from orchestration.sweeping.grid import grid_points
 from orchestration.sweeping.loading import load_sweep
-from orchestration.sweeping.search import StudySearch
+from orchestration.sweeping.proposals import StudySearch
 from orchestration.sweeping.study import STUDY_VARIABLE, open_study, spent
 from orchestration.tracking.tracker import ARTIFACTS_VARIABLE, Tracker
 from orchestration.trained_models.targets import resolve_target

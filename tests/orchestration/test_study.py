@@ -21,8 +21,9 @@ from orchestration.sweeping.config import sweep_key
 from orchestration.sweeping.goals import StoppingConfig
 from orchestration.sweeping.grid import grid_points
 from orchestration.sweeping.loading import load_sweep
+from orchestration.sweeping.proposals import Deadline, StudySearch
 from orchestration.sweeping.schedulers import EarlyStopping
-from orchestration.sweeping.search import Deadline, Search, StudySearch
+from orchestration.sweeping.search import Search
 from orchestration.sweeping.study import num_wanted, open_study, spent, superseded
 from orchestration.training.cluster import PATIENCE_S, ClusterLost, ClusterWatch
 from orchestration.training.resources import TrialResources, concurrency, trials_at_once, with_workers_that_fit, workers_that_share

@@ -18,7 +18,7 @@ from models.files import write_text
 from orchestration.sweeping.config import sweep_key
 from orchestration.sweeping.goals import SweepObjective
 from orchestration.sweeping.loading import load_sweep
-from orchestration.sweeping.search import StudySearch
+from orchestration.sweeping.proposals import StudySearch
 from orchestration.sweeping.status import sweep_status
 from orchestration.sweeping.study import best_trials, open_study, remember
 from orchestration.sweeping.study_file import FileStorage, read_study

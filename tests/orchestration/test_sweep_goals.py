@@ -16,9 +16,10 @@ from orchestration.sweeping.findings import conclude_search, importances, infeas
 from orchestration.sweeping.listener import TrialListener, TrialRow
 from orchestration.sweeping.loading import load_sweep
 from orchestration.sweeping.plots import write_plots
+from orchestration.sweeping.proposals import StudySearch
 from orchestration.sweeping.repeats import Repeated, choose_by_mean, show_repeats, with_seeds
 from orchestration.sweeping.schedulers import EarlyStopping
-from orchestration.sweeping.search import Search, StudySearch
+from orchestration.sweeping.search import Search
 from orchestration.sweeping.study import best_trials, full_trials, open_study, proxy_values, top_trials
 from orchestration.tracking.experiment_run import ParentRun
 from orchestration.tracking.tracker import Tracker

@@ -20,7 +20,7 @@ from orchestration.sweeping import study as study_module
 from orchestration.sweeping.listed_experiments import Listed, train_listed
 from orchestration.sweeping.listener import is_full_disk
 from orchestration.sweeping.loading import load_sweep
-from orchestration.sweeping.search import StudySearch
+from orchestration.sweeping.proposals import StudySearch
 from orchestration.sweeping.study import RETRY, only_driver, open_study, spent
 from orchestration.sweeping.trial_runs import ClosedRuns, complete_trial_runs, shared_parameters, trial_run
 from orchestration.tracking.experiment_run import ALWAYS_ITS_OWN, ParentRun

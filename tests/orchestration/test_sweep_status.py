@@ -12,7 +12,7 @@ from orchestration.cli import main
 from orchestration.run_folder import RunFolder
 from orchestration.sweeping.config import sweep_key
 from orchestration.sweeping.loading import load_sweep
-from orchestration.sweeping.search import StudySearch
+from orchestration.sweeping.proposals import StudySearch
 from orchestration.sweeping.status import SweepStatus, TrialStatus, find_sweep, is_held, list_sweep_keys, sweep_status
 from orchestration.sweeping.study import open_study
 from orchestration.tracking.tracker import FINGERPRINT_TAG, SWEEP_TAG, Tracker

@@ -11,7 +11,7 @@ from models.errors import UserError
 from models.files import write_text
 from orchestration.sweeping.config import sweep_key
 from orchestration.sweeping.loading import load_sweep
-from orchestration.sweeping.search import StudySearch
+from orchestration.sweeping.proposals import StudySearch
 from orchestration.sweeping.study import open_study
 from orchestration.sweeping.warm_start import warm_points
 from tests.orchestration.finished_runs import finish
