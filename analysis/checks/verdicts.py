@@ -255,9 +255,12 @@ def _independence(evidence: Evidence) -> Finding:
     shown = [*evidence.attacks] if evidence.clean is None else [evidence.clean, *evidence.attacks]
     enumerated = [each for each in shown if each.protocol == "T1" and each.has(SAMPLED)]
     for each in enumerated:
-        columns, sampled = each.matrix().mean(0), each.matrix(SAMPLED).mean(0)
-        # All configurations are known, so the spread of a mean over sampled ones is too.
-        limit = float(stats.norm.isf(stats.norm.sf(3) / len(enumerated)) * columns.std() / np.sqrt(sampled.size))
+        correct = each.matrix()
+        columns, sampled = correct.mean(0), each.matrix(SAMPLED).mean(0)
+        # All configurations are known, so the spread of a mean over sampled ones is too: of one draw for all images, or of one for each.
+        by_image = correct.mean(1)
+        spread = max(columns.std(), np.sqrt((by_image * (1 - by_image)).sum()) / by_image.size)
+        limit = float(stats.norm.isf(stats.norm.sf(3) / len(enumerated)) * spread / np.sqrt(sampled.size))
         moved = float(sampled.mean() - columns.mean())
         if abs(moved) > limit + 1e-12:
             problems.append(

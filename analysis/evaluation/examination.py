@@ -19,7 +19,8 @@ from models.threat_model import Norm, ThreatModel
 from trainers.attacks import AttackLoss, ball_around, cross_entropy, margin
 
 _DIFFERENT = 1e-4  # relative to the largest logit
-_NUM_OTHER_DRAWS = 8  # so that a model with few configurations is not called dead by coincidence
+_NUM_OTHER_DRAWS = 64  # so that no model with few configurations, one of them likely, is called dead by coincidence
+_LOOKS = (1, 4, 8, 16, 32)
 _NUM_GRADIENT_DRAWS = 10
 _NUM_IN_COMPANY = 32
 _NUM_CALLS = 120
@@ -39,11 +40,12 @@ def liveness(model: nn.Module, x: Tensor, seed: int) -> dict[str, float]:
     first = model(x)
     repeated = _differ(model(x), first)
     differs = torch.zeros_like(repeated)
-    for index, draw in enumerate(draws[1:]):
+    for count, draw in enumerate(draws[1:], 1):
         set_draw(model, draw)
         differs |= _differ(model(x), first)
-        # One look saves most models the other draws; more would wait for the device each time.
-        if index == 0 and bool(differs.all()):
+        # A look saves most models the other draws; each one waits for the device. Where images have draws of their own, or one
+        # configuration is likely, it takes many draws until every image met another one.
+        if count in _LOOKS and bool(differs.all()):
             break
     differing, unrepeatable = torch.stack([differs.float().mean(), repeated.float().mean()]).tolist()
     return {"differing": differing, "unrepeatable": unrepeatable}

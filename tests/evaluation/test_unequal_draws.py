@@ -113,3 +113,52 @@ def test_an_enumeration_that_is_right_is_not_suspected(size, seed):
     assert result.clean.exact
     assert result.clean.value == pytest.approx(1 / size)
     assert verdict(result, "C17").status == "PASS"
+
+
+class MembersOfImages(RandomModule):
+    """Two members, one of which answers each image; each is right on a half of the images, so that both have the same accuracy."""
+
+    def __init__(self, num_images):
+        super().__init__("per_example")
+        self.gain = nn.Parameter(torch.ones(()))
+        self.num_images = num_images
+        self.register_draw("member_B", torch.zeros(num_images, dtype=torch.int64))
+        self.take_first_draw()
+
+    @property
+    def num_configurations(self):
+        return 2
+
+    def configuration_probability(self, index):
+        return 0.5
+
+    def draw(self, generator):
+        self.set_draw("member_B", torch.randint(0, 2, (self.num_images,), generator=generator))
+
+    def set_configuration(self, index):
+        self.set_draw("member_B", torch.full((self.num_images,), index))
+
+    def forward(self, x):
+        member_B = self.member_B[torch.arange(len(x)) % self.num_images]
+        pixel = x.flatten(1).mean(1) * 3
+        classes, half = pixel.round().long() % 3, (x.flatten(1)[:, -1] * 1e4).round().long() % 2
+        logits = torch.nn.functional.one_hot((classes + (half == member_B)) % 3, 3).to(x)
+        return self.gain * (5 * logits + 0.01 * x.flatten(1)[:, :3] * (1 + member_B[:, None]))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_draws_of_each_image_are_not_suspected(seed):
+    """Sampled draws then differ from each configuration, although all configurations have one accuracy."""
+    x, y = data()
+    x[:, :, -1, -1] = (x[:, :, -1, -1] * 1e4).round().div(2).floor().mul(2).add((torch.arange(len(x)) // 3 % 2)[:, None]) / 1e4
+    x = x.clamp(0, 1)
+    result = evaluate(MembersOfImages(256).eval(), x, y, SUITE, threat_model=ThreatModel(epsilon=1e-6), seed=seed)
+    assert result.clean.exact and 0.4 < result.clean.value < 0.6
+    assert verdict(result, "C17").status == "PASS", verdict(result, "C17").explanation
+    assert verdict(result, "C1").status == "PASS", verdict(result, "C1").explanation
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_likely_member_is_no_dead_randomness(seed):
+    result = evaluated(Members([0.9, 0.1], [True, False]), seed)
+    assert verdict(result, "C1").status == "PASS", verdict(result, "C1").explanation
