@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from analysis.attacked_model.draws import ONLY_DRAW, seeded_draws, set_draw
 from analysis.attacked_model.plain_model import logits_of, parameter_like
 from analysis.attacked_model.state_guard import restored_state
 from analysis.fingerprints import tensor_bytes, value_text
+from models.errors import UserError
 from models.modes import mode
 from models.randomness import is_randomized, random_sites
 
@@ -48,7 +49,7 @@ def identity_hash(model: nn.Module, image_shape: tuple[int, ...]) -> str:
         before = _attributes(model)
         for draw in draws:
             set_draw(model, draw)
-            answers.append(_in_steps(model(x_BCHW)))
+            answers.append(_in_steps(_answer(model, x_BCHW)))
         after = _attributes(model)
     digest = hashlib.blake2b(digest_size=16)
     for answer in answers:
@@ -57,6 +58,14 @@ def identity_hash(model: nn.Module, image_shape: tuple[int, ...]) -> str:
         if after.get(name) == text:  # a counter of calls says nothing about the function
             digest.update(f"{name}={text}\n".encode())
     return digest.hexdigest()
+
+
+def _answer(model: nn.Module, x_BCHW: Tensor) -> Any:
+    try:
+        return model(x_BCHW)
+    except (Exception, SystemExit) as error:
+        text = str(error).strip().partition("\n")[0][:300]
+        raise UserError(f"the model answers the test images, and raises on images of noise: {type(error).__name__}: {text}") from error
 
 
 def _in_steps(output: Any) -> bytes:

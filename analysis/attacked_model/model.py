@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis.attacked_model.draws import Draw, DrawSource, FixedDraws, set_draw
+from models.errors import UserError
 from models.randomness import RandomModule, derive_seed
 from models.shared_prefix import SharedPrefix
 from trainers.attacks import AttackLoss
@@ -50,10 +51,22 @@ class Predictor:
         outputs = []
         for member in self.members(draw):
             set_draw(self.model, member)
-            outputs.append(self.model(x_BCHW))
+            outputs.append(self._answer(x_BCHW))
         if len(outputs) == 1:
             return outputs[0]
         return torch.stack(outputs).log_softmax(-1).logsumexp(0) - math.log(len(outputs))
+
+    def _answer(self, x_BCHW: Tensor) -> Tensor:
+        try:
+            logits_BK: Tensor = self.model(x_BCHW)
+        except (UserError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except (Exception, SystemExit) as error:
+            if getattr(self.model, "spec", None) is not None:
+                raise
+            text = str(error).strip().partition("\n")[0][:300]
+            raise UserError(f"the model answered before, and raises on images of an attack: {type(error).__name__}: {text}") from error
+        return logits_BK
 
 
 @dataclass

@@ -28,6 +28,13 @@ def logits_of(output: Any) -> Tensor:
     Raises:
         UserError: it is not plain which part is the logits.
     """
+    logits_BK = _part_with_logits(output)
+    if logits_BK.is_complex():
+        raise UserError("the model returns complex numbers; logits (B, K) are real ones")
+    return logits_BK if logits_BK.layout == torch.strided else logits_BK.to_dense()
+
+
+def _part_with_logits(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
     if isinstance(output, np.ndarray):
@@ -44,7 +51,11 @@ def logits_of(output: Any) -> Tensor:
         )
     if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor) and output[0].dim() == 2:
         return output[0]
-    raise UserError(f"the model must return logits of shape (B, K), or a tuple or dictionary with them, not {type(output).__name__}")
+    first = f" that begins with a {type(output[0]).__name__}" if isinstance(output, tuple | list) and output else ""
+    raise UserError(
+        "the model must return logits of shape (B, K), or a tuple that begins with them, or a dictionary, "
+        f"not a {type(output).__name__}{first}"
+    )
 
 
 def parameter_like(model: nn.Module, default: Tensor) -> Tensor:
@@ -81,11 +92,8 @@ class PlainModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x_model = x if x.dtype == self.dtype else x.to(self.dtype)
-        if self.cut:
-            with torch.no_grad():
-                logits_BK = logits_of(self.model(x_model.detach()))
-        else:
-            logits_BK = logits_of(self.model(x_model))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.cut):  # a model that turns autograd off does so for itself
+            logits_BK = logits_of(self.model(x_model.detach() if self.cut else x_model))
         logits_BK = logits_BK.to(x)
         if torch.is_grad_enabled() and x.requires_grad and not logits_BK.requires_grad:
             return _zero_gradient(x, logits_BK)
@@ -130,23 +138,43 @@ def plain_model(model: nn.Module, x: Tensor) -> nn.Module:
     with restored_state(model), mode(model, "eval"):
         try:
             with torch.enable_grad():
-                output = model(tried.detach().clone().requires_grad_())
+                given = tried.detach().clone().requires_grad_()
+                output = model(given)
+                leaves_autograd_on = torch.is_grad_enabled()
             cut = False
-        except Exception:  # e.g. it calls `numpy()`; without a graph it may well run
-            cut = True
+        except (Exception, SystemExit):  # e.g. it calls `numpy()`; without a graph it may well run
+            cut, leaves_autograd_on = True, True
+            given = tried.detach().clone()
             try:
                 with torch.no_grad():
-                    output = model(tried)
-            except Exception as error:
+                    output = model(given)
+            except (Exception, SystemExit) as error:
                 shape = tuple(x.shape[1:])
                 raise UserError(
                     f"the model cannot be run on images of shape {shape}: {type(error).__name__}: {_first_line(error)}"
                 ) from error
+        if not torch.equal(given.detach(), tried):
+            raise UserError(
+                "the model changes the images that it is given in place, so that nobody knows what it answered: let it copy them"
+            )
         logits_BK = logits_of(output)
-    if isinstance(output, Tensor) and output.dtype in _FULL_PRECISION and output.dtype == x.dtype == dtype and logits_BK.requires_grad:
+        if logits_BK.requires_grad and not _goes_back(logits_BK, given):
+            cut = True
+    has_gradient = logits_BK.requires_grad and not cut
+    plain = isinstance(output, Tensor) and output.dtype in _FULL_PRECISION and output.dtype == x.dtype == dtype
+    if plain and has_gradient and leaves_autograd_on and output.layout == torch.strided:
         return model
-    return PlainModel(model, dtype, cut=cut, has_gradient=logits_BK.requires_grad)
+    return PlainModel(model, dtype, cut=cut, has_gradient=has_gradient)
 
 
-def _first_line(error: Exception) -> str:
+def _goes_back(logits_BK: Tensor, x: Tensor) -> bool:
+    """Return whether a backward pass ends without an error."""
+    try:
+        torch.autograd.grad(logits_BK.sum(), x, allow_unused=True)
+    except Exception:  # of the model's own code: any kind
+        return False
+    return True
+
+
+def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]

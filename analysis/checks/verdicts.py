@@ -69,6 +69,7 @@ _COMPANY = {
     "batch_size": "the size of its batch",
     "companions": "the other images of its batch",
     "order": "its place in the batch",
+    "autograd": "whether gradients are recorded",
 }
 """What an image's logits must not depend on, by the fact that tells."""
 

@@ -39,6 +39,7 @@ from analysis.evaluation.study_runs import Study, StudyOutcome
 from analysis.evaluation.tasks import bare_model
 from analysis.fingerprints import data_hash, weights_hash
 from models.accelerator import has_module_like_cuda
+from models.errors import UserError
 from models.modes import mode
 from models.randomness import derive_seed, resample
 from models.threat_model import ThreatModel
@@ -65,13 +66,16 @@ def measure_block(
         points: where perturbed images are kept, or taken from in the place of an attack; None: neither.
 
     Raises:
-        ValueError: weights or images are not those of the plan.
-        UserError: points that are to be scored are not there.
+        ValueError: images are not those of the plan.
+        UserError: the weights are not those of the plan; points that are to be scored are not there.
     """
     model = bare_model(model)
     hash_before = weights_hash(model)
     if hash_before != task.checkpoint:
-        raise ValueError(f"the model's weights are {hash_before}, the task is for {task.checkpoint}")
+        raise UserError(
+            f"the model's weights are {hash_before[:16]}, those of the plan were {task.checkpoint[:16]}: something has changed them since. "
+            "A model that changes them when it is called has no accuracy of its own"
+        )
     rows = list(task.ids)
     x_block = images_of(rows_of(x, rows))
     y_block = labels_of(rows_of(y, rows), len(rows))

@@ -66,7 +66,8 @@ def company_facts(model: nn.Module, x: Tensor, seed: int) -> dict[str, float]:
 
     Returns:
         `batch_size`: how many images follow in the batch. `companions`: which images stand beside it. `order`: its place (0 where each
-        place has a draw of its own). `calls`: how often the model was called before, up to 120 times, of one image.
+        place has a draw of its own). `calls`: how often the model was called before, up to 120 times, of one image. `autograd`: whether
+        gradients are recorded.
     """
     (draw,) = seeded_draws(1, seed, "company")
     x = x[: _NUM_IN_COMPANY - _NUM_IN_COMPANY % 2]
@@ -87,6 +88,9 @@ def company_facts(model: nn.Module, x: Tensor, seed: int) -> dict[str, float]:
     }
     if all(site.draw_scope != "per_example" for _, site in random_sites(model)):
         facts["order"] = _differ(answers(x.flip(0)).flip(0), together, rough).float().mean().item()
+    with torch.enable_grad():
+        watched = answers(x.detach().clone().requires_grad_()).detach()
+    facts["autograd"] = _differ(watched, together, rough).float().mean().item()
     first = answers(x[:1])
     facts["calls"] = float(torch.cat([_differ(answers(x[:1]), first) for _ in range(_NUM_CALLS)]).any().item())
     return facts
