@@ -20,7 +20,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from models.errors import UserError
 from models.plugins import VARIABLE, plugins
 from orchestration.recipes.library import METHODS, OWN_FOLDER, SETTINGS
-from orchestration.training.cluster_token import HINT, MODE_VARIABLE, cluster_token
+from orchestration.training.cluster_token import HINT, MODE_VARIABLE, check_address, cluster_token
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -59,16 +59,17 @@ class SweepJobs:
 
     def __init__(self, address: str | None = None) -> None:
         self.address = address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
+        check_address(self.address)
         headers = token_headers()
         try:
             self.client = JobSubmissionClient(self.address, headers=headers) if headers else JobSubmissionClient(self.address)
         except AuthenticationError as error:
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise UserError(f"the Ray cluster at {self.address} refuses: {reason}. {HINT}") from None
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0].rstrip(".")
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:500]
+            raise UserError(f"the Ray cluster at {self.address[:300]} refuses: {reason}. {HINT}") from None
+        except Exception as error:  # each way in which Ray fails to reach a cluster has an error of its own
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:500]
             raise UserError(
-                f"no Ray cluster takes jobs at {self.address}: {reason}. `--address` is the dashboard's, e.g. {DEFAULT_ADDRESS} "
+                f"no Ray cluster takes jobs at {self.address[:300]}: {reason}. `--address` is the dashboard's, e.g. {DEFAULT_ADDRESS} "
                 "on the head or through `ray dashboard ray_cluster.yaml`."
             ) from None
 

@@ -18,7 +18,7 @@ from models.plugins import VARIABLE, plugins
 from models.waiting_threads import SPIN_COUNT
 from orchestration import console
 from orchestration.storage import STORAGE_VARIABLES
-from orchestration.training.cluster_token import check_token
+from orchestration.training.cluster_token import check_address, check_token
 from orchestration.training.resources import TrialResources, trials_that_fit
 from orchestration.training.shared_storage import SharedStorage
 
@@ -43,12 +43,13 @@ def connect(address: str | None = None, *, dashboard: bool = False, num_cpus: in
         if not address:
             _start(options | {"include_dashboard": dashboard, "num_cpus": num_cpus} | _runtime_with_plugins({}))
             return ray.cluster_resources()
+        check_address(address)
         check_token(address)
         runtime = _runtime_with_plugins({"env_vars": _variables_of_workers()}, elsewhere=True)
         try:
             ray.init(address=address, **runtime, **options)
-        except (ConnectionError, TimeoutError, RuntimeError, ValueError, OSError) as error:  # ValueError: no address at all
-            raise UserError(f"no Ray cluster at {address}: {error}") from None
+        except Exception as error:  # each way in which Ray fails to reach a cluster has an error of its own
+            raise UserError(f"no Ray cluster at {address[:300]} (--address, RAY_ADDRESS): {str(error)[:1000]}") from None
     return ray.cluster_resources()
 
 

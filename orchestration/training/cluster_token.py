@@ -16,6 +16,7 @@ from models.file_content import expanded
 MODE_VARIABLE, TOKEN_VARIABLE, PATH_VARIABLE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 HINT = f"Its token belongs into {TOKEN_VARIABLE} or ~/.ray/auth_token, and {MODE_VARIABLE} must not be `disabled`."
 ANSWER_S = 4.0
+_LONGEST = 300  # characters of an address
 
 # One call of each kind of server that asks for the token and does nothing.
 _CALL_OF_HEAD = "/ray.rpc.NodeInfoGcsService/CheckAlive"
@@ -34,6 +35,30 @@ def cluster_token() -> str | None:
     if not token and file.is_file():
         token = file.read_text().strip()
     return token or None
+
+
+def check_address(address: str) -> None:
+    """Check that an address can be one of a Ray cluster: Ray would wait for half a minute for what cannot be there.
+
+    Args:
+        address: `auto`, `local`, `HOST:PORT`, `ray://HOST[:PORT]` or `http[s]://HOST[:PORT]`.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    if address in ("auto", "local"):
+        return
+    scheme, separator, place = address.rpartition("://")
+    try:
+        parts = urlsplit(f"//{place}")
+        sound = bool(parts.hostname) and place.isprintable() and " " not in place and len(place) < _LONGEST
+        sound = sound and (bool(separator) or parts.port is not None) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        sound = False
+    if not sound or (separator and not scheme.isalnum()):
+        raise UserError(
+            f"--address (or RAY_ADDRESS) {address[:300]!r} is no address of a Ray cluster: HOST:PORT, ray://HOST:PORT or http://HOST:PORT"
+        )
 
 
 def check_token(address: str) -> None:

@@ -113,6 +113,21 @@ def test_an_address_is_no_folder(tmp_path, address):
     assert not list((tmp_path / "here").iterdir())
 
 
+@pytest.mark.parametrize(
+    "address", [":build", ":1", "x:", "x:y", "x:0", "x:99999999", "x" * 5000, "ray://", "ray://[::1", "ray://h:port", "a b:1", "x:1\n"]
+)
+def test_an_address_of_no_cluster(address):
+    """Ray itself would wait for some of them for half a minute."""
+    from models.errors import UserError
+    from orchestration.training.cluster import connect
+
+    with pytest.raises(UserError, match="--address") as refused:
+        connect(address)
+    assert len(str(refused.value)) < 1000
+    outcome = rayndom(["logs", "nowhere", f"--address={address}"], 60)
+    assert complaint(outcome, ["--address"], refused=True) is None, outcome.said
+
+
 @pytest.mark.parametrize("mirror", ["foo", "foo://x", "http://", "http://[::1", "\n", "s3://x", "http://a b/", "\udcff", "//x"])
 def test_a_mirror_that_is_none(tmp_path, monkeypatch, mirror):
     monkeypatch.setenv("RAYNDOM_DATA_MIRROR", mirror)

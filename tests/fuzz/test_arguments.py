@@ -84,11 +84,15 @@ def cases() -> Iterator[Case]:
                     flag = action.option_strings[-1]
                     # There is nothing to score again, and nobody who takes jobs: which of two mistakes is told first does not matter.
                     first = ["kept its points"] if command == "rescore" else ["127.0.0.1:1"] if command in JOBS else []
-                    yield Case([command, *base, f"{flag}={text}"], [flag, *typed, *first, *(["plug-in"] if flag == "--plugin" else [])])
+                    yield Case(
+                        [command, *base, f"{flag}={text}"],
+                        [flag, action.dest, *typed, *first, *(["plug-in"] if flag == "--plugin" else [])],
+                    )
                 else:
                     positional = [word for word in base if not word.startswith("-")]
                     rest = [*positional[1:], *(word for word in base if word.startswith("-"))]
-                    yield Case([command, text, *rest], [action.dest, action.metavar or action.dest, *typed])
+                    said = {"items": "table or figure"}.get(action.dest, action.metavar or action.dest)
+                    yield Case([command, text, *rest], [action.dest, said, *typed])
 
 
 def try_cases(chosen: list[Case], sound: Path, folder: Path) -> None:
