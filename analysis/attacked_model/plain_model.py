@@ -8,6 +8,7 @@ Shapes: B batch, K classes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from analysis.attacked_model.state_guard import restored_state
 from models.errors import UserError
 from models.modes import mode
 
+_logger = logging.getLogger(__name__)
 _FULL_PRECISION = (torch.float32, torch.float64)
 
 
@@ -171,7 +173,8 @@ def _goes_back(logits_BK: Tensor, x: Tensor) -> bool:
     """Return whether a backward pass ends without an error."""
     try:
         torch.autograd.grad(logits_BK.sum(), x, allow_unused=True)
-    except Exception:  # of the model's own code: any kind
+    except Exception as error:  # of the model's own code: any kind
+        _logger.info("no gradient is taken from the model: its backward pass raises %s: %s", type(error).__name__, _first_line(error))
         return False
     return True
 
