@@ -23,23 +23,17 @@ from trainers.objective import ObjectiveConfig
 
 Compile = Literal["auto", "off", "on"]
 
-LEAST_PASSES = 100_000
-"""Forward passes of a batch in a run that are worth a compilation of about a minute, at a tenth of a second each or less."""
-
 _COMPILERS = ("c++", "g++", "clang++", "cl")
 
 _logger = logging.getLogger(__name__)
 
 
-def reason_for_eager(setting: Compile, device: torch.device, objective: ObjectiveConfig, num_passes: float) -> str | None:
+def reason_for_eager(setting: Compile, device: torch.device, objective: ObjectiveConfig) -> str | None:
     """Return why steps are not compiled; None: they are; empty: nobody asked.
 
-    `auto` compiles on CUDA devices where Triton is there and the run is long. On a CPU it does not: see docs/training.md.
-
-    Args:
-        num_passes: forward passes of a batch in the whole run.
+    `auto` is for devices where compiled steps were seen to pay; so far there is none: see docs/training.md.
     """
-    if setting == "off" or (setting == "auto" and (device.type != "cuda" or num_passes < LEAST_PASSES)):
+    if setting != "on":
         return ""
     if not objective.is_compilable:
         reason = f"objective {objective.name} differentiates twice, or computes with other weights than the model's own"
@@ -49,7 +43,7 @@ def reason_for_eager(setting: Compile, device: torch.device, objective: Objectiv
         reason = "Triton is not installed"
     else:
         return None
-    return reason if setting == "on" else ""
+    return reason
 
 
 class CompiledForward:
@@ -75,10 +69,10 @@ class CompiledForward:
 
 
 def compiled_steps(
-    model: nn.Module, setting: Compile, device: torch.device, objective: ObjectiveConfig, num_passes: float
+    model: nn.Module, setting: Compile, device: torch.device, objective: ObjectiveConfig
 ) -> Callable[[], contextlib.AbstractContextManager[None]]:
     """Return the context of a training's steps: compiled or eager; the latter is said once where it was asked otherwise."""
-    reason = reason_for_eager(setting, device, objective, num_passes)
+    reason = reason_for_eager(setting, device, objective)
     if reason is None:
         return CompiledForward(model)
     if reason:

@@ -68,8 +68,8 @@ class TrainingConfig(Config):
     )
     compile: Compile = Field(
         "auto",
-        description="Steps as compiled code (`torch.compile`): `on`, `off`, or `auto`: on CUDA devices, in long runs. Not part of a run's "
-        "identity: it changes rounding, as another processor does. Objectives that differentiate twice stay eager.",
+        description="Steps as compiled code (`torch.compile`): `on`, `off`, or `auto`: where they were seen to pay, so far nowhere. Not "
+        "part of a run's identity: it changes rounding, as another processor does. Objectives that differentiate twice stay eager.",
     )
     batch_norm: Literal["local", "synchronized"] = Field(
         "local",

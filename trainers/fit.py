@@ -182,8 +182,7 @@ class TrainingLoop:
             num_epochs=config.epochs,
             steps_per_epoch=self.steps_per_epoch,
         )
-        num_passes = config.epochs * self.steps_per_epoch * (config.attack.steps + 1)
-        self.compiled = compiled_steps(self.model, config.compile, device, config.objective, num_passes)
+        self.compiled = compiled_steps(self.model, config.compile, device, config.objective)
         self.average = None if config.averaging.name == "none" else WeightAverage(self.model, config.averaging, config.epochs)
         if config.attack.warm_start is not None:
             self.context.warm_start = WarmStart(splits.train, augmentation, config.attack.warm_start)
