@@ -16,9 +16,9 @@ from models.classifier import Classifier, InputNormalization, ModelSpec
 from models.configuration import Config
 from models.constraints import apply_constraints
 from models.errors import UserError, nearest, unknown_name
-from models.files import broken_files, scan
 from models.plugins import once_for_plugins
 from models.randomness import derive_seed, seed_streams
+from models.registry_files import broken_files, scan
 
 
 @dataclass(frozen=True)

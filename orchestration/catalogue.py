@@ -8,8 +8,8 @@ from typing import Any
 
 from models.configuration import Config
 from models.errors import unknown_name
-from models.files import broken_files, scan
 from models.plugins import once_for_plugins
+from models.registry_files import broken_files, scan
 from orchestration.search_space import Dimension
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from models.configuration import Config
 from models.errors import unknown_name
-from models.files import broken_files, scan
 from models.plugins import once_for_plugins
+from models.registry_files import broken_files, scan
 
 if TYPE_CHECKING:
     from trainers.step import StepContext

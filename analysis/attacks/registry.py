@@ -12,8 +12,8 @@ from torch import Tensor
 from analysis.attacked_model.model import AttackedModel
 from models.configuration import Config
 from models.errors import UserError, nearest, unknown_name
-from models.files import broken_files, scan
 from models.plugins import once_for_plugins
+from models.registry_files import broken_files, scan
 from models.threat_model import Norm, ThreatModel
 
 

@@ -21,9 +21,9 @@ from analysis.theory.transferability import (
     random_pairs,
     undisturbed,
 )
-from models.files import scan
 from models.plugins import once_for_plugins
 from models.randomness import RandomModule, random_sites
+from models.registry_files import scan
 
 FEW_CONFIGURATIONS = 8
 MOST_DISTANCES = 6

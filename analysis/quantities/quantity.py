@@ -19,9 +19,9 @@ from analysis.evaluation.tasks import class_balanced_order
 from analysis.theory.transferability import Attack, undisturbed
 from models.classifier import ModelSpec
 from models.errors import UserError, unknown_name
-from models.files import broken_files, scan
 from models.plugins import once_for_plugins
 from models.randomness import derive_seed, is_randomized
+from models.registry_files import broken_files, scan
 from models.threat_model import ThreatModel
 from trainers.attacks import pgd
 from trainers.hardware import channels_last

@@ -16,8 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from models.backbones.base import Backbone, BackboneEntry, ImageShape
 from models.errors import UserError, unknown_name
-from models.files import broken_files, modules_of, modules_of_plugins, skip
 from models.plugins import once_for_plugins
+from models.registry_files import broken_files, modules_of, modules_of_plugins, skip
 
 __all__ = [
     "Backbone",

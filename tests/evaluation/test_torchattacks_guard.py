@@ -107,7 +107,7 @@ def test_state_comes_back_after_an_exception():
     network = Breaks().train()
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(UserError, match="out of memory"):
         guarded(network, torch.rand(2, 1, 8, 8, generator=torch.Generator()), torch.tensor([0, 1]), "PGD")
     assert network.training
     assert network.inner.training

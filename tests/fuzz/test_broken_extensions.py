@@ -14,7 +14,7 @@ import models.registry
 import orchestration.catalogue
 import trainers.objective
 from models.errors import UserError
-from models.files import broken_files
+from models.registry_files import broken_files
 from tests.fuzz.command_line import complaint, rayndom
 
 CACHED = (

@@ -17,7 +17,8 @@ import torch
 
 from analysis.reporting.frames import write_parquet
 from models import build_model
-from models.files import broken_files, is_unfinished, scan, whole_file, write_text
+from models.files import is_unfinished, whole_file, write_text
+from models.registry_files import broken_files, scan
 from models.weights import load_pretrained, save_pretrained
 from trainers.checkpoint import write_state
 

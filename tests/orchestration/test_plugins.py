@@ -12,9 +12,9 @@ import pytest
 
 from models import plugins
 from models.errors import UserError
-from models.files import scan
 from models.randomness import num_configurations
 from models.registry import DefenceModel, build_model, list_defences
+from models.registry_files import scan
 from orchestration.cli import main
 from orchestration.recipes import list_recipes, load_recipe
 from orchestration.training.cluster import _runtime_with_plugins

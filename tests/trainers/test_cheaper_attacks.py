@@ -159,7 +159,8 @@ def test_nu_at_is_its_equation(epoch, step):
 
 def test_free_training_is_its_algorithm(splits):
     model = build_model("single_normalization", backbone="resnet8", image_shape=(1, 8, 8), normalization="ln")
-    naive = copy.deepcopy(model)
+    # Laid out as the loop lays its own out: kernels of another layout round otherwise, and steps follow signs.
+    naive = copy.deepcopy(model).to(memory_format=torch.channels_last)
     settings = tiny_config(objective=FreeConfig(replays=3), optimizer=OptimizerConfig(learning_rate=0.02, momentum=0, weight_decay=0))
     loop = TrainingLoop(
         model, splits, RADIUS, settings, seed=0, device=torch.device("cpu"), augmentation=Augmentation(), reporter=SilentReporter()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.files import modules_of_plugins, skip
 from models.plugins import once_for_plugins
+from models.registry_files import modules_of_plugins, skip
 
 DIGIT_NAMES = tuple(str(digit) for digit in range(10))
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from analysis.reproduction.papers.model import Cell, Item, Paper
 from models.errors import unknown_name
-from models.files import broken_files, scan
 from models.plugins import once_for_plugins
+from models.registry_files import broken_files, scan
 
 __all__ = ["Cell", "Item", "Paper", "get_item", "get_paper", "list_items", "list_papers", "papers"]
 
