@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,12 +177,11 @@ def _ask_for_room(config: SweepConfig, workplace: Workplace) -> AskedRoom | None
     need = trial_resources(config.experiment({}).resources)
     trials = min(config.autoscale_to, config.max_concurrent_trials or MOST_AT_ONCE)
     console.say(f"asking the cluster for room for {trials} trials at a time")
-    asked = AskedRoom(need, trials)
-    try:
+    with contextlib.ExitStack() as unless_it_comes:
+        asked = AskedRoom(need, trials)
+        unless_it_comes.callback(asked.give_back)
         cluster.ClusterWatch(need, local=False).wait()
-    except BaseException:
-        asked.give_back()
-        raise
+        unless_it_comes.pop_all()
     return asked
 
 

@@ -9,11 +9,21 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
+from analysis.evaluation.suites import AttackItem, Suite
 from models.randomness import RandomModule
 from trainers.attacks import pgd
 
 SIDE = 8
 SIGNAL = 0.06
+NUM_IMAGES, NUM_CLASSES = 16, 5
+SMALL_SUITE = Suite(
+    name="small",
+    num_samples=NUM_IMAGES,
+    attacks=(
+        AttackItem(attack="apgd_ce", parameters={"steps": 5}),
+        AttackItem(attack="square", parameters={"num_queries": 20}),
+    ),
+)
 
 
 class MultiplicativeNoise(RandomModule):
@@ -154,3 +164,15 @@ def digits_classifier(adversarial_epsilon: float | None, steps: int = 400, seed:
         functional.cross_entropy(network(x), y).backward()
         optimizer.step()
     return network.eval().requires_grad_(False), images[test], labels[test]
+
+
+class Wrapped(nn.Module):
+    """A classifier whose answer goes through a function."""
+
+    def __init__(self, answer, dtype=torch.float32):
+        super().__init__()
+        self.network = classifier(NUM_CLASSES).to(dtype)
+        self.answer = answer
+
+    def forward(self, x):
+        return self.answer(self.network, x)

@@ -6,34 +6,12 @@ import copy
 
 import pytest
 import torch
-from evaluation_toys import classifier, labelled_by
-from torch import Tensor, nn
+from evaluation_toys import NUM_CLASSES, NUM_IMAGES, SMALL_SUITE, Wrapped, classifier, labelled_by
+from torch import Tensor
 
 from analysis.evaluate import evaluate
-from analysis.evaluation.suites import AttackItem, Suite
 from models.errors import UserError
 from models.threat_model import ThreatModel
-
-NUM_IMAGES, NUM_CLASSES = 16, 5
-SUITE = Suite(
-    name="small",
-    num_samples=NUM_IMAGES,
-    attacks=(
-        AttackItem(attack="apgd_ce", parameters={"steps": 5}),
-        AttackItem(attack="square", parameters={"num_queries": 20}),
-    ),
-)
-
-
-class Around(nn.Module):
-    """A classifier behind a function of (network, images)."""
-
-    def __init__(self, answer):
-        super().__init__()
-        self.network, self.answer = classifier(NUM_CLASSES), answer
-
-    def forward(self, x):
-        return self.answer(self.network, x)
 
 
 class RaisesBackwards(torch.autograd.Function):
@@ -100,7 +78,7 @@ def data():
 
 def evaluated(answer):
     try:
-        return evaluate(Around(answer).eval(), *data(), SUITE, threat_model=ThreatModel(epsilon=0.1))
+        return evaluate(Wrapped(answer).eval(), *data(), SMALL_SUITE, threat_model=ThreatModel(epsilon=0.1))
     finally:
         assert torch.is_grad_enabled(), "an evaluation leaves autograd as it was"
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from evaluation_toys import classifier, labelled_by
+from evaluation_toys import NUM_CLASSES, NUM_IMAGES, SMALL_SUITE, Wrapped, classifier, labelled_by
 from torch import Tensor, nn
 
 from analysis.evaluate import evaluate
@@ -16,32 +16,11 @@ from analysis.result import collect
 from models.errors import UserError
 from models.threat_model import ThreatModel
 
-NUM_IMAGES, NUM_CLASSES = 16, 5
 THREAT = ThreatModel(epsilon=0.1)
-SUITE = Suite(
-    name="small",
-    num_samples=NUM_IMAGES,
-    attacks=(
-        AttackItem(attack="apgd_ce", parameters={"steps": 5}),
-        AttackItem(attack="square", parameters={"num_queries": 20}),
-    ),
-)
 
 
 def data(count=NUM_IMAGES):
     return labelled_by(classifier(NUM_CLASSES), count)
-
-
-class Wrapped(nn.Module):
-    """A classifier whose answer goes through a function."""
-
-    def __init__(self, answer, dtype=torch.float32):
-        super().__init__()
-        self.network = classifier(NUM_CLASSES).to(dtype)
-        self.answer = answer
-
-    def forward(self, x):
-        return self.answer(self.network, x)
 
 
 class WithExtraState(Wrapped):
@@ -92,12 +71,12 @@ def samples(result):
 
 @pytest.fixture(scope="module")
 def plain_result():
-    return evaluate(classifier(NUM_CLASSES), *data(), SUITE, threat_model=THREAT)
+    return evaluate(classifier(NUM_CLASSES), *data(), SMALL_SUITE, threat_model=THREAT)
 
 
 @pytest.mark.parametrize("kind", PLAIN_MODELS)
 def test_a_model_whose_meaning_is_plain_has_the_numbers_of_the_plain_one(kind, plain_result):
-    result = evaluate(PLAIN_MODELS[kind](), *data(), SUITE, threat_model=THREAT)
+    result = evaluate(PLAIN_MODELS[kind](), *data(), SMALL_SUITE, threat_model=THREAT)
     assert samples(result) == samples(plain_result)
     assert not result.failed
 
@@ -105,7 +84,7 @@ def test_a_model_whose_meaning_is_plain_has_the_numbers_of_the_plain_one(kind, p
 @pytest.mark.parametrize("kind", PLAIN_DATA)
 def test_data_whose_meaning_is_plain_have_the_numbers_of_tensors(kind, plain_result):
     x, y = PLAIN_DATA[kind](*data())
-    assert samples(evaluate(classifier(NUM_CLASSES), x, y, SUITE, threat_model=THREAT)) == samples(plain_result)
+    assert samples(evaluate(classifier(NUM_CLASSES), x, y, SMALL_SUITE, threat_model=THREAT)) == samples(plain_result)
 
 
 @pytest.mark.parametrize("made_inside", [False, True])
@@ -114,21 +93,21 @@ def test_inference_mode_changes_nothing(made_inside, plain_result):
     with torch.inference_mode():
         if made_inside:
             model, (x, y) = classifier(NUM_CLASSES), data()
-        result = evaluate(model, x, y, SUITE, threat_model=THREAT)
+        result = evaluate(model, x, y, SMALL_SUITE, threat_model=THREAT)
     assert samples(result) == samples(plain_result)
 
 
 def test_extra_state_is_part_of_a_models_identity():
     models = [WithExtraState(same) for _ in range(3)]
     models[1].extra, models[2].extra = {"levels": 1}, {"levels": torch.tensor([16])}
-    assert len({evaluate(model, *data(4), SUITE).header["checkpoint"] for model in models}) == 3
+    assert len({evaluate(model, *data(4), SMALL_SUITE).header["checkpoint"] for model in models}) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_images_of_a_model_in_half_precision_stay_within_the_radius(dtype, norm):
     model = classifier(NUM_CLASSES).to(dtype)
-    result = evaluate(model, *data(), SUITE, threat_model=ThreatModel(norm=norm, epsilon=0.1))
+    result = evaluate(model, *data(), SMALL_SUITE, threat_model=ThreatModel(norm=norm, epsilon=0.1))
     assert next(verdict for verdict in result.verdicts if verdict.id == "C3").status == "PASS"
     assert result.headline.value <= result.clean.value
 
@@ -144,20 +123,20 @@ def said_everywhere(result, text):
 
 def test_pixels_that_rounding_left_outside_are_clipped_with_a_remark(caplog):
     x, y = data()
-    result = evaluate(classifier(NUM_CLASSES), (x * 1.2 - 0.1).clamp(-1e-7, 1 + 1e-6), y, SUITE, threat_model=THREAT)
+    result = evaluate(classifier(NUM_CLASSES), (x * 1.2 - 0.1).clamp(-1e-7, 1 + 1e-6), y, SMALL_SUITE, threat_model=THREAT)
     assert "clipped" in caplog.text and said_everywhere(result, "clipped")
     assert next(verdict for verdict in result.verdicts if verdict.id == "C3").status == "PASS"
     with pytest.raises(UserError, match=r"in \[0,1\]"):
-        evaluate(classifier(NUM_CLASSES), x * 1.01, y, SUITE)
+        evaluate(classifier(NUM_CLASSES), x * 1.01, y, SMALL_SUITE)
 
 
 def test_truth_values_are_two_classes_and_unused_classes_are_said(caplog):
     x, y = data()
-    result = evaluate(classifier(NUM_CLASSES), x, y == y[0], SUITE, threat_model=THREAT)
+    result = evaluate(classifier(NUM_CLASSES), x, y == y[0], SMALL_SUITE, threat_model=THREAT)
     assert "True is class 1" in caplog.text and "5 classes, labels use 2" in caplog.text
     assert said_everywhere(result, "True is class 1") and said_everywhere(result, "5 classes, labels use 2")
     assert result.finished
-    plain = evaluate(classifier(NUM_CLASSES), x, y, SUITE, threat_model=THREAT)
+    plain = evaluate(classifier(NUM_CLASSES), x, y, SMALL_SUITE, threat_model=THREAT)
     assert not said_everywhere(plain, "True is class 1")
 
 
@@ -171,7 +150,7 @@ def test_attacks_that_a_suite_leaves_out_for_few_classes_are_named_in_the_result
 def test_a_model_that_is_no_module_is_one_sentence():
     x, y = data()
     with pytest.raises(UserError, match=r"torch\.nn\.Module .* not function"):
-        evaluate(lambda x: x.flatten(1), x, y, SUITE)
+        evaluate(lambda x: x.flatten(1), x, y, SMALL_SUITE)
 
 
 SENTENCES = {
@@ -190,7 +169,7 @@ SENTENCES = {
 def test_what_cannot_be_judged_is_one_sentence(kind):
     answer, words = SENTENCES[kind]
     with pytest.raises(UserError, match=words):
-        evaluate(Wrapped(answer), *data(), SUITE)
+        evaluate(Wrapped(answer), *data(), SMALL_SUITE)
 
 
 def test_an_answer_of_nan_is_never_right():
@@ -201,7 +180,7 @@ def test_an_answer_of_nan_is_never_right():
     x, _ = data()
     x = (x * 64).round() / 64
     y = torch.zeros(len(x), dtype=torch.long)  # where the largest of nothing but NaN is found
-    result = evaluate(Wrapped(broken_beside_the_images), x, y, SUITE, threat_model=THREAT)
+    result = evaluate(Wrapped(broken_beside_the_images), x, y, SMALL_SUITE, threat_model=THREAT)
     attacked = [row for row in result.rows if row.attack == "apgd_ce"]
     assert attacked[0].estimate.value == 0
 
@@ -245,15 +224,17 @@ def test_a_ratio_of_logits_gives_way_to_the_margin_on_two_classes(attack):
 @pytest.mark.parametrize("scale", [1e-3, 1e-5])
 def test_tiny_logits_mark_a_suite_whose_attacks_all_depend_on_the_scale(scale):
     model = Wrapped(lambda network, x: scale * network(x))
-    alone = SUITE.model_copy(update={"attacks": SUITE.attacks[:1]})
+    alone = SMALL_SUITE.model_copy(update={"attacks": SMALL_SUITE.attacks[:1]})
 
     def outputs(suite, network=model):
         result = evaluate(network, *data(), suite, threat_model=THREAT)
         return next(verdict for verdict in result.verdicts if verdict.id == "C18")
 
     assert outputs(alone).status == "FAIL" and outputs(alone).attacks == ("apgd_ce",)
-    assert outputs(SUITE).status == "FAIL", "square is no substitute for a gradient that points somewhere"
-    on_margin = SUITE.model_copy(update={"attacks": (*SUITE.attacks, AttackItem(attack="apgd_margin", parameters={"steps": 5}))})
+    assert outputs(SMALL_SUITE).status == "FAIL", "square is no substitute for a gradient that points somewhere"
+    on_margin = SMALL_SUITE.model_copy(
+        update={"attacks": (*SMALL_SUITE.attacks, AttackItem(attack="apgd_margin", parameters={"steps": 5}))}
+    )
     assert outputs(on_margin).status == "WARN"
     assert outputs(alone, classifier(NUM_CLASSES)).status == "PASS"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ import pytest
 
 from orchestration.cli import build_parser
 from tests.fuzz.command_line import SEED, complaint, rayndom
-from tests.orchestration.test_earlier_home import ARCHIVE
 
 FEW, MANY = 40, 700
 RUN, OTHER = "04e9dcd8e27c21aa", "f3adf480c8de54f4"
@@ -60,15 +58,6 @@ def nothing_is_trained(monkeypatch):
     monkeypatch.setattr("orchestration.training.dry_run.dry_run", lambda experiment, workplace: report)
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    """A home with two finished runs; its MLflow store is not looked at."""
-    folder = tmp_path_factory.mktemp("sound")
-    with tarfile.open(ARCHIVE) as packed:
-        packed.extractall(folder, filter="data")
-    return folder / "home"
-
-
 def cases() -> Iterator[Case]:
     """Yield each text in each argument."""
     (commands,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
@@ -95,11 +84,11 @@ def cases() -> Iterator[Case]:
                     yield Case([command, text, *rest], [action.dest, said, *typed])
 
 
-def try_cases(chosen: list[Case], sound: Path, folder: Path) -> None:
+def try_cases(chosen: list[Case], earlier_home: Path, folder: Path) -> None:
     """Run each in a home of its own, from a folder of its own: what is accepted may leave files."""
     problems = []
     for index, case in enumerate(chosen):
-        home = Path(shutil.copytree(sound, folder / str(index) / "home", symlinks=True))
+        home = Path(shutil.copytree(earlier_home, folder / str(index) / "home", symlinks=True))
         (home / "mlflow.db").unlink()
         outcome = rayndom([*case.words, "--home", str(home)])
         problem = complaint(outcome, case.names, refused=None, allowed=(0, 2, 3))
@@ -109,13 +98,13 @@ def try_cases(chosen: list[Case], sound: Path, folder: Path) -> None:
     assert not problems, f"{len(problems)} of {len(chosen)} with seed {SEED}:\n" + "\n".join(problems)
 
 
-def test_arguments(sound, tmp_path, monkeypatch):
+def test_arguments(earlier_home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    try_cases(random.Random(SEED + 60).sample(list(cases()), FEW), sound, tmp_path)
+    try_cases(random.Random(SEED + 60).sample(list(cases()), FEW), earlier_home, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_many_arguments(sound, tmp_path, monkeypatch):
+def test_many_arguments(earlier_home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    try_cases(random.Random(SEED + 61).sample(list(cases()), MANY), sound, tmp_path)
+    try_cases(random.Random(SEED + 61).sample(list(cases()), MANY), earlier_home, tmp_path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,18 +15,8 @@ from safetensors.torch import load_file, save_file
 from orchestration.recipes import load_recipe
 from tests.fuzz.command_line import SEED, complaint, rayndom
 from tests.orchestration.earlier_homes.contents import TINY
-from tests.orchestration.test_earlier_home import ARCHIVE
 
 FEW, MANY = 40, 600
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    """The home of an earlier commit; its MLflow store is not looked at."""
-    folder = tmp_path_factory.mktemp("sound")
-    with tarfile.open(ARCHIVE) as packed:
-        packed.extractall(folder, filter="data")
-    return folder / "home"
 
 
 def mutations(path: Path, rng: random.Random) -> list[tuple[str, Callable[[], None]]]:
@@ -53,13 +42,13 @@ def mutations(path: Path, rng: random.Random) -> list[tuple[str, Callable[[], No
     return ways
 
 
-def damaged_homes(sound: Path, folder: Path, seed: int, number: int):
+def damaged_homes(earlier_home: Path, folder: Path, seed: int, number: int):
     """Yield home after home with one damaged file of its finished run, and what was done."""
     rng = random.Random(seed)
     names = ["result.json", "model/config.json", "model/model.safetensors", "config.yaml", "training.pt"]
     for index in range(number):
         home = folder / str(index)
-        shutil.copytree(sound, home, symlinks=True)
+        shutil.copytree(earlier_home, home, symlinks=True)
         (home / "mlflow.db").unlink()
         run = rng.choice(sorted(home.glob("runs/*")))
         path = run / rng.choice([name for name in names if (run / name).is_file()])
@@ -69,9 +58,9 @@ def damaged_homes(sound: Path, folder: Path, seed: int, number: int):
         shutil.rmtree(home)
 
 
-def try_files(sound: Path, folder: Path, seed: int, number: int) -> None:
+def try_files(earlier_home: Path, folder: Path, seed: int, number: int) -> None:
     problems = []
-    for home, run, path, title in damaged_homes(sound, folder, seed, number):
+    for home, run, path, title in damaged_homes(earlier_home, folder, seed, number):
         for words in (["export", run.name, "--to", str(folder / f"out-{home.name}")],):
             outcome = rayndom([*words, "--home", str(home)])
             problem = complaint(outcome, [path.name, run.name], refused=None)
@@ -80,17 +69,17 @@ def try_files(sound: Path, folder: Path, seed: int, number: int) -> None:
     assert not problems, f"{len(problems)} with seed {seed}:\n" + "\n".join(problems[:20])
 
 
-def test_a_damaged_file(sound, tmp_path):
-    try_files(sound, tmp_path, SEED, FEW)
+def test_a_damaged_file(earlier_home, tmp_path):
+    try_files(earlier_home, tmp_path, SEED, FEW)
 
 
 @pytest.mark.slow
-def test_many_damaged_files(sound, tmp_path):
-    try_files(sound, tmp_path, SEED + 1, MANY)
+def test_many_damaged_files(earlier_home, tmp_path):
+    try_files(earlier_home, tmp_path, SEED + 1, MANY)
 
 
-def test_weights_that_are_not_finite(sound, tmp_path):
-    run = next(path.parent for path in sorted(sound.glob("runs/*/result.json")))
+def test_weights_that_are_not_finite(earlier_home, tmp_path):
+    run = next(path.parent for path in sorted(earlier_home.glob("runs/*/result.json")))
     model = tmp_path / "model"
     shutil.copytree(run / "model", model)
     weights = load_file(model / "model.safetensors")
@@ -105,8 +94,8 @@ def test_weights_that_are_not_finite(sound, tmp_path):
     ("field", "value"),
     [("num_classes", 10**9), ("image_shape", [1, 10**6, 10**6]), ("std", [0.0]), ("std", [-1.0]), ("mean", []), ("defence", "nowhere")],
 )
-def test_a_model_that_cannot_be(sound, tmp_path, field, value):
-    run = next(path.parent for path in sorted(sound.glob("runs/*/result.json")))
+def test_a_model_that_cannot_be(earlier_home, tmp_path, field, value):
+    run = next(path.parent for path in sorted(earlier_home.glob("runs/*/result.json")))
     model = tmp_path / "model"
     shutil.copytree(run / "model", model)
     config = json.loads((model / "config.json").read_text())
@@ -121,9 +110,9 @@ def test_a_model_that_cannot_be(sound, tmp_path, field, value):
     [{"finished_epochs": -1}, {"finished_epochs": 10**9}, {"history": []}, {"weights": {}}, {"optimizer": {}}, {"best": {}}, {"ended": 3}]
     + [{name: None} for name in ("finished_epochs", "seed", "weights", "optimizer", "history", "ended")],
 )
-def test_a_checkpoint_that_no_training_wrote(sound, tmp_path, change):
+def test_a_checkpoint_that_no_training_wrote(earlier_home, tmp_path, change):
     home = tmp_path / "home"
-    shutil.copytree(sound, home)
+    shutil.copytree(earlier_home, home)
     (home / "mlflow.db").unlink()
     (path,) = home.glob("runs/*/training.pt")
     torch.save(torch.load(path, weights_only=True) | change, path)
@@ -135,8 +124,8 @@ def test_a_checkpoint_that_no_training_wrote(sound, tmp_path, change):
 
 
 @pytest.mark.parametrize("name", ["", " ", "a b", "a\n", "it's", "a@", "@champion", "a@v1", "a@latest", 'a"b', "a%b", "a@b@c"])
-def test_names_that_the_registry_cannot_have(sound, tmp_path, name):
-    run = next(path.parent for path in sorted(sound.glob("runs/*/result.json")))
+def test_names_that_the_registry_cannot_have(earlier_home, tmp_path, name):
+    run = next(path.parent for path in sorted(earlier_home.glob("runs/*/result.json")))
     out = tmp_path / "out"
     words = ["export", str(run / "model"), "--to", str(out), "--home", str(tmp_path / "home"), f"--register={name}"]
     outcome = rayndom(words)

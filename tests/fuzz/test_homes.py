@@ -6,7 +6,6 @@ import hashlib
 import json
 import random
 import shutil
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import pytest
 
 from tests.fuzz.broken_homes import damage, swap
 from tests.fuzz.command_line import SEED, Outcome, complaint, rayndom
-from tests.orchestration.test_earlier_home import ARCHIVE
 
 FEW, PIECE, PIECES = 40, 100, 15
 RUNS = ("04e9dcd8e27c21aa", "f3adf480c8de54f4")
@@ -36,12 +34,9 @@ class Sound:
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory):
+def sound(earlier_home):
     """A home with runs, evaluations with reports, an analysis, a sweep and an export."""
-    folder = tmp_path_factory.mktemp("sound")
-    with tarfile.open(ARCHIVE) as packed:
-        packed.extractall(folder, filter="data")
-    home = folder / "home"
+    home = earlier_home
     for weights in home.rglob("model.safetensors"):
         config = weights.with_name("config.json")
         digest = hashlib.sha256(weights.read_bytes()).hexdigest()
