@@ -28,9 +28,11 @@ from tests.contracts.cases import SMALLER
 
 QUICK = ("resnet8", "wrn16_4")
 TIMM = ("test_resnet", "tf_mobilenetv3_small_075", "test_nfnet", "test_byobnet")
+OF_WRN28_10 = ("wrn34_10", "wrn70_16")
+"""Deeper and wider networks of the same class as wrn28_10: 46 and 267 million parameters in float64 would show nothing else."""
 LARGE_TIMM = ("tf_efficientnet_b0", "nf_resnet26", "densenet121", "regnety_002", "test_convnext", "test_vit")
 BACKBONES = [
-    *(name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in list_backbones()),
+    *(name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in list_backbones() if name not in OF_WRN28_10),
     *(f"timm:{name}" for name in TIMM),
     *(pytest.param(f"timm:{name}", marks=pytest.mark.slow) for name in LARGE_TIMM),
 ]
@@ -155,7 +157,7 @@ def built_or_refused(defence: str, backbone: str, size: int, parameters: dict[st
         return None, str(error)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2)
 def untouched(backbone: str, size: int) -> nn.Module:
     return build("natural", backbone, size, {}).double()
 
@@ -170,9 +172,9 @@ def check_equal(model: nn.Module, plain: nn.Module, x: torch.Tensor) -> None:
         torch.testing.assert_close(logits(model, x, training), expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item() + 1e-15)
 
 
+@pytest.mark.parametrize("case", NEUTRAL)  # the fastest to change: the untouched network of a backbone and a size is built once
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("case", NEUTRAL)
 def test_a_replacement_that_replaces_nothing_replaces_nothing(case, backbone, size):
     neutral = NEUTRAL[case]
     try:
