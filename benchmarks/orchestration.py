@@ -139,7 +139,7 @@ def measure_overhead(folder: Path, pairs: int, images: int) -> dict[str, Any]:
     try:
         with TakingTurns(bare) as turns:
             home = Home.locate(folder / "home")
-            run_search(config, Workplace(home), Tracker(home, "overhead"))
+            run_search(config, Workplace(home), Tracker(home, "overhead"), {})
     finally:
         bare.close()
     return {
@@ -212,7 +212,7 @@ def measure_start(folder: Path, workers: int) -> dict[str, Any]:
     config = SweepConfig(**tree)
     home = Home.locate(folder / "home")
     with Starts() as starts:
-        run_search(config, Workplace(home), Tracker(home, "start"))
+        run_search(config, Workplace(home), Tracker(home, "start"), {})
     ray.shutdown()
     return {"first": starts.seconds[0], "later": starts.seconds[1:]}
 

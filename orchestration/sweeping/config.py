@@ -50,6 +50,7 @@ BUDGET_FIELDS = {
     "num_test_examples",
     "repeats",
     "remarks",
+    "fixed_weights",
     "log_models",
 }
 
@@ -62,6 +63,13 @@ EARLIER_SCHEDULER = "asha"
 
 EARLIER_PRIORS = ("ctrw", "dcs")
 """The key of a sweep with a prior has one for each of these, asked for or not: so it was when they were the only ones."""
+
+
+class FixedWeights(Config):
+    """What a name of initial weights meant when a sweep began."""
+
+    name: str = Field(description="A name that goes on meaning it: of an alias, the version.")
+    sha256: str = Field(description="SHA-256 of the file with the weights.")
 
 
 class SweepConfig(Config):
@@ -137,6 +145,10 @@ class SweepConfig(Config):
         "chosen", description="Whose weights MLflow keeps: of the winner and the baselines, or of all trials that trained to their end."
     )
     remarks: tuple[str, ...] = Field((), description="What theory says of the space; written by the tool.")
+    fixed_weights: Mapping[str, FixedWeights] = Field(
+        default_factory=dict,
+        description="Name in `training.initial_weights` -> what it meant when the sweep began, for all its trials; written by the tool.",
+    )
     num_test_examples: int | None = Field(
         None, ge=1, le=MOST_IMAGES, description="Test images for the final evaluation; none: the suite's own."
     )
@@ -215,7 +227,7 @@ class SweepConfig(Config):
             except UserError as error:
                 raise UserError(f"sweep {self.name}: {error}") from None
         self._refuse_relative_path(tree)
-        return recipes.parse_experiment(tree, f"sweep {self.name}")
+        return self._parsed(tree, f"sweep {self.name}")
 
     def _refuse_relative_path(self, tree: Mapping[str, Any]) -> None:
         """A trial runs in a folder of its own, from which a relative path would lead elsewhere."""
@@ -232,11 +244,20 @@ class SweepConfig(Config):
         for dotted, value in self.settings.items():
             if not dotted.startswith("defence."):
                 recipes.set_dotted(tree, dotted, value)
-        return recipes.parse_experiment(tree, f"sweep {self.name}, baseline {recipe}")
+        return self._parsed(tree, f"sweep {self.name}, baseline {recipe}")
+
+    def _parsed(self, tree: dict[str, Any], source: str) -> ExperimentConfig:
+        """Return the experiment of a tree, in which a name of initial weights means what it meant when the sweep began."""
+        experiment = recipes.parse_experiment(tree, source)
+        fixed = self.fixed_weights.get(experiment.training.initial_weights or "")
+        if fixed is None:
+            return experiment
+        return experiment.model_copy(update={"training": experiment.training.model_copy(update={"initial_weights": fixed.name})})
 
 
 def sweep_key(config: SweepConfig) -> str:
     """Return the name of a sweep's folder: its name and a hash of what it searches. Budgets are not part of it."""
+    config = config.model_copy(update={"fixed_weights": {}})  # the same sweep, whatever names of weights meant when it began
     fields = type(config).model_fields
     unused = {name for name in LATER_FIELDS if getattr(config, name) == fields[name].get_default(call_default_factory=True)}
     bases = [experiment.scientific() for experiment in config.base_experiments()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ from orchestration.tracking.background_writer import BackgroundWriter
 from orchestration.tracking.experiment_run import ParentRun
 from orchestration.tracking.system_metrics import system_metrics
 from orchestration.tracking.tracker import SWEEP_TAG, Tracker
+from orchestration.trained_models.initial_weights import InitialWeights
 from orchestration.training import cluster
 from orchestration.training.autoscaling import AskedRoom
 from orchestration.training.job import TrainingJob, new_start
@@ -106,8 +108,8 @@ class Search:
         return sum(trial.state == TrialState.PRUNED and trial.number not in again for trial in all_trials(self.study))
 
 
-def run_search(config: SweepConfig, workplace: Workplace, tracker: Tracker) -> Search:
-    """Run the search of a sweep, or go on with it.
+def run_search(config: SweepConfig, workplace: Workplace, tracker: Tracker, weights: Mapping[str, InitialWeights]) -> Search:
+    """Run the search of a sweep, or go on with it; `weights` that trials begin with, by name.
 
     Raises:
         UserError: the resources do not suffice for one trial, the study is locked, or a name is wrong.
@@ -154,7 +156,7 @@ def run_search(config: SweepConfig, workplace: Workplace, tracker: Tracker) -> S
     if done < wanted:
         watched = system_metrics(tracker, run_id, wanted=config.experiment({}).tracking.system_metrics)
         with probed(workplace.home.root) as storage, watched:
-            _tune(search, workplace, at_once, storage, asked)
+            _tune(search, workplace, at_once, storage, asked, weights)
         fetch(workplace.home.root / "runs", largest=SMALL_BYTES)
         if search.complete and spent(study) < wanted:
             console.say(
@@ -185,7 +187,14 @@ def _ask_for_room(config: SweepConfig, workplace: Workplace) -> AskedRoom | None
     return asked
 
 
-def _tune(search: Search, workplace: Workplace, at_once: int, storage: SharedStorage, asked: AskedRoom | None) -> None:
+def _tune(
+    search: Search,
+    workplace: Workplace,
+    at_once: int,
+    storage: SharedStorage,
+    asked: AskedRoom | None,
+    weights: Mapping[str, InitialWeights],
+) -> None:
     """Run the trials that are missing, `at_once` at a time."""
     config, study, folder, start = search.config, search.study, search.folder, new_start()
     bases = config.base_experiments()
@@ -195,7 +204,9 @@ def _tune(search: Search, workplace: Workplace, at_once: int, storage: SharedSto
     def trial(suggestion: dict[str, Any]) -> None:
         experiment = config.experiment(suggestion["values"])
         name = f"{start}-{suggestion['number']}"
-        run_trial(TrainingJob.at(workplace, experiment, start=name, train_storage=folder / "train", measure=measure))
+        given = weights.get(experiment.training.initial_weights or "")
+        initial = None if given is None else given.for_training(experiment.training)
+        run_trial(TrainingJob.at(workplace, experiment, start=name, train_storage=folder / "train", measure=measure, initial=initial))
 
     def row_of(suggestion: dict[str, Any]) -> TrialRow:
         number, values = suggestion["number"], suggestion["values"]

@@ -26,22 +26,20 @@ from orchestration.exporting.export import export_target
 from orchestration.home import Home, Workplace
 from orchestration.run_folder import RunFolder
 from orchestration.storage import fetch
-from orchestration.sweeping.checks import extreme_points
 from orchestration.sweeping.config import SweepConfig, sweep_key
 from orchestration.sweeping.findings import conclude_search, infeasible, show_trials
+from orchestration.sweeping.fixed_weights import with_fixed_weights
 from orchestration.sweeping.listed_experiments import Listed, train_listed
+from orchestration.sweeping.network_check import check_networks
 from orchestration.sweeping.repeats import repeat_best
 from orchestration.sweeping.search import Search, run_search
 from orchestration.sweeping.study import ENDING_S, all_trials, full_trials, only_driver, storage_url
 from orchestration.tracking.experiment_run import ParentRun
 from orchestration.tracking.logged_models import log_data, put_out
 from orchestration.tracking.tracker import Tracker
-from orchestration.trained_models.initial_weights import initial_weights
 from orchestration.trained_models.targets import Target
-from orchestration.training.preparation import build_for
 from orchestration.training.resources import trial_resources
 from orchestration.training.tracked_outcome import track_model
-from trainers.data import Splits, load_data
 
 
 def run_sweep(config: SweepConfig, workplace: Workplace, *, evaluate: bool = True, wait: bool = False) -> dict[str, Any]:
@@ -55,13 +53,14 @@ def run_sweep(config: SweepConfig, workplace: Workplace, *, evaluate: bool = Tru
     Raises:
         UserError: a mistake, found before any worker starts.
     """
-    check_networks(config, workplace)
-    baselines = [config.baseline_experiment(recipe) for recipe in config.baselines]
     with only_driver(workplace.home.sweep(sweep_key(config)), config.name, patience_s=None if wait else ENDING_S):
+        config, weights = with_fixed_weights(config, workplace.home)
+        check_networks(config, workplace.data_root, weights)
+        baselines = [config.baseline_experiment(recipe) for recipe in config.baselines]
         tracker = Tracker(workplace.home, config.experiment({}).tracking.experiment)
         console.say(f"if it is interrupted, however that happens, it goes on with:  {resume_command()}")
         try:
-            ending = _Ending(run_search(config, workplace, tracker), baselines, workplace)
+            ending = _Ending(run_search(config, workplace, tracker, weights), baselines, workplace)
             return ending.reach(evaluate=evaluate)
         except BaseException as error:
             # Not where the same command would end in the same way; what Ctrl-C leaves is said by whoever answers it.
@@ -255,32 +254,3 @@ def _keep_search(folder: Path, found: dict[str, Any]) -> None:
     for plot in map(Path, found["plots"]):
         shutil.copyfile(plot, folder / plot.name)
     write_text(folder / "search.json", json.dumps(found | {"plots": [Path(plot).name for plot in found["plots"]]}, indent=2))
-
-
-def check_networks(config: SweepConfig, workplace: Workplace) -> None:
-    """Read the data sets of a sweep and build the network of every end of its search space, each different one once, with the weights that
-    it begins with.
-
-    Raises:
-        UserError: a data set is missing, or the backbone does not have what a value asks for; says which dimension and which value.
-    """
-    data: dict[str, Splits] = {}
-    built: set[tuple[str, ...]] = set()
-    starts = [(f"recipe {base.name}", base) for base in config.base_experiments()]
-    ends = [(title, config.experiment(values)) for title, values in extreme_points(config)]
-    for title, experiment in [*starts, *ends]:
-        where = experiment.data.model_dump_json()
-        if where not in data:
-            data[where] = load_data(experiment.data, workplace.data_root)
-        training = experiment.training
-        begins = (str(training.initial_weights), *training.reinitialize, *training.freeze)
-        network = (where, experiment.backbone.model_dump_json(), experiment.defence.model_dump_json(), *begins)
-        if network in built:
-            continue
-        built.add(network)
-        try:
-            fresh, given = build_for(experiment, data[where]), initial_weights(training, workplace.home)
-            if given is not None:
-                given.begin(fresh)
-        except UserError as error:
-            raise UserError(f"sweep {config.name}: {title}: {error}") from None

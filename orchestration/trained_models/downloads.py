@@ -44,6 +44,18 @@ def download_model(home: Home, target: str) -> Path:
     return downloaded(home, target, re.sub(r"[^A-Za-z0-9]+", "-", target), fetch)
 
 
+def version_named(home: Home, target: str) -> str:
+    """Return `models:/NAME/VERSION` for `models:/NAME@ALIAS`: the model that the alias means now, also when it means another one later.
+
+    Raises:
+        UserError: there is no such model or alias.
+    """
+    try:
+        return "models:/{}/{}".format(*_version(client_of(home), target))
+    except mlflow.MlflowException as error:
+        raise UserError(f"no exported model at {target!r} in {display_uri(home.tracking_uri)}: {_one_line(error.message)}") from None
+
+
 def _one_line(text: str) -> str:
     """Return what MLflow says of each file that it could not fetch, as a part of a sentence."""
     return " ".join(text.replace("#", " ").split())
@@ -53,12 +65,16 @@ def _version_uri(client: mlflow.MlflowClient, target: str) -> str:
     """Return where the files of `models:/NAME@ALIAS`, `models:/NAME/VERSION` or of a logged model, `models:/m-ID`, lie."""
     if re.fullmatch(r"models:/m-[0-9a-f]{32}", target):
         return client.get_logged_model(target.removeprefix("models:/")).artifact_location
+    return client.get_model_version_download_uri(*_version(client, target))
+
+
+def _version(client: mlflow.MlflowClient, target: str) -> tuple[str, str]:
+    """Return name and number of the version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` means."""
     name, at, alias = target.removeprefix("models:/").partition("@")
     if at:
-        version = client.get_model_version_by_alias(name, alias)
-        return client.get_model_version_download_uri(name, version.version)
+        return name, str(client.get_model_version_by_alias(name, alias).version)
     name, _, number = name.partition("/")
-    return client.get_model_version_download_uri(name, number)
+    return name, number
 
 
 def _uri_of_run(client: mlflow.MlflowClient, run_id: str, home: Home) -> str:

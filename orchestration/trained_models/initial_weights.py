@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,6 +40,10 @@ class InitialWeights:
     sha256: str
     timm: str = ""
     reinitialize: tuple[str, ...] = ()
+
+    def for_training(self, training: TrainingConfig) -> InitialWeights:
+        """Return them as a training takes them that names them."""
+        return dataclasses.replace(self, reinitialize=training.reinitialize)
 
     def begin(self, network: nn.Module) -> WeightsReport:
         """Put them into a network of `build_model`; see `begin_with`.
@@ -91,10 +96,29 @@ def initial_weights(training: TrainingConfig, home: Home) -> InitialWeights | No
         UserError: there are none, or they would have to be made by executing code; says what may be named.
     """
     name = training.initial_weights
-    if name is None:
-        return None
+    return None if name is None else named_weights(name, home).for_training(training)
+
+
+def named_weights(name: str, home: Home) -> InitialWeights:
+    """Return the weights of a name; see `initial_weights`."""
     file, network = _file_of(name, home)
-    return InitialWeights(name, file, sha256_of(file), network, training.reinitialize)
+    return InitialWeights(name, file, sha256_of(file), network)
+
+
+def lasting_name(name: str, home: Home) -> str:
+    """Return a name that goes on meaning what `name` means now: an alias of a registered model may move, its version does not.
+
+    Raises:
+        UserError: there is no such alias.
+    """
+    if not name.startswith("models:/") or "@" not in name:
+        return name
+    from orchestration.trained_models.downloads import version_named  # here: it brings MLflow
+
+    try:
+        return version_named(home, name)
+    except UserError as error:
+        raise UserError(f"training.initial_weights: {error}") from None
 
 
 def _file_of(name: str, home: Home) -> tuple[Path, str]:

@@ -53,11 +53,13 @@ class TrainingJob:
         start: str | None = None,
         train_storage: Path | None = None,
         measure: MeasureConfig | None = None,
+        initial: InitialWeights | None = None,
         anew: bool = False,
     ) -> TrainingJob:
         """Return the training of `experiment` in its run folder of a home; `train_storage`: None: the home's own.
 
         Args:
+            initial: the weights that it names, where they were looked up before; None: they are now.
             anew: what an earlier start left in the run folder is going to be forgotten.
 
         Raises:
@@ -71,7 +73,7 @@ class TrainingJob:
             train_storage or workplace.home.root / "train",
             start or new_start(),
             measure,
-            _initial(experiment, folder, workplace.home, anew),
+            _initial(experiment, folder, workplace.home, initial, anew),
         )
 
     def with_own_cores(self) -> TrainingJob:
@@ -105,10 +107,12 @@ class TrainingJob:
         )
 
 
-def _initial(experiment: ExperimentConfig, folder: RunFolder, home: Home, anew: bool) -> InitialWeights | None:
+def _initial(
+    experiment: ExperimentConfig, folder: RunFolder, home: Home, known: InitialWeights | None, anew: bool
+) -> InitialWeights | None:
     begun = folder.initial_weights() if not anew and (folder.has_state or folder.is_finished) else None
     try:
-        found = initial_weights(experiment.training, home)
+        found = known or initial_weights(experiment.training, home)
     except UserError:
         if begun is None:
             raise

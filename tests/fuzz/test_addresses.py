@@ -94,7 +94,7 @@ def test_a_study_that_is_away_is_told_before_ray_starts(tmp_path, monkeypatch):
         raise AssertionError("Ray starts")
 
     monkeypatch.setattr("orchestration.training.cluster.connect", starts)
-    monkeypatch.setattr("orchestration.sweeping.sweep.check_networks", lambda config, workplace: None)
+    monkeypatch.setattr("orchestration.sweeping.sweep.check_networks", lambda config, data_root, weights: None)
     for address in ("foo://x", "sqlite:////nowhere/at/all.db", "journal:/nowhere/at/all", "a\0b"):
         outcome = rayndom(["sweep", "ctrw_bounds_digits", "--num_trials=1", f"--study={address}", "--home", str(tmp_path / "home")], 60)
         assert complaint(outcome, ["study", "RAYNDOM_STUDY"], refused=True, allowed=(2, 3)) is None, (address, outcome.said)
