@@ -39,7 +39,7 @@ def with_fixed_weights(config: SweepConfig, home: Home) -> tuple[SweepConfig, di
         if name in begun and begun[name].sha256 != found.sha256:
             raise UserError(
                 f"sweep {config.name}: training.initial_weights: {name} is not what the sweep has begun with: its SHA-256 was "
-                f"{begun[name].sha256[:16]}... and is {found.sha256[:16]}...; under another name the sweep begins anew with what is there now"
+                f"{begun[name].sha256[:16]}... and is {found.sha256[:16]}...; under another name the sweep begins anew, with what is there"
             )
         fixed[name], weights[lasting] = FixedWeights(name=lasting, sha256=found.sha256), found
     return config.model_copy(update={"fixed_weights": fixed}), weights
