@@ -90,6 +90,8 @@ class Storage:
             raise UserError(f"the home {console.without_passwords(url)!r:.300} is no URL: {error}. {_HOMES}") from None
         if not _SCHEME.match(url) or not (parts.netloc or parts.path.strip("/")):
             raise UserError(f"the home {console.without_passwords(url)!r:.300} names no place. {_HOMES}")
+        if parts.scheme in ("file", "local") and (parts.netloc or not parts.path.startswith("/")):
+            raise UserError(f"the home {url!r:.300} has no path from the root of the file system, as file:///shared/team. {_HOMES}")
         if parts.password or (parts.username and parts.scheme in ("s3", "gs", "gcs")):
             raise UserError(
                 f"the home {parts.scheme}://... holds a password; credentials come from the environment, e.g. AWS_ACCESS_KEY_ID"

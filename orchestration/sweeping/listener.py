@@ -41,6 +41,7 @@ class TrialRow:
         run: its MLflow run. state, epoch, metrics: how far it is. finished: it has trained to its end.
         complained: signs that it does not learn which were said already.
         goes_on: whether it goes on with a trial that was over before.
+        beside: whether it is none of those that are wanted, but trained beside them.
     """
 
     title: str
@@ -53,6 +54,7 @@ class TrialRow:
     finished: bool = False
     complained: set[str] = field(default_factory=set)
     goes_on: bool = False
+    beside: bool = False
 
     @property
     def experiment(self) -> ExperimentConfig:
@@ -127,11 +129,11 @@ class TrialListener(tune.Callback):
             self._fail(row, report.failed)
         elif report.finished:
             row.finished, row.metrics = True, dict(report.metrics)
-            self._note_best(report.metrics)
+            self._note_best(row)
             self.writer.later(row.run.log_selected, row.metrics)
         else:
             row.epoch, row.metrics = report.epoch, row.metrics | dict(report.metrics)
-            self._note_best(report.metrics)
+            self._note_best(row)
             self.epochs += 1
             self.writer.later(row.run.log_epoch, report.epoch, report.metrics)
             self.writer.later(track_data, row.run)
@@ -167,8 +169,10 @@ class TrialListener(tune.Callback):
         if is_full_disk(reason):
             self.full_disk = reason
         else:
-            self.broken[self._row(trial).title] = reason
-            self._fail(self._row(trial), reason)
+            row = self._row(trial)
+            if not row.beside:
+                self.broken[row.title] = reason
+            self._fail(row, reason)
 
     @property
     def hopeless(self) -> bool:
@@ -206,8 +210,8 @@ class TrialListener(tune.Callback):
             self.writer.later(keep_databases)
         return self.rows[trial.trial_id]
 
-    def _note_best(self, metrics: Mapping[str, float]) -> None:
-        value = metrics.get(SELECTION_METRIC)
+    def _note_best(self, row: TrialRow) -> None:
+        value = None if row.beside else row.metrics.get(SELECTION_METRIC)
         if value is not None and value > (-math.inf if self.best is None else self.best):
             self.best = value
 
@@ -227,7 +231,7 @@ class TrialListener(tune.Callback):
         self._show(f"{row.title}: failed; {self._summary()}")
 
     def _end(self, row: TrialRow) -> None:
-        self.done += 1
+        self.done += not row.beside
         self.writer.later(keep_databases)
         self.on_end(row)
 
@@ -247,7 +251,7 @@ class TrialListener(tune.Callback):
         self.metrics.show(self._counts())
 
     def _counts(self) -> dict[str, float]:
-        running = sum(row.state == "running" for row in self.rows.values())
+        running = sum(row.state == "running" and not row.beside for row in self.rows.values())
         counts = {"trials_wanted": self.wanted, "trials_over": self.done, "trials_running": running, "trials_broken": len(self.broken)}
         counts["epochs"] = self.epochs
         best = {} if self.best is None else {"best_robust_accuracy": self.best}
@@ -261,7 +265,7 @@ class TrialListener(tune.Callback):
 
     def _summary(self) -> str:
         over = self.done - self.done_at_start
-        running = [row for row in self.rows.values() if row.state == "running"]
+        running = [row for row in self.rows.values() if row.state == "running" and not row.beside]
         # Partly trained trials count by their epochs, so that the estimate moves between ends of trials.
         progress = over + sum(row.epoch / row.experiment.training.epochs for row in running)
         left = "time left unknown"

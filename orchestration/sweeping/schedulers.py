@@ -246,6 +246,8 @@ class EarlyStopping(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Return whether the trial goes on."""
+        if "number" not in trial.config:  # no trial of the search, but trained beside them
+            return TrialScheduler.CONTINUE
         epoch = result.get("epoch", 0)
         value = standing(self.config, result) if epoch else None
         # What has trained to its end counts, whatever the others did.

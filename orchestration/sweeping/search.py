@@ -22,6 +22,7 @@ from orchestration.experiment import ExperimentConfig
 from orchestration.home import Workplace
 from orchestration.interruption import first_taken_by_tune
 from orchestration.storage import SMALL_BYTES, fetch
+from orchestration.sweeping.beside_trials import BASELINE, BesideTrials
 from orchestration.sweeping.config import (
     MOST_AT_ONCE,
     SWEEP_FILE,
@@ -31,6 +32,7 @@ from orchestration.sweeping.config import (
     dimension_titles,
     sweep_key,
 )
+from orchestration.sweeping.listed_experiments import Listed
 from orchestration.sweeping.listener import TrialListener, TrialRow, TrialsBroke, WhenHopeless
 from orchestration.sweeping.proposals import NEVER, Deadline, StudySearch
 from orchestration.sweeping.schedulers import EarlyStopping
@@ -202,6 +204,9 @@ def _tune(
     measure = config.measure if config.needs_protocols else None
 
     def trial(suggestion: dict[str, Any]) -> None:
+        if BASELINE in suggestion:
+            run_trial(jobs_beside[suggestion[BASELINE]])
+            return
         experiment = config.experiment(suggestion["values"])
         name = f"{start}-{suggestion['number']}"
         given = weights.get(experiment.training.initial_weights or "")
@@ -209,6 +214,10 @@ def _tune(
         run_trial(TrainingJob.at(workplace, experiment, start=name, train_storage=folder / "train", measure=measure, initial=initial))
 
     def row_of(suggestion: dict[str, Any]) -> TrialRow:
+        if BASELINE in suggestion:
+            each = proposals.listed[suggestion[BASELINE]]
+            run, cells = search.run.child("baseline", each.experiment, each.title), [""] * len(dimension_titles(config))
+            return TrialRow(each.title, cells, run, " on a worker that no trial needs any more", beside=True)
         number, values = suggestion["number"], suggestion["values"]
         run = trial_run(search.run, folder, number, config, values)
         goes_on = number in searcher.promoted
@@ -219,7 +228,7 @@ def _tune(
     quota = StateQuota.of(config, workplace.home, study)
 
     def on_end(row: TrialRow) -> None:
-        if quota is not None:
+        if quota is not None and not row.beside:
             writer.later(quota.after, row)  # behind what MLflow is still to be told of it
 
     listener = TrialListener(
@@ -239,10 +248,14 @@ def _tune(
     if config.stopping is not None:
         stopping = EarlyStopping(config, max(experiment.training.epochs for experiment in bases), study)
     searcher = StudySearch(config, study, lambda: listener.hopeless, search.deadline, stopping, asked)
+    baselines = [config.baseline_experiment(recipe) for recipe in config.baselines]
+    alike = [Listed(each.name, each) for each in baselines if each.resources == bases[0].resources]
+    proposals = BesideTrials(searcher, alike, workplace, start)
+    jobs_beside = proposals.jobs
     tuner = tune.Tuner(
         tune.with_resources(trial, tune_resources(bases[0])),
         tune_config=tune.TuneConfig(
-            search_alg=searcher,
+            search_alg=proposals,
             scheduler=stopping or FIFOScheduler(),
             num_samples=100 * num_wanted(config) + 1000,  # the searcher says when the sweep has all its trials
             max_concurrent_trials=at_once,
@@ -261,6 +274,8 @@ def _tune(
     with writer, listener.board:
         _fit(tuner, folder, asked)
         listener.check_disk(workplace.home)
+        if any(row.beside and row.state.startswith(("running", "interrupted")) for row in listener.rows.values()):
+            raise KeyboardInterrupt  # Tune takes Ctrl-C as a wish to end in good order, and returns
         try:
             listener.check_broken()
         except TrialsBroke:

@@ -82,6 +82,17 @@ def test_studies(tmp_path):
     assert not problems, "\n".join(problems)
 
 
+@pytest.mark.parametrize("place", ["//x", "// ", "//x /y", "//./x", "//localhost/x"])
+@pytest.mark.parametrize("scheme", ["file", "FILE", "local"])
+@pytest.mark.parametrize("command", LOOKING, ids=" ".join)
+def test_a_file_address_names_the_path_from_the_root(tmp_path, scheme, place, command):
+    """What follows the two slashes of `file://` is a machine: as a folder below this one it would be made here."""
+    outcome = rayndom([*command, f"--home={scheme}:{place}"])
+    assert outcome.code == 2, outcome.error
+    assert "home" in outcome.error
+    assert not list((tmp_path / "here").iterdir())
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_many_addresses(tmp_path):
