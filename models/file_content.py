@@ -1,14 +1,17 @@
-"""The one way into a file that is read whole: an ordinary file of a bounded size. A pipe would wait for ever, a device never end."""
+"""Files that are named to be read: where they lie, that they are there, ordinary and of a bounded size, and what they hold. A pipe would
+wait for ever, a device never end."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
 from pathlib import Path
 
-from models.errors import UserError
+from models.errors import UserError, nearest
 
+_MOST_SEEN = 2000  # names of a folder among which near ones are looked for
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
@@ -88,8 +91,52 @@ def read_content(path: Path, most_bytes: int) -> bytes:
         raise _unreadable(path, error) from None
 
 
+def existing_file(path: str | Path, what: str) -> Path:
+    """Return a file's absolute path.
+
+    Args:
+        what: the file's part in the command, for the error, e.g. `weights`.
+
+    Raises:
+        UserError: it is not there (near names of its folder are said), or is no ordinary file.
+    """
+    path = absolute(path)
+    try:
+        missing = not path.exists()
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a null byte
+        raise UserError(f"{what}: cannot read {str(path)[:300]}: {error}") from None
+    if not missing:
+        check_ordinary(path)
+        return path
+    close = nearest(path.name[:300], _names_beside(path))
+    hint = f" Did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
+    raise UserError(f"{what}: there is no file {str(path)[:300]}.{hint}")
+
+
+def _names_beside(path: Path) -> list[str]:
+    try:
+        names = (each.name for each, _ in zip(path.parent.iterdir(), range(_MOST_SEEN), strict=False))
+        return [name for name in names if not name.startswith(".") or path.name.startswith(".")]
+    except (OSError, ValueError):
+        return []
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, as `sha256sum` prints it.
+
+    Raises:
+        UserError: it is no ordinary file, or cannot be read.
+    """
+    check_ordinary(path)
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
 def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(f"cannot read {str(path)[:300]}: {getattr(error, 'strerror', None) or error}")
 
 
-__all__ = ["absolute", "check_ordinary", "expanded", "folder_here", "read_content"]
+__all__ = ["absolute", "check_ordinary", "existing_file", "expanded", "folder_here", "read_content", "sha256_of"]

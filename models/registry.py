@@ -79,6 +79,10 @@ class DefenceModel:
         if (self.change is None) == (self.build is None):
             raise ValueError(f"defence {self.name!r} must have either `change` or `build`")
 
+    def parse(self, parameters: Mapping[str, Any]) -> Config:
+        """Validate parameters; raises what `parse_parameters` raises."""
+        return parse_parameters("defence", self.name, self.config, parameters)
+
     def network(self, config: Config, request: BuildRequest) -> nn.Module:
         """Return a new network of this defence."""
         if self.build is not None:
@@ -109,7 +113,7 @@ def defence_model(name: str) -> DefenceModel:
 
 def parse_defence_parameters(name: str, parameters: Mapping[str, Any]) -> Config:
     """Validate the parameters of a defence; the error names the field, what is allowed and the nearest field."""
-    return parse_parameters("defence", name, defence_model(name).config, parameters)
+    return defence_model(name).parse(parameters)
 
 
 def parse_parameters(kind: str, name: str, config: type[Config], parameters: Mapping[str, Any]) -> Config:
@@ -131,8 +135,8 @@ def parse_parameters(kind: str, name: str, config: type[Config], parameters: Map
 
 def parse_defence_section(section: Mapping[str, Any]) -> tuple[DefenceModel, Config]:
     """Return the entry and the parameters of a section `{"name": ..., parameters}`; errors are those of the two functions above."""
-    parameters = {key: value for key, value in section.items() if key != "name"}
-    return defence_model(section["name"]), parse_defence_parameters(section["name"], parameters)
+    entry = defence_model(section["name"])
+    return entry, entry.parse({key: value for key, value in section.items() if key != "name"})
 
 
 def fitted_section(section: Mapping[str, Any], backbone: Backbone) -> dict[str, Any]:
@@ -179,7 +183,7 @@ def build_model(
         UserError: an unknown name or a value out of range.
     """
     entry = defence_model(defence)
-    config = parse_defence_parameters(defence, defence_parameters)
+    config = entry.parse(defence_parameters)
     channels = image_shape[0]
     request = BuildRequest(
         backbone=backbone,

@@ -18,7 +18,7 @@ from torch import nn
 
 from models.classifier import ModelSpec
 from models.errors import UserError
-from models.file_content import check_ordinary
+from models.file_content import check_ordinary, sha256_of
 from models.files import whole_file, write_text
 from models.json_text import first_problem, read_json
 from models.randomness import ResampleOnForward, is_randomized
@@ -128,27 +128,24 @@ def with_other_parameters(folder: str | Path, parameters: Mapping[str, Any], des
     return save_pretrained(changed, destination, details={**details, "weights_of": str(Path(folder).name), "changed": dict(parameters)})
 
 
-def check_weights(folder: Path) -> None:
-    """Check that the weights of an exported model are those that its config.json was written with.
+def check_weights(folder: Path) -> str:
+    """Check that the weights of an exported model are those that its config.json was written with; return the SHA-256 of their file.
 
     An export of an earlier version does not say which those are: it is remarked on, once.
 
     Raises:
         UserError: they are others, or cannot be read.
     """
-    check_ordinary(folder / WEIGHTS_FILE)
-    expected = read_config(folder).get(DIGEST)
+    path = folder / WEIGHTS_FILE
+    found, expected = sha256_of(path), read_config(folder).get(DIGEST)
     if expected is None:
         _remark_unchecked(folder)
-        return
-    path = folder / WEIGHTS_FILE
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
+    elif found != expected:
         raise UserError(
             f"the weights {path} are not those that {CONFIG_FILE} was written with: their SHA-256 is {found}, {DIGEST} says "
             f"{str(expected)[:80]}. They were changed or damaged, or belong to another model"
         )
+    return found
 
 
 @functools.lru_cache(maxsize=1000)

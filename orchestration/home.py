@@ -78,6 +78,14 @@ class Home:
         return os.environ.get(TRACKING_VARIABLE) or f"sqlite:///{self.root / 'mlflow.db'}"
 
     @property
+    def store_file(self) -> Path | None:
+        """The file of the MLflow store, where it is one of SQLite; None: it is another store."""
+        scheme, _, path = self.tracking_uri.partition("://")
+        if scheme.split("+")[0] != "sqlite" or not path.startswith("/") or not path.strip("/"):
+            return None
+        return Path(path[1:].split("?")[0]).absolute()
+
+    @property
     def artifacts(self) -> Path:
         """Folder of MLflow artifacts when the store is the SQLite file."""
         return self.root / "mlflow_artifacts"

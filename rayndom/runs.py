@@ -15,7 +15,7 @@ from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home, Workplace
 from orchestration.recipes import load_recipe
 from orchestration.run_folder import RunFolder
-from orchestration.trained_models.home_runs import named_by_changes
+from orchestration.trained_models.recipe_differences import named_by_changes
 from orchestration.trained_models.targets import resolve_target
 from rayndom.notebook import as_flags, as_html
 

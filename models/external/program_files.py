@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from models.errors import UserError
-from models.external.files import existing_file
 from models.external.state_files import is_torchscript
+from models.file_content import existing_file
 
 
 class Program(nn.Module):

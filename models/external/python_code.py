@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from models.errors import UserError, unknown_name
-from models.external.files import existing_file
+from models.file_content import existing_file
 
 
 def built_by(source: str, attribute: str, folder: str) -> nn.Module:

@@ -15,11 +15,11 @@ from torch.nn.parameter import is_lazy
 
 from models.configuration import Config
 from models.errors import UserError
-from models.external.files import existing_file, sha256_of
 from models.external.program_files import exported_program, torchscript
 from models.external.python_code import built_by, callables_of, is_file, module_file
 from models.external.state_files import load_state
 from models.external.timm_networks import check_timm_name, timm_network, timm_version
+from models.file_content import existing_file, sha256_of
 
 Kind = Literal["callable", "timm", "torchscript", "exported"]
 

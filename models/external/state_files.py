@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.errors import UserError, nearest
-from models.external.files import existing_file
+from models.file_content import existing_file
 from models.forward_randomness import ForwardRandomness
 from models.weights import not_finite
 

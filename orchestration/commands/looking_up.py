@@ -143,7 +143,8 @@ def _list_recipes(as_json: bool) -> None:
 def _list_runs(arguments: argparse.Namespace) -> None:
     """Print the trainings of the home, the newest at the end."""
     from orchestration.home import Home
-    from orchestration.trained_models.home_runs import all_differences, in_words, runs_in
+    from orchestration.trained_models.home_runs import runs_in
+    from orchestration.trained_models.recipe_differences import all_differences, in_words
 
     home = Home.to_read(arguments.home)
     found = sorted(runs_in(home), key=lambda run: run.changed)

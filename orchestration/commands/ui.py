@@ -48,7 +48,7 @@ def _run(arguments: argparse.Namespace) -> int:
             console.say(f"{display_uri(home.tracking_uri)}  (MLFLOW_TRACKING_URI names a server that runs already)")
             return 0
         prepare_store(home)  # made or mended as by every command: MLflow's server would make tables of its own while another one does
-        experiment = experiment_in(home.tracking_uri, "rayndom")
+        experiment = experiment_in(home, "rayndom")
         address = f"http://127.0.0.1:{arguments.port}" + ("" if experiment is None else f"/#/experiments/{experiment}/runs")
         environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # ten processes for jobs that nobody here starts
         # By the environment: a command line, and a password in it, is seen by everybody on this machine.

@@ -23,7 +23,7 @@ from orchestration.sweeping.config import SweepConfig, describe_values
 from orchestration.sweeping.study import METRICS, all_trials, superseded
 from orchestration.tracking.experiment_run import FAILED, FINISHED, KILLED, STOPPED_EARLY, ExperimentRun, ParentRun
 from orchestration.tracking.tracker import SWEEP_TAG
-from orchestration.trained_models.home_runs import MOST_NAME
+from orchestration.trained_models.recipe_differences import MOST_NAME
 from orchestration.training.tracked_outcome import track_data
 from trainers.complaints import complaints
 

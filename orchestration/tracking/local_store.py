@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from models.errors import EnvironmentProblem, UserError
+from models.file_content import check_ordinary
 from models.files import put_in_place
 from orchestration import console
 from orchestration.home import Home
@@ -41,16 +42,18 @@ def prepare_store(home: Home) -> None:
     """Make the home's SQLite store if there is none, or mend it; a store that is a server is left alone.
 
     Raises:
-        UserError: the file is no SQLite database, cannot be migrated, or another process holds it for minutes.
+        UserError: the file is no ordinary one or no SQLite database, cannot be migrated, or another process holds it for minutes.
         EnvironmentProblem: it is not whole and may not be written.
         OSError: the disk is full or cannot be written.
     """
     # It tells of every table it makes, and the whole stack of errors that are raised and told by us.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    store = file_of(home.tracking_uri)
+    store = home.store_file
     if store is None:
         return
+    if os.path.lexists(store):
+        check_ordinary(store)  # SQLite would wait a minute for a pipe
     own = store == home.root / "mlflow.db"
     whole = _is_whole(store)
     moved = whole and own and bool(_moved_from(home, store))
@@ -68,14 +71,6 @@ def prepare_store(home: Home) -> None:
             _make_or_migrate(home, store)
         if own:
             _follow_move(home, store)
-
-
-def file_of(uri: str) -> Path | None:
-    """Return the file of an SQLite store, None for other stores."""
-    scheme, _, path = uri.partition("://")
-    if scheme.split("+")[0] != "sqlite" or not path.startswith("/") or not path.strip("/"):
-        return None
-    return Path(path[1:].split("?")[0]).absolute()
 
 
 def _is_whole(store: Path) -> bool:
@@ -182,9 +177,9 @@ def _follow_move(home: Home, store: Path) -> None:
     console.say(f"the home folder was moved here from {places}: {changed} addresses in its MLflow store now say {home.root}")
 
 
-def experiment_in(uri: str, name: str) -> str | None:
-    """Return the id of an experiment in an SQLite store; None: the store has none of this name, or is none of this kind."""
-    store = file_of(uri)
+def experiment_in(home: Home, name: str) -> str | None:
+    """Return the id of an experiment in a home's SQLite store; None: the store has none of this name, or is none of this kind."""
+    store = home.store_file
     if store is None or not store.is_file():
         return None
     found = [str(number) for number, called in _rows(store, "SELECT experiment_id, name FROM experiments") if called == name]

@@ -24,9 +24,8 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from models.errors import EnvironmentProblem, UserError, blames_environment, first_line
-from models.file_content import check_ordinary
 from orchestration.home import Home
-from orchestration.tracking.local_store import file_of, prepare_store
+from orchestration.tracking.local_store import prepare_store
 
 
 def client_of(home: Home) -> MlflowClient:
@@ -35,7 +34,7 @@ def client_of(home: Home) -> MlflowClient:
     Raises:
         UserError: a server cannot be reached, or a file is no store.
     """
-    _check_address(home.tracking_uri)
+    _check_address(home)
     _check_reachable(home.tracking_uri)
     logging.getLogger("mlflow.tracking").setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for each try; what follows says it once
@@ -46,8 +45,7 @@ def client_of(home: Home) -> MlflowClient:
 
 def store_exists(home: Home) -> bool:
     """Return whether there is a store to read: a file may not be there yet."""
-    file = file_of(home.tracking_uri)
-    return file is None or file.is_file()
+    return home.store_file is None or home.store_file.is_file()
 
 
 @contextlib.contextmanager
@@ -84,9 +82,9 @@ def display_uri(uri: str) -> str:
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 
 
-def _check_address(uri: str) -> None:
-    """Raise a UserError unless this is the address of a store that trials can write to and be found in again."""
-    problem = None
+def _check_address(home: Home) -> None:
+    """Raise a UserError unless the home's store has an address that trials can write to and be found in again."""
+    uri, problem = home.tracking_uri, None
     try:
         parts = urlsplit(uri)
         scheme, host, _ = parts.scheme.split("+")[0], parts.hostname, parts.port
@@ -100,10 +98,7 @@ def _check_address(uri: str) -> None:
         elif scheme not in SCHEMES:
             problem = f"it begins with {scheme}://" if scheme else "it is a folder, in which MLflow keeps no runs any more"
         elif scheme == "sqlite":
-            file = file_of(uri)
-            problem = "it names no file" if file is None else None
-            if file is not None and os.path.lexists(file):
-                check_ordinary(file)  # SQLite would wait a minute for a pipe
+            problem = "it names no file" if home.store_file is None else None
         elif (scheme in ("http", "https") and not host) or " " in parts.netloc:
             problem = "it names no host"
     if problem is not None:

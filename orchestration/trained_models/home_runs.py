@@ -1,4 +1,4 @@
-"""The trainings that a home holds: what each differs from its recipe in, how far it is, and which of them are runs of the recipe itself.
+"""The trainings that a home holds: how far each is, and which of them are runs of a recipe itself.
 
 Trials of a sweep, its baselines and the rows of a reproduced table are trained under a recipe's name too, with values that a search or a
 paper chose. They are named by their fingerprints; a recipe's name means what `rayndom train` trained.
@@ -7,7 +7,7 @@ paper chose. They are named by their fingerprints; a recipe's name means what `r
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,11 @@ from orchestration.run_folder import EXPERIMENT_FILE, RESULT_FILE, RunFolder
 from orchestration.single_process import is_held
 from orchestration.tracking.tracker import Tracker
 from orchestration.trained_models.details import check_details
+from orchestration.trained_models.recipe_differences import differences, in_words
 from trainers.checkpoint import STATE_FILE
 
 OWN = "run"
 """Kind of an MLflow run of `rayndom train`."""
-MOST_NAME = 200
-"""Characters of a run's name."""
-_OPERATIONAL = ("name", "description", "resources.", "tracking.")
 
 
 @dataclass(frozen=True)
@@ -100,41 +98,6 @@ def _kinds(home: Home, experiment: ExperimentConfig, trackers: dict[str, Tracker
             trackers[name] = None
     tracker = trackers[name]
     return frozenset() if tracker is None else tracker.kinds(experiment.fingerprint)
-
-
-def differences(experiment: ExperimentConfig, own: ExperimentConfig) -> dict[str, Any]:
-    """Return the scientific fields in which a training differs from its recipe, with its values."""
-    usual = own.flatten()
-    return {key: value for key, value in experiment.flatten().items() if usual.get(key) != value and not key.startswith(_OPERATIONAL)}
-
-
-def all_differences(experiments: Iterable[ExperimentConfig]) -> list[dict[str, Any] | None]:
-    """Return each experiment's `differences` from the recipe of its name, None where there is no such recipe here."""
-    recipes: dict[str, ExperimentConfig | None] = {}
-    found = []
-    for experiment in experiments:
-        name = experiment.name
-        if name not in recipes:
-            try:
-                recipes[name] = load_recipe(name).experiment
-            except UserError:
-                recipes[name] = None
-        own = recipes[name]
-        found.append(None if own is None else differences(experiment, own))
-    return found
-
-
-def in_words(changes: Mapping[str, Any]) -> str:
-    """Return differences in one line."""
-    return ", ".join(f"{key}={value}" for key, value in changes.items())
-
-
-def named_by_changes(experiment: ExperimentConfig) -> str:
-    """Return a name for a training that says what differs from its recipe, e.g. `ctrw_digits epochs=5, seed=1`."""
-    name = experiment.name or experiment.defence.name
-    changes = all_differences([experiment])[0] or {}
-    shown = in_words({key.rpartition(".")[2]: value for key, value in changes.items()})
-    return f"{name} {shown}".strip()[:MOST_NAME]
 
 
 def run_of_recipe(name: str, home: Home) -> str:

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from models.classifier import ModelSpec
 from models.errors import UserError
-from models.external.files import existing_file, sha256_of
 from models.external.source import TIMM, is_external_reference
 from models.external.state_files import read_state
 from models.external.timm_networks import timm_state, timm_weights_file
-from models.file_content import absolute
+from models.file_content import existing_file, sha256_of
 from models.initial_weights import SCHEMES, WeightsReport, begin_with, is_path
 from models.weights import CONFIG_FILE, WEIGHTS_FILE, check_weights, read_config
 from orchestration.home import Home
@@ -100,9 +99,31 @@ def initial_weights(training: TrainingConfig, home: Home) -> InitialWeights | No
 
 
 def named_weights(name: str, home: Home) -> InitialWeights:
-    """Return the weights of a name; see `initial_weights`."""
-    file, network = _file_of(name, home)
-    return InitialWeights(name, file, sha256_of(file), network)
+    """Return the weights of a name, a path of which is one from the root; raises what `initial_weights` raises."""
+    if is_path(name) and not name.startswith(SCHEMES) and not os.path.isdir(name):
+        file = existing_file(name, "training.initial_weights")
+        return InitialWeights(name, file, sha256_of(file))
+    try:
+        if name.startswith(TIMM):
+            network = name.removeprefix(TIMM)
+            file = timm_weights_file(network)
+            return InitialWeights(name, file, sha256_of(file), network)
+        folder = _model_of(name, home)
+        return InitialWeights(name, folder / WEIGHTS_FILE, check_weights(folder))
+    except UserError as error:
+        raise UserError(f"training.initial_weights: {error}") from None
+
+
+def _model_of(name: str, home: Home) -> Path:
+    """Return the folder of an exported model, a run, or what MLflow knows."""
+    from orchestration.trained_models.targets import resolve_target  # here: it brings MLflow, which a sweep's help does without
+
+    if not os.path.isdir(name) and is_external_reference(name):
+        raise UserError(f"{name!r:.300} is code: weights are an exported model, a run, a file of tensors or timm:NAME")
+    target = resolve_target(name, home)
+    if target.external is not None:
+        raise UserError(f"{name} is a model that Rayndom did not build: name its file of weights instead")
+    return target.folder
 
 
 def lasting_name(name: str, home: Home) -> str:
@@ -119,31 +140,3 @@ def lasting_name(name: str, home: Home) -> str:
         return version_named(home, name)
     except UserError as error:
         raise UserError(f"training.initial_weights: {error}") from None
-
-
-def _file_of(name: str, home: Home) -> tuple[Path, str]:
-    """Return the file with the weights of a name, and timm's name of their network (empty: they are none of timm's)."""
-    if name.startswith(TIMM):
-        network = name.removeprefix(TIMM)
-        try:
-            return timm_weights_file(network), network
-        except UserError as error:
-            raise UserError(f"training.initial_weights: {error}") from None
-    path = absolute(name)
-    is_folder = os.path.isdir(path)  # of a name that is too long as well
-    if is_path(name) and not name.startswith(SCHEMES) and not is_folder:
-        return existing_file(path, "training.initial_weights"), ""
-    if not is_folder and is_external_reference(name):
-        raise UserError(
-            f"training.initial_weights {name!r:.300} is code: weights are an exported model, a run, a file of tensors or timm:NAME"
-        )
-    try:
-        from orchestration.trained_models.targets import resolve_target  # here: it brings MLflow, which a sweep's help does without
-
-        target = resolve_target(name, home)
-    except UserError as error:
-        raise UserError(f"training.initial_weights: {error}") from None
-    if target.external is not None:
-        raise UserError(f"training.initial_weights: {name} is a model that Rayndom did not build: name its file of weights instead")
-    check_weights(target.folder)
-    return target.folder / WEIGHTS_FILE, ""

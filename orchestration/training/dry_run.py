@@ -19,7 +19,6 @@ from models.randomness import num_configurations
 from orchestration import console
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Workplace
-from orchestration.run_folder import RunFolder
 from orchestration.training.job import TrainingJob
 from orchestration.training.preparation import PreparedTraining
 from trainers.data import ArraySplit, StreamedSplit
@@ -131,19 +130,17 @@ def dry_run(experiment: ExperimentConfig, workplace: Workplace) -> DryRun:
     Raises:
         UserError: the run could not start.
     """
-    home, training = workplace.home, experiment.training
-    prepared = PreparedTraining(experiment, workplace.data_root)
-    initial = TrainingJob.at(workplace, experiment).initial
-    begun = None if initial is None else initial.begin(prepared.model)
+    home, training, job = workplace.home, experiment.training, TrainingJob.at(workplace, experiment)
+    prepared = PreparedTraining(experiment, job.data_root)
+    begun = None if job.initial is None else job.initial.begin(prepared.model)
     loop, splits, model = prepared.loop_of_one_worker(), prepared.splits, prepared.model
     step_seconds, loss = _time_steps(loop)
     validated = limited(loop.held_out, training.validation.num_examples)
-    folder = RunFolder(home.run(experiment.fingerprint))
     return DryRun(
         recipe=experiment.name,
         fingerprint=experiment.fingerprint,
-        state="finished" if folder.result() else "interrupted" if folder.has_state else "new",
-        folder=folder.path,
+        state="finished" if job.folder.result() else "interrupted" if job.folder.has_state else "new",
+        folder=job.folder.path,
         store=home.tracking_uri if home.tracking_uri.startswith("sqlite") else home.tracking_uri.split("@")[-1],
         training_images=len(splits.train),
         validation_images=len(splits.validation),

@@ -16,7 +16,7 @@ from orchestration.tracking.background_writer import BackgroundWriter
 from orchestration.tracking.experiment_run import FAILED, KILLED, ExperimentRun
 from orchestration.tracking.system_metrics import system_metrics
 from orchestration.tracking.tracker import Tracker
-from orchestration.trained_models.home_runs import named_by_changes
+from orchestration.trained_models.recipe_differences import named_by_changes
 from orchestration.training.job import TrainingJob
 from orchestration.training.tracked_outcome import track_data, track_model
 from orchestration.training.training_run import RunResult, train_here

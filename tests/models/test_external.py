@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from models.errors import UserError
-from models.external.files import existing_file
 from models.external.source import ExternalModel, external_model, is_external_reference
 from models.external.state_files import PREFIXES, STATE_KEYS, load_state
+from models.file_content import existing_file
 from models.forward_randomness import as_random_model
 
 CODE = """
