@@ -16,12 +16,11 @@ from analysis.evaluation.block_task import BlockTask
 from analysis.evaluation.cost import estimated_cost
 from analysis.evaluation.suites import Suite
 from analysis.theory.cost import count_macs
-from models.ensemble import num_members_of
 from models.randomness import is_randomized
 from models.registry import build_model
 from orchestration.experiment import ExperimentConfig
+from orchestration.training.passes import training_passes
 from trainers.data import DATASETS
-from trainers.objective import build_objective
 
 GPU_FLOPS = 2e14
 """Floating-point operations a second in training: a quarter of the bf16 peak of an H100 or H200."""
@@ -51,11 +50,7 @@ class Cost:
 
 def training_cost(experiment: ExperimentConfig) -> Cost:
     """Return the estimate for a whole training, validation apart."""
-    training = experiment.training
-    objective = build_objective(training.objective)
-    members = num_members_of(experiment.defence.parameters)
-    passes = sum(objective.passes(training.attack.steps, members, epoch) for epoch in range(training.epochs))
-    return _timed(passes * _num_train(experiment), experiment, GPU_FLOPS)
+    return _timed(training_passes(experiment) * _num_train(experiment), experiment, GPU_FLOPS)
 
 
 def evaluation_cost(experiment: ExperimentConfig, suite: Suite) -> Cost:

@@ -16,6 +16,7 @@ from orchestration.sweeping.listed_experiments import Listed
 from orchestration.sweeping.proposals import StudySearch
 from orchestration.sweeping.study import all_trials
 from orchestration.training.job import TrainingJob
+from orchestration.training.passes import training_passes
 from orchestration.training.training_run import check_initial_weights
 
 BASELINE = "baseline"
@@ -42,7 +43,8 @@ class BesideTrials(Searcher):
         self.jobs = {name: TrainingJob.at(workplace, each.experiment, start=start) for name, each in self.listed.items()}
         for job in self.jobs.values():
             check_initial_weights(job)
-        self._waiting = list(self.listed)
+        self._waiting = sorted(self.listed, key=lambda name: training_passes(self.listed[name].experiment), reverse=True)
+        """Fingerprints, the longest training first: it ends last."""
         self._begun: dict[str, str] = {}
         """Fingerprints of those that began, by Tune's names."""
 

@@ -26,12 +26,13 @@ from tests.orchestration.test_sweep_on_ray import runs_of, write_sweep
 
 
 def proposing(folder: Path, home: Home, trials: int, **settings):
-    """Return the searcher of a sweep with its two baselines, and the baselines' fingerprints."""
+    """Return the searcher of a sweep with its two baselines, and the baselines' fingerprints, the longest training first."""
     config = load_sweep("ctrw_bounds_digits", {"num_trials": trials, **settings})
     baselines = [config.baseline_experiment(recipe) for recipe in config.baselines]
     search = StudySearch(config, open_study(config, folder))
     beside = BesideTrials(search, [Listed(each.name, each) for each in baselines], Workplace(home), "start")
-    return beside, [each.fingerprint for each in baselines]
+    assert [each.name for each in baselines] == ["natural_digits", "at_digits"]
+    return beside, [each.fingerprint for each in reversed(baselines)]
 
 
 @pytest.mark.parametrize("trials", [1, 2, 5])
