@@ -62,7 +62,7 @@ def _compare(folder: Path, trials: int) -> int:
     from orchestration.home import Home
     from orchestration.sweeping.config import sweep_key
     from orchestration.sweeping.loading import load_sweep
-    from orchestration.sweeping.simulation import REPEATS, Plan, measured_times, middle_and_range, simulate
+    from orchestration.sweeping.simulation import REPEATS, Plan, compared_objectives, measured_times, middle_and_range, simulate
     from orchestration.sweeping.study_file import read_study
 
     def study(path: Path):  # type: ignore[no-untyped-def]  # of a script
@@ -74,7 +74,7 @@ def _compare(folder: Path, trials: int) -> int:
     path = run(folder, "predicted", 2 * trials, seed=2)
     config = load_sweep(str(path))
     cores = os.cpu_count() or 1
-    plan = Plan(2 * trials, cores, 8, config.stopping, times)
+    plan = Plan(2 * trials, cores, 8, config.stopping, times, objectives=compared_objectives(config))
     simulated, low, high = middle_and_range([simulate(plan, seed).seconds for seed in range(REPEATS)])
     found = study(path).trials
     starts = [trial.datetime_start for trial in found if trial.datetime_start]

@@ -1,6 +1,7 @@
 """What a home holds that no command needs any more: states of finished runs, files of Tune's own, leftovers of kills.
 
-What trains now is left alone. Of a finished run weights, results and configuration stay: it is reused and evaluated like before.
+What trains now is left alone. Of a finished run weights, results and configuration stay: it is reused and evaluated like before. Weights
+that runs kept on the way go where that is asked for.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from trainers.checkpoint import STATE_FILE
 from trainers.within_epoch import FOLDER as WITHIN_EPOCH
 
 STATES = "states of finished runs, to train on from"
+CHECKPOINTS = "weights of epochs that --keep-every leaves out"
 OWN_FILES = "files of Tune's and Ray Train's own, of starts that are over"
 LEFTOVERS = "what killed processes left half written"
 
@@ -33,13 +35,18 @@ class Removable:
     size: int
 
 
-def removable(home: Home, *, keep_last: bool) -> dict[str, list[Removable]]:
+def removable(home: Home, *, keep_last: bool, keep_every: int | None = None) -> dict[str, list[Removable]]:
     """Return what may go, by kind.
 
     Args:
         keep_last: keep the state after the last epoch of finished runs.
+        keep_every: of the weights that runs kept on the way (`checkpoints.every`) only those of every so many epochs stay; 0: none of them
+            does; None: all do.
     """
-    found: dict[str, list[Path]] = {STATES: [], OWN_FILES: [], LEFTOVERS: []}
+    found: dict[str, list[Path]] = {STATES: [], CHECKPOINTS: [], OWN_FILES: [], LEFTOVERS: []}
+    if keep_every is not None:
+        for checkpoints in readable(_checkpoints_of, [RunFolder(path) for path in home.entries("runs/*")]):
+            found[CHECKPOINTS] += [path for epoch, path in checkpoints.items() if keep_every == 0 or epoch % keep_every]
     if not keep_last:
         for states in readable(_states_of, [RunFolder(path) for path in home.entries("runs/*")]):
             found[STATES] += states
@@ -66,6 +73,17 @@ def _states_of(folder: RunFolder) -> list[Path]:
     if is_held(folder.lock) or folder.result() is None:
         return []
     return [path for path in (folder.path / STATE_FILE, folder.path / WITHIN_EPOCH) if path.exists()]
+
+
+def kept_on_the_way(home: Home) -> int:
+    """Return the bytes of the weights that runs kept on the way."""
+    runs = [RunFolder(path) for path in home.entries("runs/*")]
+    return sum(_bytes(path) for run in runs for path in run.checkpoints().values())
+
+
+def _checkpoints_of(folder: RunFolder) -> dict[int, Path]:
+    """Return what a run kept on the way; nothing of one that trains now."""
+    return {} if is_held(folder.lock) else folder.checkpoints()
 
 
 def _bytes(path: Path) -> int:

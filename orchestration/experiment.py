@@ -1,8 +1,8 @@
 """The experiment config: one frozen record from YAML to worker, tracker, export and table.
 
 Sections and their owners: `defence` (models.defences.*), `data` (trainers.data.config), `threat_model` (models.threat_model), `training`
-(trainers.config, objectives in trainers.objectives.*), `resources` and `tracking` (here). The scientific sections make the fingerprint;
-`resources`, `tracking` and `name` do not.
+(trainers.config, objectives in trainers.objectives.*), `resources`, `checkpoints` and `tracking` (here). The scientific sections make the
+fingerprint; these three and `name` do not.
 """
 
 from __future__ import annotations
@@ -111,6 +111,12 @@ class ResourcesConfig(Config):
         description="GPUs of each worker, of the maker that PyTorch finds here (NVIDIA, AMD, Intel, Apple); a fraction shares a GPU "
         "between small trials.",
     )
+    validate_beside: bool = Field(
+        False,
+        description="In a sweep, validate an epoch on another worker of the cluster while the next one trains, where one is free: the same "
+        "results in less time. For trainings with one worker whose next epoch does not depend on the validation; one that is killed, or "
+        "whose machine goes, may lose an epoch more.",
+    )
 
     @field_validator("workers", mode="before")
     @classmethod
@@ -188,7 +194,19 @@ class TrackingConfig(Config):
         return tags
 
 
-OPERATIONAL_SECTIONS = ("name", "description", "resources", "tracking")
+class CheckpointsConfig(Config):
+    """Which weights stay beside the selected ones. Not part of the fingerprint."""
+
+    every: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="Keep the weights after every so many epochs too, each as a model in the run's folder; none: those of the selected "
+        "epoch alone. `rayndom clean --keep-every` says later which of them stay.",
+    )
+
+
+OPERATIONAL_SECTIONS = ("name", "description", "resources", "checkpoints", "tracking")
 
 
 class ExperimentConfig(Config):
@@ -203,6 +221,7 @@ class ExperimentConfig(Config):
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="How the model is trained.")
     seed: int = Field(0, ge=0, lt=2**63, description="Root seed of initial weights, data order, augmentation, attacks and draws.")
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig, description="What the run may use.")
+    checkpoints: CheckpointsConfig = Field(default_factory=CheckpointsConfig, description="Which weights stay.")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="Where it is recorded.")
 
     @field_validator("name")

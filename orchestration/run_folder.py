@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ DIVERGED_FILE = "diverged.json"
 INITIAL_WEIGHTS_FILE = "initial_weights.json"
 DATA_FILE = "data.json"
 CODE_FILE = "code.json"
+CHECKPOINTS_FOLDER = "checkpoints"
+_CHECKPOINT = re.compile(r"epoch_(\d+)")
 
 
 def _problem_with(result: Mapping[str, Any]) -> str | None:
@@ -61,6 +64,16 @@ class RunFolder:
     def model(self) -> Path:
         """The exported model; there once the run is finished."""
         return self.path / MODEL_FOLDER
+
+    def checkpoint(self, epoch: int) -> Path:
+        """Return where the model of an epoch lies, from 1, where `checkpoints.every` asks for it."""
+        return self.path / CHECKPOINTS_FOLDER / f"epoch_{epoch:04}"
+
+    def checkpoints(self) -> dict[int, Path]:
+        """Return epoch -> model of those that were kept beside the selected one."""
+        folder = self.path / CHECKPOINTS_FOLDER
+        named = ((_CHECKPOINT.fullmatch(path.name), path) for path in (folder.iterdir() if folder.is_dir() else ()))
+        return dict(sorted((int(match[1]), path) for match, path in named if match))
 
     @property
     def has_state(self) -> bool:

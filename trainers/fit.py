@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from trainers.compilation import compiled_steps
 from trainers.complaints import CATASTROPHIC_OVERFITTING, CLIPPED_STEPS
 from trainers.config import TrainingConfig
 from trainers.data import ArraySplit, Augmentation, DeviceBatches, Splits, StreamedSplit, training_batches
+from trainers.data.sharding import check_batch_size
 from trainers.distributed import (
     average_batch_statistics,
     average_gradients,
@@ -45,6 +46,7 @@ from trainers.signs import catastrophic_overfitting, gradient_ratios, most_commo
 from trainers.step import StepContext
 from trainers.streams import Streams
 from trainers.validation import BATCH_SIZE, validate
+from trainers.validation_beside import Beside, Measured, can_validate_beside, with_weights
 from trainers.warm_start import ShownImages, WarmStart
 from trainers.within_epoch import read_within_epoch, write_within_epoch
 
@@ -121,26 +123,13 @@ def fit(
     return loop.run(resume_from)
 
 
-def check_batch_size(batch_size: int, num_images: int, num_workers: int, parts: int = 1) -> None:
-    """Check that the workers share a batch evenly, in so many parts each, and that the data has one.
-
-    Raises:
-        UserError: it is not so.
-    """
-    if batch_size % num_workers:
-        raise UserError(f"batch_size {batch_size} cannot be divided among {num_workers} workers")
-    if batch_size % (num_workers * parts):
-        raise UserError(f"batch_size {batch_size} cannot be divided into {parts} parts for each of {num_workers} workers")
-    if num_images < batch_size:
-        raise UserError(f"batch_size {batch_size} is larger than the training set ({num_images} images)")
-
-
 class TrainingLoop:
     """A training before its first step: `fit` runs it to its end, a dry run takes a few steps of it.
 
     Args:
         model, splits, threat_model, config, seed, device, augmentation, reporter: see `fit`.
         num_workers: take one worker's rows of batches that so many share, without a process group; None: as the process group says.
+        beside: where epochs may be validated while the next one trains; None: nowhere.
     """
 
     def __init__(
@@ -155,6 +144,7 @@ class TrainingLoop:
         augmentation: Augmentation,
         reporter: Reporter,
         num_workers: int | None = None,
+        beside: Beside | None = None,
     ) -> None:
         self.rank, processes = world()
         self.world_size = num_workers or processes
@@ -192,6 +182,7 @@ class TrainingLoop:
         self.history: list[dict[str, float]] = []
         self.selection = Selection(config.validation)
         self.ended = False
+        self.beside = beside if can_validate_beside(config, processes) else None
         self.begun: tuple[int, dict[str, Any]] | None = None
         """Finished steps of the next epoch, and the state after them; None: it begins at its first step."""
 
@@ -201,17 +192,25 @@ class TrainingLoop:
             if (resume_from / STATE_FILE).is_file():
                 self.load_state_dict(read_state(resume_from))
             self.begun = read_within_epoch(resume_from, self.finished_epochs, self.rank, self.world_size)
+        before: Measured | None = None
         while self.finished_epochs < self.config.epochs and not self.ended:
-            metrics = self.train_epoch(self.finished_epochs)
+            try:
+                metrics = self.train_epoch(self.finished_epochs)
+            except TrainingDiverged:
+                self._take(before)
+                if self.ended:
+                    break
+                raise
+            self._take(before)
+            if self.ended:  # with the epoch before: this one is not trained
+                break
             self.finished_epochs += 1
             if self.average is not None:
                 self.average.after_epoch(self.finished_epochs)
-            self.measure(metrics)
-            report = EpochReport(self.finished_epochs, metrics)
-            try:
-                self.reporter.epoch_finished(report, self.save)
-            except StopTraining:
-                self.ended = True
+            before = self._measured_beside(metrics)
+            if before is None:
+                self.measure(metrics)
+                self._report(EpochReport(self.finished_epochs, metrics), self.save)
         best = self.selection.best
         assert best is not None
         self.model.load_state_dict(best["weights"])
@@ -222,6 +221,37 @@ class TrainingLoop:
             history=self.history,
             stopped_early=self.finished_epochs < self.config.epochs,
         )
+
+    def _report(self, report: EpochReport, save: Callable[[Path], None]) -> None:
+        try:
+            self.reporter.epoch_finished(report, save)
+        except StopTraining:
+            self.ended = True
+
+    def _measured_beside(self, metrics: dict[str, float]) -> Measured | None:
+        """Begin the validation of the epoch that was trained last beside the next one; None: it is to be done here, if at all."""
+        last = self.finished_epochs == self.config.epochs
+        if self.beside is None or last or self.finished_epochs % self.config.validation.every:
+            return None
+        state = self.state_dict()
+        pending = self.beside.begin(state["weights"])
+        return None if pending is None else Measured(self.finished_epochs, metrics, state, pending)
+
+    def _take(self, measured: Measured | None) -> None:
+        """Measure and report the epoch before the one that was just trained, with its weights in the model."""
+        if measured is None:
+            return
+        found = measured.pending.result()
+        trained, self.finished_epochs = self.finished_epochs, measured.epoch
+        with with_weights(self.model, measured.state["weights"]):
+            self.measure(measured.metrics, found)
+            state = measured.state | {"history": self.history, **self.selection.state_dict(), "ended": self.ended}
+
+            def save(folder: Path) -> None:
+                write_state(state, folder)
+
+            self._report(EpochReport(measured.epoch, measured.metrics), save)
+        self.finished_epochs = trained
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """Take all steps of an epoch (from 0) and return its metrics, those of a validation apart.
@@ -329,14 +359,18 @@ class TrainingLoop:
         measured |= most_common_answer(self.model, self.splits.validation, self.seed)
         return {name: value / self.world_size for name, value in sum_over_workers(measured, self.device).items()}
 
-    def measure(self, metrics: dict[str, float]) -> None:
-        """Add validation metrics where this epoch has them, keep the best weights, and note when patience has run out."""
+    def measure(self, metrics: dict[str, float], found: dict[str, float] | None = None) -> None:
+        """Add validation metrics where this epoch has them, keep the best weights, and note when patience has run out.
+
+        Args:
+            metrics: of the epoch. found: by a validation elsewhere; None: it is done here.
+        """
         validation = self.config.validation
         last = self.finished_epochs == self.config.epochs
         self.history.append(metrics)
         if not last and self.finished_epochs % validation.every:
             return
-        measured, weights = self.validate(self.held_out), None
+        measured, weights = self.validate(self.held_out) if found is None else found, None
         if self.average is not None:
             measured, weights = self.selection.better_copy(measured, self.average, self.model, self._validate_average)
         metrics |= measured

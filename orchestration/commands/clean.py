@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from orchestration import console
-from orchestration.commands.command import Command
+from orchestration.commands.command import Command, whole_number
 
 KEPT = ("best", "last")
 
@@ -18,24 +18,34 @@ def _add(parser: argparse.ArgumentParser) -> None:
         default="best",
         help="of finished runs: the selected weights alone (best, the default), or also the state after the last epoch (last)",
     )
+    parser.add_argument(
+        "--keep-every",
+        type=whole_number(0, 100_000),
+        metavar="N",
+        help="of the weights that runs kept on the way (checkpoints.every) only those of every N-th epoch; 0: none (default: all of them)",
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from orchestration.cleaning import clean, removable
+    from orchestration.cleaning import clean, kept_on_the_way, removable
     from orchestration.home import Home
 
     home = Home.locate(arguments.home)
-    found = removable(home, keep_last=arguments.keep == "last")
+    found = removable(home, keep_last=arguments.keep == "last", keep_every=arguments.keep_every)
     rows = [(kind, len(each), _size(sum(item.size for item in each))) for kind, each in found.items()]
     total = sum(item.size for each in found.values() for item in each)
     removed = clean(found) if arguments.yes else 0
+    on_the_way = kept_on_the_way(home)
     console.result(
         {
             "bytes": total,
             "removed_bytes": removed,
+            "kept_on_the_way_bytes": on_the_way,
             "items": {kind: [str(item.path) for item in each] for kind, each in found.items()},
         }
     )
+    if on_the_way and arguments.keep_every is None:
+        console.say(f"weights that runs kept on the way take {_size(on_the_way)} and stay; --keep-every says which of them shall")
     if not total:
         console.say(f"nothing in {home.root} can go")
         return 0
@@ -54,7 +64,7 @@ def _size(count: int) -> str:
 CLEAN = Command(
     "clean",
     "say what the home holds that nothing needs any more, and remove it with --yes",
-    ("rayndom clean", "rayndom clean --yes", "rayndom clean --keep last --yes"),
+    ("rayndom clean", "rayndom clean --yes", "rayndom clean --keep last --keep-every 10 --yes"),
     _add,
     _run,
 )

@@ -32,7 +32,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.help:
         return show_help(arguments)
-    from orchestration.sweeping.simulation import REPEATS, Plan, middle_and_range, places, simulate
+    from orchestration.sweeping.simulation import REPEATS, Plan, compared_objectives, middle_and_range, places, simulate
     from orchestration.sweeping.study import num_wanted
 
     config = named_sweep(arguments)
@@ -47,6 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
         times,
         arguments.losses_per_hour,
         60 * arguments.replacement_minutes,
+        compared_objectives(config),
     )
     outcomes = [simulate(plan, seed) for seed in range(REPEATS)]
     paid = arguments.gpus or arguments.cpus

@@ -60,10 +60,13 @@ def run_on_ray(queue: BlockQueue[E], source_of: Callable[[E], Source], workers: 
         return stored[id(tensor)]
 
     def start(actor: Any) -> None:
+        """Give a worker its next block; without one it ends, so that what else runs on the cluster has its place."""
         taken = queue.take()
-        if taken is not None:
-            job, task = taken
-            running[actor.run.remote(source_of(job), reference(job.x), reference(job.y), task, job.points)] = (actor, job, task)
+        if taken is None:
+            ray.kill(actor)
+            return
+        job, task = taken
+        running[actor.run.remote(source_of(job), reference(job.x), reference(job.y), task, job.points)] = (actor, job, task)
 
     for actor in actors:
         start(actor)
@@ -75,12 +78,10 @@ def run_on_ray(queue: BlockQueue[E], source_of: Callable[[E], Source], workers: 
         except ray.exceptions.RayError as error:
             queue.broke(job, task, getattr(error, "cause", None) or error)
             if isinstance(error, ray.exceptions.RayActorError):  # it died once too often, over this block: another takes the next
-                actors.append(actor := evaluator.remote(gpus))
+                actor = evaluator.remote(gpus)
         else:
             queue.finished(job, task, record)
         start(actor)
-    for actor in actors:
-        ray.kill(actor)
 
 
 class _Evaluator:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -231,6 +231,25 @@ def run_jobs(
     Raises:
         UserError: another process evaluates one of the models, and `wait` is off.
     """
+    with _held(jobs, wait=wait):
+        queue_of = partial(BlockQueue, jobs, on_done=on_done, on_failure=on_failure, on_broken_block=on_broken_block)
+        _run_alone(jobs, queue_of, workers, gpus_per_worker, address)
+
+
+def run_beside(jobs: Sequence[Job], *, gpus_per_worker: float = 0, address: str | None = None) -> None:
+    """Run all pending blocks of all jobs on what workers Ray has free, beside whatever else this process does, and show nothing.
+
+    Args, raises: as `run_jobs`.
+    """
+    with _held(jobs, wait=True):
+        queue = BlockQueue(jobs)
+        if queue.waiting:
+            run_on_ray(queue, _source, None, gpus_per_worker, address)
+
+
+@contextlib.contextmanager
+def _held(jobs: Sequence[Job], *, wait: bool) -> Iterator[None]:
+    """Hold the records of the jobs for this process, and take over what is in them by now."""
     with contextlib.ExitStack() as held:
         # Always in the same order, so that two processes do not wait for each other.
         for folder in sorted({job.records_path.parent for job in jobs}):
@@ -240,8 +259,7 @@ def run_jobs(
             )
         for job in jobs:
             job.read_again()
-        queue_of = partial(BlockQueue, jobs, on_done=on_done, on_failure=on_failure, on_broken_block=on_broken_block)
-        _run_alone(jobs, queue_of, workers, gpus_per_worker, address)
+        yield
 
 
 def _run_alone(

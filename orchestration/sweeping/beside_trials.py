@@ -59,7 +59,8 @@ class BesideTrials(Searcher):
         """Return what the search proposes, or where that is no trial a baseline."""
         if trial_id not in self._begun:
             proposed = self.trials.suggest(trial_id)
-            fingerprint = None if isinstance(proposed, dict) else self._next()
+            # Where the search waits for another sweep's sake, nothing begins.
+            fingerprint = None if isinstance(proposed, dict) or self.trials.has_to_wait() else self._next()
             if fingerprint is None:
                 return proposed
             self._begun[trial_id] = fingerprint

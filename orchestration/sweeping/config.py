@@ -45,6 +45,7 @@ BUDGET_FIELDS = {
     "max_failed_share",
     "max_hours",
     "max_state_gib",
+    "priority",
     "suite",
     "baselines",
     "num_test_examples",
@@ -134,8 +135,14 @@ class SweepConfig(Config):
         None,
         gt=0,
         le=1_000_000,
-        description="Disk that states to train on from may take, of trials that are over: beyond it those of finished ones go first, then "
-        "of those that came least far. None: all stay, and `rayndom clean` removes them.",
+        description="Disk that states to train on from, and weights kept on the way, may take, of trials that are over: beyond it those of "
+        "finished ones go first, then of those that came least far. None: all stay, and `rayndom clean` removes them.",
+    )
+    priority: int = Field(
+        0,
+        ge=-1000,
+        le=1000,
+        description="Among sweeps on one cluster: while one with a higher priority has trials that wait for room, this one begins none.",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the search.")
     repeats: RepeatsConfig | None = Field(None, description="Training the best trials with further seeds; none: one seed decides.")

@@ -42,6 +42,7 @@ class TrialRow:
         complained: signs that it does not learn which were said already.
         goes_on: whether it goes on with a trial that was over before.
         beside: whether it is none of those that are wanted, but trained beside them.
+        workers: that train it, as far as it has said.
     """
 
     title: str
@@ -55,6 +56,7 @@ class TrialRow:
     complained: set[str] = field(default_factory=set)
     goes_on: bool = False
     beside: bool = False
+    workers: int | None = None
 
     @property
     def experiment(self) -> ExperimentConfig:
@@ -132,6 +134,7 @@ class TrialListener(tune.Callback):
             self._note_best(row)
             self.writer.later(row.run.log_selected, row.metrics)
         else:
+            self._note_workers(row, report)
             row.epoch, row.metrics = report.epoch, row.metrics | dict(report.metrics)
             self._note_best(row)
             self.epochs += 1
@@ -214,6 +217,13 @@ class TrialListener(tune.Callback):
         value = None if row.beside else row.metrics.get(SELECTION_METRIC)
         if value is not None and value > (-math.inf if self.best is None else self.best):
             self.best = value
+
+    def _note_workers(self, row: TrialRow, report: TrialReport) -> None:
+        """Say how many workers train a group whose size may change, whenever it has changed."""
+        if row.experiment.resources.is_elastic and row.workers != report.workers:
+            most = row.experiment.resources.most_workers
+            console.say(f"{row.title}: {'trains' if row.workers is None else 'goes on'} with {report.workers} of {most} workers")
+            row.workers = report.workers
 
     def _complain(self, row: TrialRow, report: TrialReport) -> None:
         """Say each sign that a trial does not learn once, as `train` does."""

@@ -19,6 +19,7 @@ from orchestration.sweeping.config import (
     SweepConfig,
 )
 from orchestration.sweeping.epoch_standing import STANDING, is_kept, standing
+from orchestration.sweeping.free_places import FreePlaces
 from orchestration.sweeping.samplers import SAMPLERS
 from orchestration.sweeping.schedulers import EarlyStopping
 from orchestration.sweeping.study import (
@@ -73,6 +74,8 @@ class StudySearch(Searcher):
         deadline: after which nothing more is proposed.
         stopping: knows which trials that were stopped should go on.
         asked: room of the cluster, given back when no further trial begins.
+        idle: called whenever a place is free and no trial begins.
+        places: told of places that no trial takes. has_to_wait: returns whether no trial shall begin now, for others' sake.
     """
 
     def __init__(
@@ -83,8 +86,12 @@ class StudySearch(Searcher):
         deadline: Deadline = NEVER,
         stopping: EarlyStopping | None = None,
         asked: AskedRoom | None = None,
+        idle: Callable[[], None] = lambda: None,
+        places: FreePlaces | None = None,
+        has_to_wait: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()  # what is improved is the study's business
+        self.idle, self.places, self.has_to_wait = idle, places, has_to_wait
         self.interrupted, self.deadline, self.stopping, self.asked = interrupted, deadline, stopping, asked
         self.config, self.study = config, study
         self.metrics = [objective.metric for objective in config.objectives]
@@ -111,11 +118,18 @@ class StudySearch(Searcher):
         if trial_id not in self.trials:
             if self.deadline.passed:
                 return self._no_more()
+            if self.has_to_wait():
+                self._leave_place(True)
+                return None
             trial = self._go_on() or (self.study.ask() if self.begun < self.missing else None)
             if trial is None:
                 # What still trains may show that one that was stopped is among the best.
-                wait = self.stopping is not None and len(self.over) < len(self.trials)
-                return None if wait else self._no_more()
+                if self.stopping is not None and len(self.over) < len(self.trials):
+                    self.idle()
+                    self._leave_place(True)
+                    return None
+                return self._no_more()
+            self._leave_place(False)
             self.trials[trial_id] = trial
             self.begun += trial.number not in self.promoted
         trial = self.trials[trial_id]
@@ -127,7 +141,13 @@ class StudySearch(Searcher):
         passed = max((epoch for number in earlier for epoch in proxy_values(self.config, trials[number])), default=0)
         return {"values": values, "number": trial.number, FIRST: first, PASSED: passed}
 
+    def _leave_place(self, free: bool) -> None:
+        if self.places is not None:
+            self.places.place_is_free(free)
+
     def _no_more(self) -> str:
+        if len(self.over) < len(self.trials):
+            self.idle()
         if self.asked is not None:
             self.asked.give_back()
         return Searcher.FINISHED

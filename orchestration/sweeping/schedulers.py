@@ -16,10 +16,11 @@ from typing import Any, Protocol
 import optuna
 from optuna.trial import TrialState
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 
 from orchestration.sweeping.config import SweepConfig
 from orchestration.sweeping.epoch_standing import standing, standings
+from orchestration.sweeping.free_places import FreePlaces
 from orchestration.sweeping.goals import StoppingConfig
 from orchestration.sweeping.pareto_stopping import Domination
 from orchestration.sweeping.study import FIRST, PASSED, all_trials, superseded
@@ -211,7 +212,7 @@ def _num_brackets(stopping: StoppingConfig, epochs: int) -> int:
     return count
 
 
-class EarlyStopping(FIFOScheduler):
+class EarlyStopping(FreePlaces):
     """Tune's scheduler with a rule that remembers.
 
     Args:

@@ -13,7 +13,6 @@ import optuna
 from optuna.trial import TrialState
 from ray import tune
 from ray.tune.error import TuneError
-from ray.tune.schedulers import FIFOScheduler
 
 from models.files import write_text
 from orchestration import console
@@ -32,8 +31,11 @@ from orchestration.sweeping.config import (
     dimension_titles,
     sweep_key,
 )
+from orchestration.sweeping.evaluations_ahead import EvaluationsAhead
+from orchestration.sweeping.free_places import FreePlaces
 from orchestration.sweeping.listed_experiments import Listed
 from orchestration.sweeping.listener import TrialListener, TrialRow, TrialsBroke, WhenHopeless
+from orchestration.sweeping.precedence import Precedence, tell_arbiter
 from orchestration.sweeping.proposals import NEVER, Deadline, StudySearch
 from orchestration.sweeping.schedulers import EarlyStopping
 from orchestration.sweeping.state_quota import StateQuota
@@ -110,8 +112,18 @@ class Search:
         return sum(trial.state == TrialState.PRUNED and trial.number not in again for trial in all_trials(self.study))
 
 
-def run_search(config: SweepConfig, workplace: Workplace, tracker: Tracker, weights: Mapping[str, InitialWeights]) -> Search:
-    """Run the search of a sweep, or go on with it; `weights` that trials begin with, by name.
+def run_search(
+    config: SweepConfig,
+    workplace: Workplace,
+    tracker: Tracker,
+    weights: Mapping[str, InitialWeights],
+    ahead: EvaluationsAhead | None = None,
+) -> Search:
+    """Run the search of a sweep, or go on with it.
+
+    Args:
+        config: the sweep. workplace: where. tracker: of its record. weights: that trials begin with, by name.
+        ahead: evaluates baselines while trials train; None: they are evaluated afterwards.
 
     Raises:
         UserError: the resources do not suffice for one trial, the study is locked, or a name is wrong.
@@ -158,7 +170,7 @@ def run_search(config: SweepConfig, workplace: Workplace, tracker: Tracker, weig
     if done < wanted:
         watched = system_metrics(tracker, run_id, wanted=config.experiment({}).tracking.system_metrics)
         with probed(workplace.home.root) as storage, watched:
-            _tune(search, workplace, at_once, storage, asked, weights)
+            _tune(search, workplace, at_once, storage, asked, weights, ahead)
         fetch(workplace.home.root / "runs", largest=SMALL_BYTES)
         if search.complete and spent(study) < wanted:
             console.say(
@@ -196,6 +208,7 @@ def _tune(
     storage: SharedStorage,
     asked: AskedRoom | None,
     weights: Mapping[str, InitialWeights],
+    ahead: EvaluationsAhead | None,
 ) -> None:
     """Run the trials that are missing, `at_once` at a time."""
     config, study, folder, start = search.config, search.study, search.folder, new_start()
@@ -228,6 +241,8 @@ def _tune(
     quota = StateQuota.of(config, workplace.home, study)
 
     def on_end(row: TrialRow) -> None:
+        if row.beside and row.finished and ahead is not None:
+            ahead.trained(row.experiment)
         if quota is not None and not row.beside:
             writer.later(quota.after, row)  # behind what MLflow is still to be told of it
 
@@ -247,7 +262,11 @@ def _tune(
     stopping = None
     if config.stopping is not None:
         stopping = EarlyStopping(config, max(experiment.training.epochs for experiment in bases), study)
-    searcher = StudySearch(config, study, lambda: listener.hopeless, search.deadline, stopping, asked)
+    tell = None if cluster.is_local(workplace.address) else tell_arbiter
+    precedence = Precedence(sweep_key(config), config.priority, tell)
+    places = stopping or FreePlaces()
+    idle = (lambda: None) if ahead is None else ahead.places_are_free
+    searcher = StudySearch(config, study, lambda: listener.hopeless, search.deadline, stopping, asked, idle, places, precedence.has_to_wait)
     baselines = [config.baseline_experiment(recipe) for recipe in config.baselines]
     alike = [Listed(each.name, each) for each in baselines if each.resources == bases[0].resources]
     proposals = BesideTrials(searcher, alike, workplace, start)
@@ -256,7 +275,7 @@ def _tune(
         tune.with_resources(trial, tune_resources(bases[0])),
         tune_config=tune.TuneConfig(
             search_alg=proposals,
-            scheduler=stopping or FIFOScheduler(),
+            scheduler=places,
             num_samples=100 * num_wanted(config) + 1000,  # the searcher says when the sweep has all its trials
             max_concurrent_trials=at_once,
             reuse_actors=bases[0].resources.most_workers == 1,
@@ -264,7 +283,7 @@ def _tune(
         run_config=tune.RunConfig(
             name=f"start-{start}",
             storage_path=str(folder / "tune"),
-            callbacks=[listener],
+            callbacks=[listener, precedence],
             stop=WhenHopeless(listener),
             failure_config=tune.FailureConfig(max_failures=2),
             checkpoint_config=tune.CheckpointConfig(),

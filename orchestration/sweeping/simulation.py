@@ -2,7 +2,8 @@
 
 Trials start as places become free, train epoch after epoch, are stopped by the sweep's own rule, lose their epoch with their node, and
 go on. Times come from measured trials. What trials will be worth is not known: their curves are assumed to keep their order from the
-first epoch on, so that the rule ends the share of trials that it is made to end.
+first epoch on, so that the rule ends the share of trials that it is made to end; several objectives are assumed to know nothing of each
+other.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Plan:
     Attributes:
         trials: in all. at_once: at a time. epochs: of a trial that is not stopped. stopping: the rule, None: none.
         times: of trials. losses_per_hour: how often a place is taken away, on average. replacement: seconds until it is there again.
+        objectives: how many there are, for rules that compare trials by all of them.
     """
 
     trials: int
@@ -59,6 +61,7 @@ class Plan:
     times: TrialTimes
     losses_per_hour: float = 0.0
     replacement: float = 0.0
+    objectives: int = 1
 
 
 @dataclass(frozen=True)
@@ -120,14 +123,16 @@ def places(config: SweepConfig, gpus: int, cpus: int | None) -> int:
     return concurrency(need, {"GPU": gpus, "CPU": MANY_CORES if cpus is None else cpus}, config.max_concurrent_trials)
 
 
+def compared_objectives(config: SweepConfig) -> int:
+    """Return how many objectives early stopping compares trials by."""
+    return len(config.objectives) if config.stopping is not None and config.stopping.scheduler == "pareto" else 1
+
+
 def simulate(plan: Plan, seed: int = 0) -> Outcome:
     """Play one search."""
     chance = random.Random(seed)
-    stopping = plan.stopping
-    if stopping is not None and stopping.scheduler == "pareto":  # how large fronts will be is not known: as many as of one objective
-        stopping = stopping.model_copy(update={"scheduler": "asha"})
-    rule = rule_of(stopping, plan.epochs) if stopping is not None else None
-    worth = [chance.random() for _ in range(plan.trials)]
+    rule = rule_of(plan.stopping, plan.epochs) if plan.stopping is not None else None
+    worth = [tuple(chance.random() for _ in range(plan.objectives)) for _ in range(plan.trials)]
     speed = [chance.choice(plan.times.ratios) for _ in range(plan.trials)]
     rate = plan.losses_per_hour / 3600
     waiting, idle = iter(range(plan.trials)), plan.at_once
@@ -169,7 +174,8 @@ def simulate(plan: Plan, seed: int = 0) -> Outcome:
         idle -= 1
     while events:
         now, number, epoch = heapq.heappop(events)
-        value = worth[number] * (1 - math.exp(-3 * epoch / plan.epochs))
+        values = [goal * (1 - math.exp(-3 * epoch / plan.epochs)) for goal in worth[number]]
+        value = values[0] if plan.objectives == 1 else (0.0, *(-each for each in values))
         reached[number] = epoch
         stops = rule is not None and epoch < plan.epochs and rule.stops(number, epoch, value)
         if epoch < plan.epochs and not stops:

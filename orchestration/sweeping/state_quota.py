@@ -1,13 +1,16 @@
-"""How much disk the states of a sweep's trials that are over may take: those of 5,000 trials would fill any."""
+"""How much disk the states of a sweep's trials that are over, and the weights that they kept on the way, may take: those of 5,000 trials
+would fill any."""
 
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestration import console, storage
 from orchestration.home import Home
-from orchestration.run_folder import RunFolder
+from orchestration.run_folder import CHECKPOINTS_FOLDER, RunFolder
 from orchestration.single_process import is_held
 from orchestration.sweeping.config import SweepConfig
 from orchestration.sweeping.listener import TrialRow
@@ -31,7 +34,8 @@ class _Kept:
 class StateQuota:
     """Removes states of trials that are over as soon as they take more than they may.
 
-    Weights, results and records stay. A trial that was stopped and should go on without its state begins anew, with the same results.
+    Selected weights, results and records stay. A trial that was stopped and should go on without its state begins anew, with the same
+    results.
 
     Args:
         home: of the runs.
@@ -70,8 +74,10 @@ class StateQuota:
             folder = RunFolder(self.home.run(kept.fingerprint))
             if is_held(folder.lock):
                 continue
-            storage.forget(folder.path / STATE_FILE)
+            for path in (folder.path / STATE_FILE, folder.path / CHECKPOINTS_FOLDER):
+                storage.forget(path)
             (folder.path / STATE_FILE).unlink(missing_ok=True)
+            shutil.rmtree(folder.path / CHECKPOINTS_FOLDER, ignore_errors=True)
             taken -= self._sizes.pop(kept)
             if kept.needed and not self.removed:
                 console.warn(
@@ -84,8 +90,15 @@ class StateQuota:
         """Count a state that is there; of a trial that went on the last one alone."""
         for earlier in [each for each in self._sizes if each.fingerprint == kept.fingerprint]:
             del self._sizes[earlier]
-        path = self.home.run(kept.fingerprint) / STATE_FILE
-        store = storage.storage_of(path)
-        size = path.stat().st_size if path.is_file() else 0 if store is None else store.stored_bytes(path)
+        run = self.home.run(kept.fingerprint)
+        size = _size(run / STATE_FILE) + _size(run / CHECKPOINTS_FOLDER)
         if size:
             self._sizes[kept] = size
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file or folder here, or in the store where it is not here."""
+    if path.exists():
+        return path.stat().st_size if path.is_file() else sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+    store = storage.storage_of(path)
+    return 0 if store is None else store.stored_bytes(path)

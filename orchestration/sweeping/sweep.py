@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from orchestration.home import Home, Workplace
 from orchestration.run_folder import RunFolder
 from orchestration.storage import fetch
 from orchestration.sweeping.config import SweepConfig, sweep_key
+from orchestration.sweeping.evaluations_ahead import EvaluationsAhead
 from orchestration.sweeping.findings import conclude_search, infeasible, show_trials
 from orchestration.sweeping.fixed_weights import with_fixed_weights
 from orchestration.sweeping.listed_experiments import Listed, train_listed
@@ -60,8 +62,10 @@ def run_sweep(config: SweepConfig, workplace: Workplace, *, evaluate: bool = Tru
         tracker = Tracker(workplace.home, config.experiment({}).tracking.experiment)
         console.say(f"if it is interrupted, however that happens, it goes on with:  {resume_command()}")
         try:
-            ending = _Ending(run_search(config, workplace, tracker, weights), baselines, workplace)
-            return ending.reach(evaluate=evaluate)
+            settings = EvaluationSettings(suite=config.suite, num_samples=config.num_test_examples)
+            with EvaluationsAhead(baselines, settings if evaluate else None, workplace) as ahead:
+                ending = _Ending(run_search(config, workplace, tracker, weights, ahead), baselines, workplace, settings, ahead)
+                return ending.reach(evaluate=evaluate)
         except BaseException as error:
             # Not where the same command would end in the same way; what Ctrl-C leaves is said by whoever answers it.
             same = isinstance(error, UserError | NoWinner) and not isinstance(error, EnvironmentProblem)
@@ -76,11 +80,14 @@ class _Ending:
 
     Attributes:
         search: however far it is. baselines: to be trained and evaluated beside the winner. workplace: where.
+        settings: of the evaluation. ahead: what evaluates baselines already.
     """
 
     search: Search
     baselines: Sequence[ExperimentConfig]
     workplace: Workplace
+    settings: EvaluationSettings
+    ahead: EvaluationsAhead
 
     @property
     def config(self) -> SweepConfig:
@@ -172,13 +179,15 @@ class _Ending:
 
     def _evaluate(self, winner: ExperimentConfig) -> dict[str, str]:
         """Evaluate the baselines and the winner on test images, show and keep it; return the conclusion for each."""
-        settings = EvaluationSettings(suite=self.config.suite, num_samples=self.config.num_test_examples)
-        jobs = []
-        for experiment in [*self.baselines, winner]:
-            name = f"{experiment.name} (winner)" if experiment is winner else experiment.name
-            jobs.append(prepare(name, self._target(experiment), settings, self.workplace))
         need = trial_resources(winner.resources)
-        run_jobs(jobs, workers=1000, gpus_per_worker=need.gpus / need.workers, address=self.workplace.address)
+        run = partial(run_jobs, workers=1000, gpus_per_worker=need.gpus / need.workers, address=self.workplace.address)
+        chosen = prepare(f"{winner.name} (winner)", self._target(winner), self.settings, self.workplace)
+        if self.ahead.are_running:
+            run([chosen])
+            self.ahead.wait()
+        jobs = [prepare(each.name, self._target(each), self.settings, self.workplace) for each in self.baselines]
+        jobs.append(chosen)
+        run(jobs)
         tracker = self.run.tracker
         for job in jobs:
             run_id = tracker.find_run(job.target.experiment.fingerprint, below=self.run.run_id) if job.target.experiment else None

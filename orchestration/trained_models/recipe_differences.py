@@ -11,7 +11,7 @@ from orchestration.recipes import load_recipe
 
 MOST_NAME = 200
 """Characters of a run's name."""
-_OPERATIONAL = ("name", "description", "resources.", "tracking.")
+_OPERATIONAL = ("name", "description", "resources.", "checkpoints.", "tracking.")
 
 
 def differences(experiment: ExperimentConfig, own: ExperimentConfig) -> dict[str, Any]:

@@ -16,6 +16,7 @@ def model_card(
     record: Mapping[str, Any],
     class_names: Sequence[str],
     evaluation_markdown: str | None = None,
+    chosen: str | None = None,
 ) -> str:
     """Return the card's Markdown.
 
@@ -24,6 +25,7 @@ def model_card(
         record: `metrics`, `selected_epoch`, `num_epochs` of training, and `initial_weights` where it did not begin fresh.
         class_names: of the data set.
         evaluation_markdown: table and verdicts of an evaluation; None: the model is not evaluated yet, and the card says so.
+        chosen: why the weights are those of this epoch; None: it was selected.
     """
     entry = catalogue().get(experiment.defence.name)
     training = experiment.training
@@ -49,7 +51,7 @@ def model_card(
 - data: {experiment.data.name}, {len(class_names)} classes ({shown})
 - threat model: {experiment.threat_model}, pixels in [0,1], normalization inside the model
 - training: {training.objective.name}, {record["num_epochs"]} epochs, batch {training.batch_size}, seed {experiment.seed};
-  the weights are {copy} of epoch {record["selected_epoch"]}, selected on {selected_on} images{begun}
+  the weights are {copy} of epoch {record["selected_epoch"]}, {chosen or f"selected on {selected_on} images"}{begun}
 - fingerprint of the configuration: `{experiment.fingerprint}` (whole configuration in `config.json`)
 
 ## Accuracy during training

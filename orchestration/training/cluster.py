@@ -19,6 +19,7 @@ from models.waiting_threads import SPIN_COUNT
 from orchestration import console
 from orchestration.storage import STORAGE_VARIABLES
 from orchestration.training.cluster_token import check_address, check_token
+from orchestration.training.ray_internals import gcs_address
 from orchestration.training.resources import TrialResources, trials_that_fit
 from orchestration.training.shared_storage import SharedStorage
 
@@ -45,9 +46,10 @@ def connect(address: str | None = None, *, dashboard: bool = False, num_cpus: in
             return ray.cluster_resources()
         check_address(address)
         check_token(address)
-        runtime = _runtime_with_plugins({"env_vars": _variables_of_workers()}, elsewhere=True)
         try:
-            ray.init(address=address, **runtime, **options)
+            address = gcs_address(address)
+            variables = _variables_of_workers() | _address_for_workers(address)
+            ray.init(address=address, **_runtime_with_plugins({"env_vars": variables}, elsewhere=True), **options)
         except Exception as error:  # each way in which Ray fails to reach a cluster has an error of its own
             raise UserError(f"no Ray cluster at {address[:300]} (--address, RAY_ADDRESS): {str(error)[:1000]}") from None
     return ray.cluster_resources()
@@ -78,6 +80,15 @@ def _variables_of_workers() -> dict[str, str]:
     """
     of_the_job = _variables_of_the_job()
     return {name: os.environ[name] for name in (SPIN_COUNT, *STORAGE_VARIABLES) if name in os.environ and name not in of_the_job}
+
+
+def _address_for_workers(address: str) -> dict[str, str]:
+    """Return the variable that tells workers which Ray is theirs.
+
+    Ray Train's cleaner asks Ray, without naming it, whether a group's controller still lives. On a machine with several Rays the newest one
+    answers, which knows nothing of it: the workers of a group that is well would be ended.
+    """
+    return {} if "://" in address or "RAY_ADDRESS" in _variables_of_the_job() else {"RAY_ADDRESS": address}
 
 
 def _variables_of_the_job() -> dict[str, str]:

@@ -9,7 +9,7 @@ import ray
 from ray.train import UserCallback
 
 from orchestration.training import cluster
-from orchestration.training.job import TrainingJob, TrialReport
+from orchestration.training.job import TrainingJob, TrialReport, unbundled
 from orchestration.training.ray_internals import outlive_nodes
 from orchestration.training.resources import concurrency, trial_resources
 from orchestration.training.shared_storage import probed
@@ -26,7 +26,8 @@ class _Follow(UserCallback):
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Pass rank 0's report on."""
-        self.queue.put(metrics[0])
+        for result in unbundled(metrics[0]):
+            self.queue.put(result)
 
 
 def train_in_group(

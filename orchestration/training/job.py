@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,19 @@ def _initial(
 
 
 _METRIC_NAMES = "metric_names"
+_EARLIER = "earlier"
+
+
+def bundled(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return several results, as `TrialReport.to_result` makes them, as one: each report of a Ray Train group takes a while."""
+    *earlier, last = results
+    return {**last, _EARLIER: list(earlier)}
+
+
+def unbundled(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the results that `bundled` put into one, in their order; of another result that alone."""
+    last = dict(result)
+    return [*last.pop(_EARLIER, ()), last]
 
 
 @dataclass(frozen=True)
@@ -136,6 +149,7 @@ class TrialReport:
         epoch: finished epochs; 0: data, network and device are there.
         metrics: of the last epoch; at the end those of the selected epoch and of the finished model.
         fingerprint: of the experiment. finished: whether this is the end. failed: why it cannot go on, where trying again has no use.
+        workers: that train now.
     """
 
     epoch: int
@@ -143,15 +157,17 @@ class TrialReport:
     fingerprint: str
     finished: bool = False
     failed: str | None = None
+    workers: int = 1
 
     def to_result(self) -> dict[str, Any]:
         """Return the report as Tune and Ray Train take it: flat, because schedulers look metrics up by name, and with the metrics' names,
         because Tune adds entries of its own."""
         facts = {"epoch": self.epoch, "fingerprint": self.fingerprint, "finished": self.finished, "failed": self.failed}
-        return dict(self.metrics) | facts | {_METRIC_NAMES: list(self.metrics)}
+        return dict(self.metrics) | facts | {"workers": self.workers, _METRIC_NAMES: list(self.metrics)}
 
     @classmethod
     def from_result(cls, result: Mapping[str, Any]) -> TrialReport:
         """Return the report that `to_result` made of a result."""
         metrics = {name: float(result[name]) for name in result.get(_METRIC_NAMES, ())}
-        return cls(result["epoch"], metrics, result.get("fingerprint", ""), bool(result.get("finished")), result.get("failed"))
+        ended = bool(result.get("finished")), result.get("failed")
+        return cls(result["epoch"], metrics, result.get("fingerprint", ""), *ended, result.get("workers", 1))

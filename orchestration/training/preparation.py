@@ -18,6 +18,7 @@ from orchestration.training.resources import workers_that_share
 from trainers.data import Splits, load_data
 from trainers.fit import FitResult, TrainingLoop
 from trainers.reporting import Reporter, SilentReporter
+from trainers.validation_beside import Beside
 
 
 class PreparedTraining:
@@ -42,8 +43,8 @@ class PreparedTraining:
         self.splits = load_data(experiment.data, data_root, self.device)
         self.model = build_for(experiment, self.splits)
 
-    def loop(self, reporter: Reporter, num_workers: int | None = None) -> TrainingLoop:
-        """Return the training before its first step; `reporter`, `num_workers`: see `TrainingLoop`."""
+    def loop(self, reporter: Reporter, num_workers: int | None = None, beside: Beside | None = None) -> TrainingLoop:
+        """Return the training before its first step; `reporter`, `num_workers`, `beside`: see `TrainingLoop`."""
         return TrainingLoop(
             self.model,
             self.splits,
@@ -54,6 +55,7 @@ class PreparedTraining:
             augmentation=self.experiment.data.training_augmentation(),
             reporter=reporter,
             num_workers=num_workers,
+            beside=beside,
         )
 
     def loop_of_one_worker(self) -> TrainingLoop:
@@ -61,10 +63,11 @@ class PreparedTraining:
         anybody who listens."""
         return self.loop(SilentReporter(), workers_that_share(self.experiment.resources.most_workers, self.experiment.training))
 
-    def fit(self, reporter: Reporter, resume_from: Path | None) -> FitResult:
-        """Train to the end and leave the selected weights in the network; what it takes and raises: see `trainers.fit.fit`."""
+    def fit(self, reporter: Reporter, resume_from: Path | None, beside: Beside | None = None) -> FitResult:
+        """Train to the end and leave the selected weights in the network; what it takes and raises: see `trainers.fit.fit` and
+        `TrainingLoop`."""
         try:
-            return self.loop(reporter).run(resume_from)
+            return self.loop(reporter, beside=beside).run(resume_from)
         finally:
             give_back_freed_memory()
 

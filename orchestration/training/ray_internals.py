@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import ray
 import ray.train
+from ray._private.services import canonicalize_bootstrap_address
+
+
+def gcs_address(address: str) -> str:
+    """Return HOST:PORT of the cluster that `ray.init(address=...)` would join, e.g. of `auto`; other kinds of addresses as they are.
+
+    Raises:
+        Exception: it is no address; of several kinds.
+    """
+    return address if "://" in address else canonicalize_bootstrap_address(address) or address
 
 
 def draining_nodes() -> set[str]:
@@ -22,6 +33,15 @@ def outlive_nodes() -> None:
     from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 
     get_or_create_autoscaling_coordinator()
+
+
+def end_idle_processes(tune_controller: Any) -> None:
+    """End the process that Tune keeps for the next trial of a search, and with which it keeps a place.
+
+    Args:
+        tune_controller: as a scheduler gets it.
+    """
+    tune_controller._tune_controller._cleanup_cached_actors(force_all=True)
 
 
 def raised_by_workers(error: ray.train.TrainingFailedError) -> Iterator[Exception]:

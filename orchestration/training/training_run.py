@@ -5,7 +5,7 @@ The same function runs in the process of `rayndom train`, in a Tune trial, and i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from trainers.data.description import describe
 from trainers.distributed import world
 from trainers.fit import FitResult, TrainingDiverged
 from trainers.reporting import EpochReport
+from trainers.selection import AVERAGE_CHOSEN
+from trainers.validation_beside import Beside
 from trainers.within_epoch import FOLDER as WITHIN_EPOCH
 from trainers.within_epoch import forget_within_epoch
 
@@ -62,8 +64,9 @@ class _FolderReporter:
         on_step: StepListener,
         on_ready: Callable[[], None],
         leaving: Callable[[], bool],
+        keep_weights: EpochListener,
     ) -> None:
-        self.folder, self.on_epoch, self.on_step, self.leaving = folder, on_epoch, on_step, leaving
+        self.folder, self.on_epoch, self.on_step, self.leaving, self.keep_weights = folder, on_epoch, on_step, leaving, keep_weights
         self._ready: Callable[[], None] | None = on_ready
 
     def ready(self) -> None:
@@ -74,6 +77,7 @@ class _FolderReporter:
 
     def epoch_finished(self, report: EpochReport, save: Callable[[Path], None]) -> None:
         if world()[0] == 0:
+            self.keep_weights(report)  # before the state, after which this epoch is not trained again
             save(self.folder.path)
             if (within := self.folder.path / WITHIN_EPOCH).exists():
                 forget_within_epoch(self.folder.path)
@@ -109,6 +113,8 @@ def train_here(
     on_step: StepListener = lambda step, num_steps: None,
     on_ready: Callable[[], None] = lambda: None,
     leaving: Callable[[], bool] = lambda: False,
+    beside: Beside | None = None,
+    on_replay: Callable[[Sequence[EpochReport]], None] | None = None,
 ) -> RunResult:
     """Train in this process, or go on where an earlier process stopped, or reuse a finished run.
 
@@ -121,6 +127,8 @@ def train_here(
             the training (which is when an objective meets them) was taken, now or by an earlier start.
         leaving: asked after every step, by every worker, whether this machine is about to be taken away: from then on the state is written
             after each step, so that at most one is lost.
+        beside: where epochs may be validated while the next one trains; None: nowhere.
+        on_replay: takes the epochs that were finished earlier, all at once; None: `on_epoch` does, one after the other.
 
     Raises:
         UserError: something does not fit. TrainingDiverged: the loss is not finite. OSError: a checkpoint could not be written.
@@ -132,7 +140,7 @@ def train_here(
     finished = folder.result()
     if finished is not None:
         on_ready()
-        _replay(finished["history"], on_epoch)
+        _replay(finished["history"], on_epoch, on_replay)
         return _reused(folder, finished)
     prepared = PreparedTraining(experiment, job.data_root)
     if job.initial is not None and not folder.has_state:
@@ -147,7 +155,12 @@ def train_here(
             folder.write_code(method_code(experiment))
         on_ready()
 
-    reporter = _FolderReporter(folder, on_epoch, on_step, goes, leaving)
+    def keep_weights(report: EpochReport) -> None:
+        every = experiment.checkpoints.every
+        if every is not None and report.epoch % every == 0:
+            _keep_checkpoint(folder, prepared, report, environment)
+
+    reporter = _FolderReporter(folder, on_epoch, on_step, goes, leaving, keep_weights)
     diverged = folder.diverged()
     if diverged is not None:
         on_ready()
@@ -155,9 +168,9 @@ def train_here(
     if folder.has_state:
         history = read_state(folder.path)["history"]
         reporter.ready()
-        _replay(history, on_epoch)
+        _replay(history, on_epoch, on_replay)
     try:
-        outcome = prepared.fit(reporter, folder.path)
+        outcome = prepared.fit(reporter, folder.path, beside)
     except TrainingDiverged as error:
         reporter.ready()  # that it diverges is its result
         if rank == 0:
@@ -183,12 +196,33 @@ def _finish(folder: RunFolder, prepared: PreparedTraining, record: dict[str, Any
     Args:
         environment: of the process that trained it, when it began.
     """
+    record["metrics"] |= cost_metrics(prepared.model, prepared.splits.image_shape)
+    _export(folder.model, prepared, record, environment)
+    folder.write_result(record)
+    storage.keep(folder.path)
+
+
+def _keep_checkpoint(folder: RunFolder, prepared: PreparedTraining, report: EpochReport, environment: dict[str, Any]) -> None:
+    """Leave the weights as they are after an epoch, which are the latest ones, never an average, in the folder as a model."""
+    metrics = dict(report.metrics)
+    if AVERAGE_CHOSEN in metrics:  # what is measured may be of the average
+        latest = {name.replace("/latest/", "/"): value for name, value in metrics.items() if name.startswith("validation/latest/")}
+        metrics = {name: value for name, value in metrics.items() if not name.startswith("validation/") and name != AVERAGE_CHOSEN} | latest
+    record = {"metrics": metrics, "selected_epoch": report.epoch, "num_epochs": report.epoch}
+    begun = folder.initial_weights()
+    where = folder.checkpoint(report.epoch)
+    _export(where, prepared, record if begun is None else record | {"initial_weights": begun}, environment, "kept on the way")
+
+
+def _export(
+    where: Path, prepared: PreparedTraining, record: dict[str, Any], environment: dict[str, Any], chosen: str | None = None
+) -> None:
+    """Write the network as it is as a model; `chosen`: see `model_card`."""
     experiment, splits = prepared.experiment, prepared.splits
-    record["metrics"] |= cost_metrics(prepared.model, splits.image_shape)
     save_pretrained(
         prepared.model,
-        folder.model,
-        card=model_card(experiment, record, splits.class_names),
+        where,
+        card=model_card(experiment, record, splits.class_names, chosen=chosen),
         details={
             "experiment": experiment.model_dump(mode="json"),
             "fingerprint": experiment.fingerprint,
@@ -197,13 +231,15 @@ def _finish(folder: RunFolder, prepared: PreparedTraining, record: dict[str, Any
             "environment": environment,
         },
     )
-    folder.write_result(record)
-    storage.keep(folder.path)
 
 
-def _replay(history: list[dict[str, float]], on_epoch: EpochListener) -> None:
-    for index, metrics in enumerate(history):
-        on_epoch(EpochReport(index + 1, metrics))
+def _replay(history: list[dict[str, float]], on_epoch: EpochListener, on_replay: Callable[[Sequence[EpochReport]], None] | None) -> None:
+    reports = [EpochReport(index + 1, metrics) for index, metrics in enumerate(history)]
+    if on_replay is not None:
+        on_replay(reports)
+        return
+    for report in reports:
+        on_epoch(report)
 
 
 def _record(outcome: FitResult, folder: RunFolder) -> dict[str, Any]:

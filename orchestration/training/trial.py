@@ -21,19 +21,27 @@ from orchestration.experiment import ExperimentConfig
 from orchestration.storage import keep, storage_of
 from orchestration.training.cluster import PATIENCE_S
 from orchestration.training.final_measures import protocol_metrics
-from orchestration.training.job import TrainingJob, TrialReport
+from orchestration.training.job import TrainingJob, TrialReport, bundled, unbundled
 from orchestration.training.preemption import GroupNotice, TrialNotice, preemptions_without_limit
 from orchestration.training.ray_internals import raised_by_workers
 from orchestration.training.resources import DRIVER_BUNDLE, trial_resources
 from orchestration.training.training_run import RunResult, train_here
+from orchestration.training.validation_task import FreeWorkers
 from orchestration.training.worker_group import WorkerGroup
+from trainers.distributed import world
 from trainers.fit import TrainingDiverged
 from trainers.reporting import EpochReport
 
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-ELASTIC_START_S = 60.0
-MOST_STARTS = 20
+_LOOK_INTERVAL = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+LOOK_EVERY_S = 0.5
+"""A group's report is passed on when its controller looks, and until then its workers wait."""
+ELASTIC_START_S = 20.0
+"""Room that is there is given within a second; waiting longer is in vain where Ray counted a node that was just lost."""
+MOST_STARTS = 60
 """Groups whose size changes that may be too large for the room there is, one after the other."""
+RESIZE_EVERY_S = 30.0
+"""How often such a group looks whether there is room for more workers."""
 
 
 def run_trial(job: TrainingJob) -> None:
@@ -53,7 +61,8 @@ def _train_and_report(job: TrainingJob) -> None:
         train_group(job, callbacks=[_ReportToTune()])
         return
     with job.folder.locked():
-        result = train_here(job, on_epoch=lambda report: tune.report(_after_epoch(job, report)), leaving=TrialNotice())
+        beside = FreeWorkers(job) if job.experiment.resources.validate_beside else None
+        result = train_here(job, on_epoch=lambda report: tune.report(_after_epoch(job, report)), leaving=TrialNotice(), beside=beside)
         metrics = _final_metrics(job, result)
     tune.report(_at_end(job, result, metrics))
 
@@ -63,8 +72,9 @@ class _ReportToTune(TuneReportCallback):
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Pass rank 0's report on."""
-        if TrialReport.from_result(metrics[0]).epoch:
-            super().after_report(run_context, metrics, checkpoint)
+        for result in unbundled(metrics[0]):
+            if TrialReport.from_result(result).epoch:
+                super().after_report(run_context, [result], checkpoint)
 
 
 def train_group(job: TrainingJob, callbacks: Sequence[UserCallback]) -> ray.train.Result:
@@ -82,6 +92,7 @@ def train_group(job: TrainingJob, callbacks: Sequence[UserCallback]) -> ray.trai
     else:
         # Ray Train gives workers a minute to come; nodes of a cluster are waited for as long as trials with one worker wait for them.
         os.environ.setdefault(_START_TIMEOUT, str(PATIENCE_S))
+    os.environ.setdefault(_LOOK_INTERVAL, str(LOOK_EVERY_S))
     per_worker = {"CPU": resources.cpus_per_worker or 1.0}
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
@@ -92,6 +103,7 @@ def train_group(job: TrainingJob, callbacks: Sequence[UserCallback]) -> ray.trai
             num_workers=resources.workers,  # type: ignore[arg-type]  # as below
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker=per_worker,
+            elastic_resize_monitor_interval_s=RESIZE_EVERY_S,  # type: ignore[call-arg]  # as below
         ),
         run_config=ray.train.RunConfig(
             name=f"{job.experiment.fingerprint}-{job.start}",
@@ -136,6 +148,7 @@ def run_worker(content: Mapping[str, Any]) -> None:
         result = train_here(
             job,
             on_epoch=lambda report: group.report(_after_epoch(job, report)),
+            on_replay=lambda reports: group.report(bundled([_after_epoch(job, report) for report in reports])),
             on_ready=lambda: group.report(TrialReport(0, {}, job.experiment.fingerprint).to_result()),
             leaving=GroupNotice(group.preemption, group.agree),
         )
@@ -145,11 +158,11 @@ def run_worker(content: Mapping[str, Any]) -> None:
 
 
 def _after_epoch(job: TrainingJob, report: EpochReport) -> dict[str, Any]:
-    return TrialReport(report.epoch, report.metrics, job.experiment.fingerprint).to_result()
+    return TrialReport(report.epoch, report.metrics, job.experiment.fingerprint, workers=world()[1]).to_result()
 
 
 def _at_end(job: TrainingJob, result: RunResult, metrics: Mapping[str, float]) -> dict[str, Any]:
-    return TrialReport(result.num_epochs, metrics, job.experiment.fingerprint, finished=True).to_result()
+    return TrialReport(result.num_epochs, metrics, job.experiment.fingerprint, finished=True, workers=world()[1]).to_result()
 
 
 def _final_metrics(job: TrainingJob, result: RunResult) -> Mapping[str, float]:

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +67,21 @@ def test_room_is_given_back_once_when_no_further_trial_begins(heard, tmp_path):
     assert heard == [[{"CPU": 2.0}] * 2, []]
 
 
+def wait_for_head(address: str, head: subprocess.Popen, log: Path) -> None:
+    """Return once the head is one of the cluster's nodes: before that whoever joins is told that there is no cluster."""
+    from ray._raylet import GcsClient
+
+    deadline, problem = time.monotonic() + 180, ""
+    while True:
+        assert head.poll() is None and time.monotonic() < deadline, f"{problem}\n{log.read_text(errors='replace')}"
+        try:
+            if GcsClient(address=address).get_all_node_info(timeout=5):
+                return
+        except Exception as error:  # each way in which it does not answer yet has an error of its own
+            problem = str(error)
+        time.sleep(1)
+
+
 @pytest.fixture
 def growing(tmp_path):
     """Address of a cluster whose head trains nothing and whose autoscaler starts nodes of one CPU on this machine, three at most."""
@@ -96,6 +113,7 @@ def growing(tmp_path):
     with (tmp_path / "head.log").open("wb") as log:
         head = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment, start_new_session=True)
     try:
+        wait_for_head(address, head, tmp_path / "head.log")
         yield address
     finally:
         for number in (signal.SIGTERM, signal.SIGKILL):

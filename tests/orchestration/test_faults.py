@@ -116,20 +116,49 @@ def test_two_workers_wait_for_a_lost_node_and_a_baseline_takes_what_is_left(home
     assert_whole_record(home, "tiny", 1)
 
 
-def test_a_group_goes_on_with_fewer_workers_and_takes_more_when_there_is_room(home, tmp_path):
-    """Three workers of whom one stands by, because three do not divide the batch; then one; then three again."""
+def test_another_ray_on_the_machine_ends_no_group(home, tmp_path):
+    """Ray Train's cleaner would ask the newest Ray of the machine whether the group is still wanted, and end it."""
     from ray.cluster_utils import Cluster
 
-    path = write_sweep(tmp_path, trials=1, epochs=40, train=640, extra="resources.workers: [1, 3]")
+    path = write_sweep(tmp_path, trials=1, epochs=30, train=320, extra="resources.workers: 2")
+    head = {"num_cpus": 2, "include_dashboard": True, "dashboard_port": free_port()}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        with SweepProcess(path, home, tmp_path / "log", (*SEARCH, "--address", cluster.address)) as sweep:
+            sweep.wait_until(lambda text: "trial 0: epoch 1/30" in text, 600, "the first epoch")
+            other = Cluster(initialize_head=True, head_node_args=head | {"num_cpus": 1, "dashboard_port": free_port()})
+            try:
+                seen = epochs_seen(sweep.text)
+                time.sleep(10)  # it is asked about every second
+                sweep.wait_until(lambda text: "trial 0: finished" in text or epochs_seen(text) > seen, 300, "a further epoch")
+                assert sweep.wait(900) == 0, sweep.text
+            finally:
+                other.shutdown()
+    finally:
+        cluster.shutdown()
+    assert sweep.text.count("trial 0: epoch 1/30") == 1, "a group that begins again tells its epochs again"
+
+
+def test_a_group_goes_on_with_fewer_workers_and_takes_more_when_there_is_room(home, tmp_path):
+    """Three workers of whom one stands by, because three do not divide the batch; then one; then three again.
+
+    The one has to train for longer than it takes until the group looks for room.
+    """
+    from ray.cluster_utils import Cluster
+
+    path = write_sweep(tmp_path, trials=1, epochs=60, train=640, extra="resources.workers: [1, 3]")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True, "dashboard_port": free_port()})
     try:
         node = cluster.add_node(num_cpus=2)
         with SweepProcess(path, home, tmp_path / "log", (*SEARCH, "--address", cluster.address)) as sweep:
-            sweep.wait_until(lambda text: "trial 0: epoch 2/40" in text, 600, "the second epoch")
+            sweep.wait_until(lambda text: "trial 0: epoch 2/60" in text, 600, "the second epoch")
+            assert "trial 0: trains with 2 of 3 workers" in sweep.text
             cluster.remove_node(node, allow_graceful=False)
             kept = run_folder_state(home)["finished_epochs"]
-            sweep.wait_until(lambda text: f"trial 0: epoch {kept + 2}/40" in text, 300, "an epoch with one worker")
+            sweep.wait_until(lambda text: f"trial 0: epoch {kept + 1}/60" in text, 600, "an epoch with one worker")
+            assert "trial 0: goes on with 1 of 3 workers" in sweep.text
             cluster.add_node(num_cpus=2)
+            sweep.wait_until(lambda text: "trial 0: goes on with 2 of 3 workers" in text, 900, "two workers again")
             assert sweep.wait(1200) == 0, sweep.text
     finally:
         cluster.shutdown()

@@ -43,6 +43,18 @@ def test_early_stopping_takes_as_many_epochs_as_the_rule_lets_it(scheduler):
     assert outcome.busy == pytest.approx(outcome.begun * 20 + outcome.epochs * 10)
 
 
+def test_of_several_objectives_what_is_dominated_at_a_rung_ends():
+    """Two objectives that know nothing of each other: more stay than of one, since a front is more than its best third."""
+    stopping = StoppingConfig(scheduler="pareto", grace_epochs=3, reduction_factor=3)
+    plan = Plan(600, 16, 27, stopping, EVEN, objectives=2)
+    outcome, halving = simulate(plan), simulate(Plan(600, 16, 27, stopping.model_copy(update={"scheduler": "asha"}), EVEN))
+    assert outcome.begun == 600 and outcome.over[-1][1] == 600, "what was dominated stays so"
+    assert 600 / 9 * 0.8 <= outcome.full < 600 / 3
+    assert 600 * (3 + 6 / 3 + 18 / 9) * 0.9 < outcome.epochs < 600 * 27 / 2
+    assert outcome.full != halving.full, "it is played as it is, not as asha"
+    assert outcome == simulate(plan)
+
+
 def test_lost_places_cost_what_renewal_theory_says():
     """An epoch of length T that begins anew at each loss takes (exp(rate T) - 1) (1 / rate + pause) on average."""
     import math

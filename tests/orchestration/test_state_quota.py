@@ -62,6 +62,18 @@ def test_what_a_process_holds_stays_until_the_next_time(home):
     assert states(home) == set()
 
 
+def test_weights_kept_on_the_way_count_and_go_with_the_state(home):
+    quota = StateQuota(home, 3 * SIZE)
+    for name, value in (("first", 0.1), ("second", 0.2)):
+        row = trained(home, name, False, 1, value)
+        kept = RunFolder(home.run(name)).checkpoint(1)
+        kept.mkdir(parents=True)
+        (kept / "model.safetensors").write_bytes(bytes(SIZE))
+        quota.after(row)
+    assert states(home) == {"second"}
+    assert RunFolder(home.run("first")).checkpoints() == {} and list(RunFolder(home.run("second")).checkpoints()) == [1]
+
+
 def test_a_trial_that_went_on_counts_once(home):
     quota = StateQuota(home, 2 * SIZE)
     for epoch in (1, 3, 9):

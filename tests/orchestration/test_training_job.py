@@ -12,7 +12,7 @@ from orchestration.home import Home, Workplace
 from orchestration.recipes import load_recipe
 from orchestration.tracking.experiment_run import FAILED, STOPPED_EARLY, ParentRun
 from orchestration.tracking.tracker import Tracker
-from orchestration.training.job import TrainingJob, TrialReport
+from orchestration.training.job import TrainingJob, TrialReport, bundled, unbundled
 from orchestration.training.measure import MeasureConfig
 
 ROBUST = "validation/robust_accuracy"
@@ -52,6 +52,15 @@ def test_a_report_is_the_same_among_the_entries_that_tune_adds():
         assert all(result[name] == value for name, value in report.metrics.items()), "schedulers look metrics up by their names"
     lost = TrialReport.from_result(TrialReport(1, {"train/loss": math.nan}, "x").to_result())
     assert math.isnan(lost.metrics["train/loss"])
+
+
+def test_reports_that_travel_together_are_the_same_one_by_one():
+    reports = [TrialReport(epoch, {"train/loss": 1 / epoch}, "f", workers=2) for epoch in (1, 2, 3)]
+    for count in (1, 2, 3):
+        bundle = bundled([report.to_result() for report in reports[:count]])
+        assert [TrialReport.from_result(result) for result in unbundled(bundle)] == reports[:count]
+        assert TrialReport.from_result(bundle) == reports[count - 1], "who does not know of bundles sees the last"
+    assert unbundled(reports[0].to_result()) == [reports[0].to_result()]
 
 
 def test_a_run_is_opened_once_and_completed_without_duplicates(home):

@@ -7,6 +7,20 @@ from dataclasses import dataclass
 from models.errors import UserError
 
 
+def check_batch_size(batch_size: int, num_images: int, num_workers: int, parts: int = 1) -> None:
+    """Check that the workers share a batch evenly, in so many parts each, and that the data has one.
+
+    Raises:
+        UserError: it is not so.
+    """
+    if batch_size % num_workers:
+        raise UserError(f"batch_size {batch_size} cannot be divided among {num_workers} workers")
+    if batch_size % (num_workers * parts):
+        raise UserError(f"batch_size {batch_size} cannot be divided into {parts} parts for each of {num_workers} workers")
+    if num_images < batch_size:
+        raise UserError(f"batch_size {batch_size} is larger than the training set ({num_images} images)")
+
+
 def shard_range(num_examples: int, rank: int, world_size: int) -> range:
     """Return the rows of one rank when examples are cut into `world_size` contiguous, disjoint, complete shards.
 
