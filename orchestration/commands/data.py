@@ -67,7 +67,7 @@ def _list(as_json: bool, root: str | None) -> None:
 
     found = []
     for name, info in DATASETS.items():
-        if name == "image_folder":
+        if info.needs_folder:
             continue
         try:
             place = "inside scikit-learn" if name == "digits" else "of a plug-in" if info.read else str(locate(info, data_root(root)))

@@ -207,8 +207,7 @@ def is_network(kind: str) -> bool:
 def check_datasets(root: Path | None) -> list[Check]:
     """Return one finding for each data set that Rayndom knows by name. Nothing is read or unpacked."""
     folder = data_root(root)
-    # `image_folder` has no place of its own: each experiment names one.
-    return [check_dataset(info, folder) for name, info in DATASETS.items() if name != "image_folder"]
+    return [check_dataset(info, folder) for info in DATASETS.values() if not info.needs_folder]
 
 
 def check_dataset(info: DatasetInfo, root: Path) -> Check:

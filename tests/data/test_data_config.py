@@ -21,8 +21,11 @@ def test_an_unknown_name_is_answered_with_the_nearest():
     ("fields", "message"),
     [
         ({"name": "image_folder"}, "needs data.folder"),
-        ({"name": "cifar10", "folder": "pictures"}, "only for 'image_folder'"),
+        ({"name": "cifar10", "folder": "pictures"}, "only for 'image_folder', 'hugging_face', 'webdataset'"),
         ({"name": "cifar10", "streamed": True}, "decides for itself"),
+        ({"name": "hugging_face"}, "needs data.folder"),
+        ({"name": "webdataset", "folder": "shards", "streamed": True}, "decides for itself"),
+        ({"name": "image_folder", "folder": "pictures", "label_column": "label"}, "only for hugging_face and webdataset"),
         ({"name": "imagenet", "augmentation": "crop_flip"}, "allowed: none, random_resized_crop"),
         ({"image_size": 0}, "greater than or equal to 4"),
         ({"validation_size": -1}, "greater than or equal to 0"),
@@ -50,4 +53,4 @@ def test_every_field_is_described_and_every_data_set_documented():
         channels = info.image_shape[0] if info.image_shape else 3
         assert len(info.mean) == len(info.std) == channels
         assert all(0 < value < 1 for value in (*info.mean, *info.std))
-        assert name == "digits" or (info.how_to_obtain and info.files)
+        assert name == "digits" or (info.how_to_obtain and (info.files or info.needs_folder))

@@ -190,7 +190,7 @@ def test_the_image_size_is_applied_to_every_split(tmp_path, rng):
         assert split.images_NCHW.dtype == torch.uint8
 
 
-@pytest.mark.parametrize("name", [name for name in DATASETS if name not in ("digits", "image_folder")])
+@pytest.mark.parametrize("name", [name for name, info in DATASETS.items() if name != "digits" and not info.needs_folder])
 def test_missing_data_is_answered_with_files_folders_and_source(tmp_path, name, no_system_folders):
     with pytest.raises(UserError) as caught:
         load_data(DataConfig(name=name), tmp_path)

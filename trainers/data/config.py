@@ -11,6 +11,8 @@ from trainers.data.sets import DATASETS, SHIPPED
 
 LARGEST_PIXEL_STATISTIC = 1.0
 SMALLEST_PIXEL_STD = 1e-3
+WITH_LABEL_COLUMN = ("hugging_face", "webdataset")
+"""Data sets whose labels may stand under any name."""
 
 
 class DataConfig(Config):
@@ -19,7 +21,12 @@ class DataConfig(Config):
     name: str = Field("digits", description=f"Data set: {', '.join(SHIPPED)}.")
     folder: str | None = Field(
         None,
-        description="image_folder only: the folder that holds train/ and test/; a name under the data root, or an absolute path.",
+        description="image_folder, hugging_face, webdataset: the folder that holds it; a name under the data root, or an absolute path.",
+    )
+    label_column: str | None = Field(
+        None,
+        min_length=1,
+        description="hugging_face: the column of the labels, where several could be; webdataset: their key in each `.json`.",
     )
     streamed: bool = Field(
         False,
@@ -97,10 +104,14 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> "DataConfig":
-        if self.name == "image_folder" and not self.folder:
-            raise UserError("data set 'image_folder' needs data.folder: the folder that holds train/ and test/")
-        if self.name != "image_folder" and self.folder is not None:
-            raise UserError(f"data.folder is only for 'image_folder'; {self.name!r} is looked for under the data root")
+        info = DATASETS[self.name]
+        if info.needs_folder and not self.folder:
+            raise UserError(f"data set {self.name!r} needs data.folder. {info.how_to_obtain}")
+        if not info.needs_folder and self.folder is not None:
+            with_folder = ", ".join(repr(name) for name in DATASETS if DATASETS[name].needs_folder)
+            raise UserError(f"data.folder is only for {with_folder}; {self.name!r} is looked for under the data root")
+        if self.label_column is not None and self.name not in WITH_LABEL_COLUMN:
+            raise UserError(f"data.label_column is only for {' and '.join(WITH_LABEL_COLUMN)}; the labels of {self.name!r} are known")
         if self.name != "image_folder" and self.streamed:
             raise UserError(f"data.streamed is only for 'image_folder'; {self.name!r} decides for itself")
         self._normalizes_channels()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -47,38 +48,63 @@ def open_rgb(path: Path | str) -> Image.Image:
         UserError: naming the file: it is missing, broken, no image, or its pixels have more than 8 bits in a single channel.
     """
     check_ordinary(Path(path))
+    return decoded_rgb(path, str(path))
+
+
+def decoded_rgb(source: Path | str | BinaryIO, name: str) -> Image.Image:
+    """Decode one image to RGB, from its file or from its bytes.
+
+    Args:
+        name: in messages.
+
+    Raises:
+        UserError: as `open_rgb`.
+    """
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             wide = "16-bit numbers" if image.mode.startswith("I;16") else WIDE_MODES.get(image.mode)
             if wide is not None:
                 raise ValueError(f"its pixels are {wide}, whose range is not known; save it with 8 bits per channel")
             return image.convert("RGB")
     except Exception as error:  # On broken files decoders raise nearly anything.
         reason = str(error) or type(error).__name__
-        raise UserError(f"cannot decode the image {path}: {reason}. Replace the file or remove it") from None
+        raise UserError(f"cannot decode the image {name}: {reason}. Replace the file or remove it") from None
 
 
 def decode_files(images: ImageFiles, image_size: int | None, progress: Progress | None = None) -> Tensor:
     """Decode image files to uint8 NCHW on the CPU, resized to squares of `image_size` if it is given.
 
+    Raises UserError as `decode_images`.
+    """
+    paths = [images.folder / name for name in images.files]
+    return decode_images([str(path) for path in paths], lambda row: open_rgb(paths[row]), image_size, progress)
+
+
+def decode_images(
+    names: Sequence[str], image_at: Callable[[int], Image.Image], image_size: int | None, progress: Progress | None = None
+) -> Tensor:
+    """Decode images to uint8 NCHW on the CPU, in several threads, resized to squares of `image_size` if it is given.
+
     Resizing is bilinear with antialiasing and does not keep the aspect ratio.
 
-    Raises UserError on the first broken file, on images of different sizes when no image_size is given, and if the
+    Args:
+        names: in messages; at least one. image_at: returns an image in RGB by its position; called from several threads.
+
+    Raises UserError on the first broken image, on images of different sizes when no image_size is given, and if the
     result would not fit into memory.
     """
-    width, height = (image_size, image_size) if image_size else open_rgb(images.folder / images.files[0]).size
-    _check_memory(len(images), height, width)
-    decoded_NCHW = np.empty((len(images), 3, height, width), dtype=np.uint8)
+    width, height = (image_size, image_size) if image_size else image_at(0).size
+    _check_memory(len(names), height, width)
+    decoded_NCHW = np.empty((len(names), 3, height, width), dtype=np.uint8)
 
     def decode_part(start: int) -> int:
-        stop = min(start + FILES_PER_TASK, len(images))
+        stop = min(start + FILES_PER_TASK, len(names))
         for row in range(start, stop):
-            path = images.folder / images.files[row]
-            image = open_rgb(path)
+            image = image_at(row)
             if image.size != (width, height):
                 if image_size is None:
                     raise UserError(
-                        f"images differ in size: {images.folder / images.files[0]} is {width}x{height}, {path} is "
+                        f"images differ in size: {names[0]} is {width}x{height}, {names[row]} is "
                         f"{image.size[0]}x{image.size[1]}; set data.image_size to resize them all"
                     )
                 image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -87,12 +113,12 @@ def decode_files(images: ImageFiles, image_size: int | None, progress: Progress 
 
     done = 0
     with ThreadPoolExecutor(max_workers=min(16, available_cpus())) as pool:
-        tasks = [pool.submit(decode_part, start) for start in range(0, len(images), FILES_PER_TASK)]
+        tasks = [pool.submit(decode_part, start) for start in range(0, len(names), FILES_PER_TASK)]
         try:
             for task in as_completed(tasks):
                 done += task.result()
                 if progress is not None:
-                    progress(done, len(images))
+                    progress(done, len(names))
         except BaseException:  # Ctrl-C too: the rest of a large set is not decoded first.
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -14,13 +14,17 @@ from trainers.data.array_files import ARRAY_READERS, RawImages
 from trainers.data.config import DataConfig
 from trainers.data.decoding import CACHE_FOLDER, Progress, decode_cached, decode_files
 from trainers.data.extra_images import with_extra_images
+from trainers.data.hugging_face import read_hugging_face
 from trainers.data.image_tree import TREE_LISTERS, ImageFiles, ImageTree
 from trainers.data.location import data_root
 from trainers.data.sets import DATASETS
 from trainers.data.split import ArraySplit, Splits, StreamedSplit, pixel_statistics, resize_square, split_indices
 from trainers.data.streaming import STREAMED_SIDE
+from trainers.data.webdataset_shards import read_webdataset
 
 STREAMED_STATISTICS_IMAGES = 1_000
+ENCODED_READERS = {"hugging_face": read_hugging_face, "webdataset": read_webdataset}
+"""From the data root, the config and who is told of the progress to the raw images, by data set that another library reads."""
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +46,9 @@ def load_data(
     """
     root = data_root(root)
     read = ARRAY_READERS.get(config.name) or DATASETS[config.name].read
-    if read is not None:
+    if config.name in ENCODED_READERS:
+        raw = ENCODED_READERS[config.name](root, config, progress)
+    elif read is not None:
         raw = read(root)
         _warn_of_other_counts(config.name, len(raw.train_labels), len(raw.test_labels))
     else:

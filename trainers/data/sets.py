@@ -40,6 +40,8 @@ class DatasetInfo:
     """Absolute folders searched after those below the data root (where system packages install)."""
     files: tuple[str, ...] = ()
     """Files and folders that must all be in one of the folders."""
+    needs_folder: bool = False
+    """Whether the user names its folder by `data.folder`: it has no place of its own."""
     compressed_suffix: str = ""
     """A suffix that a file of `files` may carry as well, such as `.gz`."""
     how_to_obtain: str = ""
@@ -173,8 +175,31 @@ _ALL = (
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
         files=("train", "test"),
+        needs_folder=True,
         how_to_obtain="It needs train/<class>/<image files> and test/<class>/<image files>, the same classes in both. "
         "`--data.folder` names the folder that holds them.",
+    ),
+    DatasetInfo(
+        name="hugging_face",
+        description="A folder that Hugging Face's `datasets` reads (save_to_disk, or a copy of a repository); mean and std are measured.",
+        num_classes=None,
+        image_shape=None,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        needs_folder=True,
+        how_to_obtain="It needs what `DatasetDict.save_to_disk` wrote, or the files of a dataset's repository, with splits train and test. "
+        "`--data.folder` names the folder.",
+    ),
+    DatasetInfo(
+        name="webdataset",
+        description="A folder of WebDataset shards (train-*.tar, test-*.tar) of pictures and labels; mean and std are measured.",
+        num_classes=None,
+        image_shape=None,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        needs_folder=True,
+        how_to_obtain="It needs .tar files whose names say train and test, with a picture and a label (`.cls`, or `label` of a `.json`) "
+        "for each key. `--data.folder` names the folder that holds them.",
     ),
 )
 
