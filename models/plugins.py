@@ -53,6 +53,20 @@ class Plugin:
         return {name: path for name, path in found.items() if path.is_file()}
 
 
+def sent_plugins() -> dict[str, Path]:
+    """Return what another machine lacks of the plug-ins: top-level folders and files by the name that they are imported by.
+
+    What is installed must be installed there, too.
+    """
+    found = {}
+    for plugin in plugins():
+        place = plugin.folder or plugin.file
+        if place is not None and not plugin.is_installed:
+            above = plugin.module.count(".")
+            found[plugin.module.partition(".")[0]] = place.parents[above - 1] if above else place
+    return found
+
+
 def plugins() -> tuple[Plugin, ...]:
     """Return all plug-ins: installed ones by the names of their entry points, then those that are named.
 

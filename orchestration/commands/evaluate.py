@@ -39,7 +39,9 @@ def _add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--weights", metavar="FILE", help="of a model of your own: safetensors or a state_dict; no code in it is executed")
     parser.add_argument("--data", metavar="NAME", help="of a model of your own: the data set whose test images it sees, e.g. cifar10")
-    parser.add_argument("--data-folder", metavar="FOLDER", help="of --data image_folder, hugging_face and webdataset: the folder that holds it")
+    parser.add_argument(
+        "--data-folder", metavar="FOLDER", help="of --data image_folder, hugging_face and webdataset: the folder that holds it"
+    )
     parser.add_argument(
         "--image-size", type=whole_number(4, 1024), metavar="PIXELS", help="side that images of --data are resized to (default: their own)"
     )

@@ -15,6 +15,8 @@ from models.errors import UserError
 from orchestration import console
 from orchestration.commands.command import Command, whole_number
 
+MODEL_TRAINING = "workflowType=machine_learning"
+"""MLflow's view of runs and models; without it a new browser shows the one of agents and their traces."""
 ENDING_S = 3
 """How long a server may take to end in good order."""
 
@@ -49,7 +51,8 @@ def _run(arguments: argparse.Namespace) -> int:
             return 0
         prepare_store(home)  # made or mended as by every command: MLflow's server would make tables of its own while another one does
         experiment = experiment_in(home, "rayndom")
-        address = f"http://127.0.0.1:{arguments.port}" + ("" if experiment is None else f"/#/experiments/{experiment}/runs")
+        runs = "" if experiment is None else f"/#/experiments/{experiment}/runs?{MODEL_TRAINING}"
+        address = f"http://127.0.0.1:{arguments.port}{runs}"
         environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # ten processes for jobs that nobody here starts
         # By the environment: a command line, and a password in it, is seen by everybody on this machine.
         environment["MLFLOW_BACKEND_STORE_URI"] = home.tracking_uri

@@ -18,7 +18,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from models.errors import UserError
-from models.plugins import VARIABLE, plugins
+from models.plugins import VARIABLE, plugins, sent_plugins
 from orchestration.recipes.library import METHODS, OWN_FOLDER, SETTINGS
 from orchestration.training.cluster_token import HINT, MODE_VARIABLE, check_address, cluster_token
 
@@ -93,10 +93,11 @@ class SweepJobs:
             name: of the sweep, by which its jobs are found.
             recipes: folder of the user's own settings and methods.
         """
-        plugins_sent = [plugin for plugin in plugins() if plugin.folder is not None and not plugin.is_installed]
-        if plugins_sent:
+        sent = sent_plugins()
+        if sent:
             # Found there without a flag, by all processes: they start in the job's folder.
-            environment = {**(environment or {}), VARIABLE: os.pathsep.join(f"./{plugin.module}" for plugin in plugins_sent)}
+            inner = [plugin.module for plugin in plugins() if "." in plugin.module and plugin.module.partition(".")[0] in sent]
+            environment = {**(environment or {}), VARIABLE: os.pathsep.join([*(f"./{place.name}" for place in sent.values()), *inner])}
         runtime: dict[str, Any] = {"env_vars": environment} if environment else {}
         where = sweep
         with tempfile.TemporaryDirectory() as folder:
@@ -109,9 +110,11 @@ class SweepJobs:
                 for kind in (SETTINGS, METHODS):
                     if (recipes / kind).is_dir():
                         shutil.copytree(recipes / kind, Path(folder) / OWN_FOLDER / kind)
-            for plugin in plugins_sent:
-                assert plugin.folder is not None
-                shutil.copytree(plugin.folder, Path(folder) / plugin.module, ignore=shutil.ignore_patterns("__pycache__"))
+            for place in sent.values():
+                if place.is_dir():
+                    shutil.copytree(place, Path(folder) / place.name, ignore=shutil.ignore_patterns("__pycache__"))
+                else:
+                    shutil.copy(place, Path(folder) / place.name)
             if any(Path(folder).iterdir()):
                 runtime["working_dir"] = folder  # uploaded before this returns
             command = shlex.join([*program, "sweep", where, *flags])

@@ -30,7 +30,7 @@ from mlflow.types import Schema, TensorSpec
 
 from models.weights import CARD_FILE, CONFIG_FILE, DIGEST, read_config
 from orchestration.tracking.model_format import MODEL_FOLDER, in_mlflow_format
-from orchestration.tracking.tracker import Tracker, as_metric_name
+from orchestration.tracking.tracker import Tracker, as_metric_name, source_tags
 from trainers.data.description import DataDescription
 
 WEIGHTS_TAG = "rayndom.weights_sha256"
@@ -73,7 +73,7 @@ def _write(tracker: Tracker, run_id: str, record: ModelRecord, weights: str) -> 
     client = tracker.client
     name = _NOT_IN_MODEL_NAMES.sub("-", record.name).strip("-") or "model"
     params = {key: str(value)[:250] for key, value in record.params.items()}
-    tags = {WEIGHTS_TAG: weights}
+    tags = {WEIGHTS_TAG: weights} | {tag: value for tag, value in source_tags().items() if tag.startswith("mlflow.")}
     made = client.create_logged_model(tracker.experiment_id, name, run_id, tags=tags, params=params, model_type="classifier")
     with in_mlflow_format(record.exported, made.model_id) as folder:
         client.log_model_artifacts(made.model_id, str(folder))

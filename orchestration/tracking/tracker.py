@@ -8,6 +8,7 @@ Every call leaves the same record when it is made twice, so that `BackgroundWrit
 from __future__ import annotations
 
 import getpass
+import itertools
 import json
 import math
 import os
@@ -261,13 +262,18 @@ def as_metric_name(name: str) -> str:
 
 
 def source_tags() -> dict[str, str]:
-    """Return the tags of MLflow's columns `Source` and `Created by`: the command as it was given, and whose it was."""
+    """Return the tags of MLflow's columns `Source` and `Created by`, the command without its flags and whose it was, and the whole command.
+
+    MLflow shows of a source what follows its last slash: of a command with flags nothing but the end of a path, or `255`.
+    """
     started = Path(sys.argv[0])
     program = {"cli.py": "rayndom", "__main__.py": started.parent.name}.get(started.name, started.name or "python")
-    command = " ".join([program, *sys.argv[1:]])
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:]))
+    source, command = (_IN_ADDRESS.sub("//", " ".join([program, *each]))[:_PARAM_LENGTH] for each in (words, sys.argv[1:]))
     return {
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.name": _IN_ADDRESS.sub("//", command)[:_PARAM_LENGTH],
+        "mlflow.source.name": source,
+        "rayndom.command": command,
         "mlflow.user": _user(),
     }
 

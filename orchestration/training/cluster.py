@@ -14,7 +14,7 @@ from typing import Any
 import ray
 
 from models.errors import EnvironmentFailure, UserError
-from models.plugins import VARIABLE, plugins
+from models.plugins import VARIABLE, plugins, sent_plugins
 from models.waiting_threads import SPIN_COUNT
 from orchestration import console
 from orchestration.storage import STORAGE_VARIABLES
@@ -58,18 +58,18 @@ def connect(address: str | None = None, *, dashboard: bool = False, num_cpus: in
 def _runtime_with_plugins(runtime: dict[str, Any], *, elsewhere: bool = False) -> dict[str, Any]:
     """Return the option of Ray that gives workers this environment and the plug-ins of this process.
 
-    A plug-in that is a folder is importable in a worker before the worker receives anything of it.
+    A plug-in that is a folder or a file is importable in a worker before the worker receives anything of it.
 
     Args:
         runtime: Ray's description of the environment.
         elsewhere: the workers may not see this machine's folders: they are sent to them.
     """
-    folders = {plugin.module: plugin.folder for plugin in plugins() if plugin.folder is not None and not plugin.is_installed}
-    if folders:
+    places = sent_plugins()
+    if places:
         runtime = runtime | {"worker_process_setup_hook": "models.plugins.prepare_worker"}
         if elsewhere and VARIABLE not in _variables_of_the_job():  # a submitted job has them in its own folder
             variables = {**runtime.get("env_vars", {}), VARIABLE: os.pathsep.join(plugin.module for plugin in plugins())}
-            runtime |= {"py_modules": [str(folder) for folder in folders.values()], "env_vars": variables}
+            runtime |= {"py_modules": [str(place) for place in places.values()], "env_vars": variables}
     return {"runtime_env": runtime} if runtime else {}
 
 

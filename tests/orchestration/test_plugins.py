@@ -100,14 +100,27 @@ def test_an_entry_point_makes_an_installed_package_a_plugin(clean, tmp_path, mon
     assert _runtime_with_plugins({}) == {}, "workers have what is installed"
 
 
-def test_the_workers_of_another_machine_are_sent_a_folder(clean, tmp_path):
-    folder = written(tmp_path / "plug_sent", __init__="")
-    with plugins.using([str(folder)]):
+@pytest.mark.parametrize(
+    ("files", "named", "place"),
+    [
+        (["plug_sent/__init__.py"], "plug_sent", "plug_sent"),
+        (["plug_sent.py"], "plug_sent", "plug_sent.py"),
+        (["plug_sent/__init__.py", "plug_sent/inner/__init__.py"], "plug_sent.inner", "plug_sent"),
+        (["plug_sent/__init__.py", "plug_sent/inner.py"], "plug_sent.inner", "plug_sent"),
+    ],
+)
+def test_the_workers_of_another_machine_are_sent_a_folder_or_a_file(clean, tmp_path, monkeypatch, files, named, place):
+    for each in files:
+        (tmp_path / each).parent.mkdir(exist_ok=True)
+        (tmp_path / each).write_text("")
+    if "." in named:
+        monkeypatch.syspath_prepend(str(tmp_path))
+    with plugins.using([named if "." in named else str(tmp_path / place)]):
         here = _runtime_with_plugins({})["runtime_env"]
         there = _runtime_with_plugins({"env_vars": {"A": "b"}}, elsewhere=True)["runtime_env"]
     assert here == {"worker_process_setup_hook": "models.plugins.prepare_worker"}
-    assert there["py_modules"] == [str(folder)]
-    assert there["env_vars"] == {"A": "b", plugins.VARIABLE: "plug_sent"}
+    assert there["py_modules"] == [str(tmp_path / place)]
+    assert there["env_vars"] == {"A": "b", plugins.VARIABLE: named}
 
 
 def test_only_modules_that_mention_a_tuple_are_imported(clean, tmp_path):
