@@ -18,6 +18,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from orchestration.table_layout import layout_of
+
 _out = Console(highlight=False, emoji=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 160)
 _err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=not sys.stderr.isatty(), width=None if sys.stderr.isatty() else 160)
 _state = {"json": False, "quiet": False}
@@ -100,6 +102,16 @@ def result(value: Any) -> None:
         text(json.dumps(_finite(value), indent=2, default=str, allow_nan=False))
 
 
+def name_of(words: str) -> str:
+    """Return the heading of a column as the key of a JSON object: `mean |cosine|` is `mean_absolute_cosine`."""
+    return re.sub(r"\W+", "_", re.sub(r"\|(\w+)\|", r"absolute \1", words)).strip("_")
+
+
+def named(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows of a table as objects of JSON, whose keys are names."""
+    return [{name_of(heading): value for heading, value in row.items()} for row in rows]
+
+
 def _finite(value: Any) -> Any:
     """Return the value with null for numbers that JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -113,16 +125,20 @@ def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any
     """Print a table; numbers align right."""
     rows = [list(row) for row in rows]
     if not _log("info", title or "", columns=list(columns), rows=rows):
-        (_err if _state["json"] else _out).print(_table(title, columns, rows))
+        console = _err if _state["json"] else _out
+        console.print(_table(title, columns, rows, console.width))
 
 
-def _table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    built = Table(title=None if title is None else escape(title), title_justify="left", header_style="bold", expand=False)
-    for index, column in enumerate(columns):
+def _table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[Any]], screen: int) -> Table:
+    layout = layout_of(columns, [[_cell(value) for value in row] for row in rows], screen)
+    built = Table(
+        title=None if title is None else escape(title), title_justify="left", header_style="bold", expand=False, padding=(0, layout.padding)
+    )
+    for index, (heading, width) in enumerate(zip(layout.titles, layout.widths, strict=True)):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-        built.add_column(escape(column), justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        built.add_row(*(escape(_cell(value)) for value in row))
+        built.add_column(escape(heading), justify="right" if numeric else "left", overflow="fold", width=width)
+    for row in layout.rows:
+        built.add_row(*map(escape, row))
     return built
 
 
@@ -169,7 +185,7 @@ class Board:
         if event is None and time.monotonic() - self._last < 0.1:
             return
         self._last = time.monotonic()
-        built = _table(self.title, self.columns, rows)
+        built = _table(self.title, self.columns, rows, _out.width)
         built.caption = escape(caption)
         built.caption_justify = "left"
         self._live.update(built, refresh=True)

@@ -29,6 +29,19 @@ _SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
+class Difference:
+    """A difference of two accuracies with its 95 % interval, -1 to 1; as text in percent, with the mark where it has one."""
+
+    value: float
+    low: float
+    high: float
+    marked: bool = False
+
+    def __str__(self) -> str:
+        return format_percent(self.value, self.low, self.high, marked=self.marked)
+
+
+@dataclass(frozen=True)
 class Comparison:
     """One pair.
 
@@ -56,13 +69,11 @@ class Comparison:
 
     def row(self) -> dict[str, Any]:
         """Return the pair as plain values, for tables."""
-        shown = None
-        if self.difference is not None:
-            shown = format_percent(self.difference.value, self.difference.low, self.difference.high, marked=self.marked)
+        found = self.difference
         return {
             "first": self.first,
             "second": self.second,
-            "difference": shown,
+            "difference": None if found is None else Difference(found.value, found.low, found.high, self.marked),
             "p (Holm)": self.adjusted_p_value,
             "answer": self.answer,
             "reason": self.reason,

@@ -74,7 +74,8 @@ def _run(arguments: argparse.Namespace) -> int:
             console.say(f"  {note}")
         console.say()
     if chosen == "json":
-        console.result({"records": str(path), "mlflow_run": run_id, "quantities": records})
+        named = [record | {"rows": console.named(record.get("rows", []))} for record in records]
+        console.result({"records": str(path), "mlflow_run": run_id, "quantities": named})
     console.say(f"records {path}" + (f"; MLflow run {run_id}" if run_id else ""))
     asked = any("error" in record and record["name"] in arguments.what for record in records)
     return 1 if asked else 0
@@ -96,7 +97,7 @@ def _list(arguments: argparse.Namespace) -> int:
         model = resolve_target(arguments.target, home).load()
     rows = list_rows(model)
     if chosen == "json":
-        console.result(rows)
+        console.result(console.named(rows))
     else:
         words = [{name: ("yes" if value else "no") if isinstance(value, bool) else value for name, value in row.items()} for row in rows]
         show_frame("quantities", words, chosen)

@@ -41,7 +41,7 @@ def _run(arguments: argparse.Namespace) -> int:
             "bytes": total,
             "removed_bytes": removed,
             "kept_on_the_way_bytes": on_the_way,
-            "items": {kind: [str(item.path) for item in each] for kind, each in found.items()},
+            "items": [{"what": kind, "paths": [str(item.path) for item in each]} for kind, each in found.items()],
         }
     )
     if on_the_way and arguments.keep_every is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from orchestration import console
@@ -39,8 +40,12 @@ def _run(arguments: argparse.Namespace) -> int:
     standing, reasons = standing_rows(runs, pairs)
     warnings = marks(runs)
     if chosen == "json":
-        frames = {"parameters": parameters, "metrics": [_plain(row) for row in metrics], "pairs": pairs}
-        frames["standing"] = [_plain(row) for row in standing]
+        frames = {
+            "parameters": parameters,
+            "metrics": [_plain(row) for row in metrics],
+            "pairs": console.named(_plain(row) for row in pairs),
+        }
+        frames["standing"] = console.named(_plain(row) for row in standing)
         console.result({"runs": {run.label: str(run.target.folder) for run in runs}} | frames | {"notes": [*warnings, *notes]})
         return 0
     if parameters:
@@ -108,9 +113,12 @@ def _side_by_side(row: Mapping[str, Any], chosen: Format) -> dict[str, Any]:
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    from analysis.reporting.comparison import Difference
     from analysis.statistics import Estimate
 
     def plain(value: Any) -> Any:
+        if isinstance(value, Difference):
+            return asdict(value)
         if not isinstance(value, Estimate):
             return value
         shown = {"accuracy": value.value, "low": value.low, "high": value.high, "samples": value.num_samples, "draws": value.num_draws}

@@ -156,15 +156,15 @@ def _list_runs(arguments: argparse.Namespace) -> None:
             {
                 "name": run.experiment.name,
                 "run": run.fingerprint,
-                "trained as": sorted(run.kinds),
-                "differs from its recipe in": changes,
+                "trained_as": sorted(run.kinds),
+                "differs_from_its_recipe_in": changes,
                 "state": run.state,
                 "epochs": run.epochs,
                 "T1": headline and {key: headline[key] for key in ("accuracy", "low", "high")} | {"suite": (evaluation or {})["suite"]},
                 "date": run.changed.isoformat(timespec="seconds"),
             }
         )
-        shown = "there is no such recipe here" if changes is None else in_words(changes)
+        shown = "there is no such recipe here" if changes is None else in_words({name: _short(value) for name, value in changes.items()})
         kinds = ", ".join(sorted(run.kinds))
         total = run.experiment.training.epochs
         t1 = f"{100 * headline['accuracy']:.1f} %" if headline else ""
@@ -178,6 +178,10 @@ def _list_runs(arguments: argparse.Namespace) -> None:
         console.say(f"nothing was trained in {home.root}")
         return
     console.table(None, ["name", "run", "trained as", "differs from its recipe in", "epochs", "T1", "date"], rows)
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _show(arguments: argparse.Namespace) -> None:

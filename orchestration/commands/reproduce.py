@@ -83,12 +83,12 @@ def _show_plan(plans: Sequence[ItemPlan], home: Home) -> dict[str, Any]:
     from orchestration.reproducing.summary import describe
 
     report = describe(plans, home)
-    shown = ("item", "cells", "trainings", "already trained", "evaluations", "already evaluated", "readings")
+    shown = ("item", "cells", "trainings", "already_trained", "evaluations", "already_evaluated", "readings")
     costs = [Cost(row["forward_passes"], row["gpu_hours"], row["core_hours"]) for row in report["items"]]
     console.table(
         f"plan at scale {report['scale']}",
-        [*shown, "estimated cost of what is missing"],
-        [[*(row[name] for name in shown), row["nothing to run"] or str(cost)] for row, cost in zip(report["items"], costs, strict=True)],
+        [*(name.replace("_", " ") for name in shown), "estimated cost of what is missing"],
+        [[*(row[name] for name in shown), row["nothing_to_run"] or str(cost)] for row, cost in zip(report["items"], costs, strict=True)],
     )
     console.say(f"in all {total(costs)}. {report['estimate']}")
     return report

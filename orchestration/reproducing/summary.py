@@ -63,14 +63,14 @@ def describe(plans: Sequence[ItemPlan], home: Home) -> dict[str, Any]:
                 "title": planned.item.title,
                 "cells": sum(1 for _ in planned.cells()),
                 "trainings": len(planned.unique),
-                "already trained": len(done),
+                "already_trained": len(done),
                 "evaluations": len(attacks),
-                "already evaluated": len(evaluated),
+                "already_evaluated": len(evaluated),
                 "readings": len(readings(planned)),
                 "forward_passes": cost.passes,
                 "gpu_hours": cost.gpu_hours,
                 "core_hours": cost.core_hours,
-                "nothing to run": planned.item.nothing_to_run,
+                "nothing_to_run": planned.item.nothing_to_run,
             }
         )
     return {"items": items, "scale": plans[0].scale if plans else None, "estimate": ESTIMATE}

@@ -55,7 +55,8 @@ class TrialStatus:
 
     Attributes:
         state: `running`, `interrupted` (its process is gone), `waiting`, `finished`, `stopped early`, `failed`, `infeasible`.
-        epoch: last epoch that is known, 0: none. values: of the objectives, metrics: all of them, once finished.
+        epoch: last epoch that is known, 0: none. dimensions: what was proposed, by field.
+        values: of the objectives, metrics: all of them, once finished.
         seconds: since it was proposed, or until it ended.
         signs: that it does not learn, in words: of its selected epoch, of its last one while it runs.
     """
@@ -63,7 +64,7 @@ class TrialStatus:
     number: int
     state: str
     epoch: int
-    cells: tuple[str, ...]
+    dimensions: Mapping[str, Any]
     clean: float | None
     robust: float | None
     values: tuple[float, ...]
@@ -114,7 +115,7 @@ class SweepStatus:
                 f"{each.number}{'*' if each.number in self.best else ''}{' (!)' if each.signs else ''}",
                 each.state,
                 f"{each.epoch}/{self.epochs}",
-                *each.cells,
+                *dimension_cells(self.config, each.dimensions),
                 *("" if value is None else f"{100 * value:.1f}" for value in (each.clean, each.robust)),
                 *([format_goal(goal, value, each.metrics) for goal, value in zip(goals, each.values, strict=False)] or [""] * len(goals)),
                 "" if each.seconds is None else f"{each.seconds / 60:.1f}",
@@ -249,7 +250,7 @@ def _trial(config: SweepConfig, home: Home, trial: FrozenTrial, metrics: dict[st
         number=trial.number,
         state=_state(home, trial, fingerprint),
         epoch=epoch,
-        cells=tuple(dimension_cells(config, trial.user_attrs.get("values", {}))),
+        dimensions=trial.user_attrs.get("values", {}),
         clean=_first(metrics, (f"selected/{CLEAN}", CLEAN)),
         robust=_first(metrics, (f"selected/{ROBUST}", ROBUST)),
         values=tuple(trial.values or ()) if trial.state == TrialState.COMPLETE else (),

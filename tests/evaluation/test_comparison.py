@@ -92,7 +92,7 @@ def test_marked_and_unfinished_evaluations_are_not_compared():
     good = result(outcomes(0.9))
     (marked,) = compare({"a": good, "b": result(outcomes(0.1), failed=True)})
     assert marked.answer == "not comparable"
-    assert marked.row()["difference"].endswith("(!)")
+    assert str(marked.row()["difference"]).endswith("(!)")
     assert compare({"a": good, "b": result(outcomes(0.1), finished=False)})[0].answer == "not comparable"
     assert compare({"a": good, "b": dataclasses.replace(good, worst=None)})[0].answer == "not comparable"
 

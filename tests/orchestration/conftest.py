@@ -7,17 +7,29 @@ import shutil
 
 import pytest
 
+from tests.orchestration.json_names import problems
+
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # or other tests on the same cores would starve the workers
 
 
 @pytest.fixture(autouse=True)
-def plain_output():
-    """Each test begins with lines for people on the output; a command that was run with `--json` would leave them on the error stream."""
+def plain_output(monkeypatch):
+    """Each test begins with lines for people on the output; a command that was run with `--json` would leave them on the error stream.
+
+    Whatever a command would print as JSON, asked for or not, has names for keys and numbers for numbers.
+    """
     from orchestration import console
 
     console.use_json(False)
+    printed = console.result
+
+    def checked(value):
+        assert problems(value) == []
+        printed(value)
+
+    monkeypatch.setattr(console, "result", checked)
 
 
 @pytest.fixture(scope="session")

@@ -88,10 +88,10 @@ def test_runs_are_listed_with_what_they_changed_how_far_they_are_and_their_t1(ho
     assert "feedfeedfeedfeed" in told.err, "what cannot be read is named and skipped"
     rows = {row["run"]: row for row in json.loads(told.out)}
     assert set(rows) == {evaluated.fingerprint, trial.fingerprint, interrupted.fingerprint}
-    assert rows[evaluated.fingerprint]["differs from its recipe in"] == {"seed": 3}
+    assert rows[evaluated.fingerprint]["differs_from_its_recipe_in"] == {"seed": 3}
     assert rows[evaluated.fingerprint]["T1"] == {**headline, "suite": "quick"}
-    assert rows[trial.fingerprint]["differs from its recipe in"] == {}
-    assert (rows[trial.fingerprint]["trained as"], rows[trial.fingerprint]["T1"]) == (["trial"], None)
+    assert rows[trial.fingerprint]["differs_from_its_recipe_in"] == {}
+    assert (rows[trial.fingerprint]["trained_as"], rows[trial.fingerprint]["T1"]) == (["trial"], None)
     assert (rows[interrupted.fingerprint]["state"], rows[interrupted.fingerprint]["epochs"]) == ("interrupted", 0)
     assert main(["list", "runs", "--home", str(home.root)]) == 0
     shown = capsys.readouterr().out

@@ -56,7 +56,7 @@ def test_it_says_what_would_go_and_only_then_does_it(home, capsys):
     said = json.loads(capsys.readouterr().out)
     assert files_of(home) == before
     assert said["removed_bytes"] == 0
-    assert {kind: len(items) for kind, items in said["items"].items()} == {STATES: 1, OWN_FILES: 3, LEFTOVERS: 1}
+    assert {each["what"]: len(each["paths"]) for each in said["items"]} == {STATES: 1, OWN_FILES: 3, LEFTOVERS: 1}
     assert main(["clean", "--home", str(home.root), "--yes", "--json"]) == 0
     done = json.loads(capsys.readouterr().out)
     assert done["removed_bytes"] == said["bytes"] > 400

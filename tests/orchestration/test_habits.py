@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import random
 import re
 
 import pytest
+from rich.console import Console
 
 from orchestration import console
 from orchestration.cli import build_parser, main
@@ -85,3 +88,42 @@ def test_a_line_of_progress_carries_the_time(capsys):
     with console.Board("title", ["column"]) as board:
         board.show([["x"]], "caption", "trial 3: epoch 2/5")
     assert re.fullmatch(r"\d\d:\d\d:\d\d  trial 3: epoch 2/5\n", capsys.readouterr().out)
+
+
+SENTENCE = "the median margin of the logits is 0.014 at so small a scale cross-entropy pulls"
+
+
+def random_table(chosen):
+    """Titles and rows of words and numbers such as commands print."""
+    words = ["stopped early", "0.7955", "801.3", "finished", "12/12", "ctrw_digits", "996ec7b500daf4e4", "-3.2e-05", "2026-11-30", SENTENCE]
+    titles = ["trial", "state", "validation/robust_accuracy", "defence.lower_bound", "clean %", "what it is", "minutes"]
+    count = chosen.randrange(2, 8)
+    return chosen.sample(titles, count), [[chosen.choice(words) for _ in range(count)] for _ in range(chosen.randrange(1, 4))]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_narrow_screen_breaks_no_number_and_no_word(seed):
+    """Where the longest words fit beside one another at all; and a table is never wider than the screen."""
+    chosen = random.Random(seed)
+    titles, rows = random_table(chosen)
+    screen = chosen.choice([80, 100, 120])
+    shown = io.StringIO()
+    Console(file=shown, width=screen, highlight=False, emoji=False).print(console._table("a title", titles, rows, screen))
+    lines = shown.getvalue().splitlines()
+    assert max(map(len, lines)) <= screen
+    longest = sum(max(len(word) for row in rows for word in row[index].split()) for index in range(len(titles)))
+    if longest + sum(len(word) > 0 for word in titles) * 2 + 1 > screen:
+        return
+    seen = set(re.sub("[│┃]", " ", shown.getvalue()).split())
+    for row in rows:
+        for cell in row:
+            assert {word for word in cell.split() if not re.search("[_/=]", word)} <= seen, shown.getvalue()
+
+
+def test_status_of_a_sweep_fits_eighty_columns_whole():
+    titles = ["trial", "state", "epoch", "lower_bound", "upper_bound", "clean %", "robust %", "validation/robust_accuracy", "minutes"]
+    rows = [["0", "stopped early", "4/12", "707.7", "2529", "59.1", "23.8", "", "0.3"], ["1*", "finished", "12/12", "801.3", "1924", "99.7",
+            "79.5", "0.7955", "0.6"]]  # fmt: skip
+    shown = io.StringIO()
+    Console(file=shown, width=80, highlight=False, emoji=False).print(console._table("a sweep", titles, rows, 80))
+    assert "│stopped early│4/12 │707.7" in shown.getvalue() and "12/12" in shown.getvalue()

@@ -58,7 +58,7 @@ def plugins_in(folder: Path) -> list[str]:
     return [word for name in ("rayndom_random_resizing", "plug_stripes.py") for word in ("--plugin", str(folder / name))]
 
 
-def test_a_submitted_job_has_its_plugins(private_head, home, tmp_path):  # noqa: F811
+def test_a_submitted_job_has_its_plugins(private_head, home, tmp_path):
     head = private_head.dashboard
     deadline = time.monotonic() + 300
     while "no sweep was submitted" not in rayndom(head, "logs").stderr:
@@ -81,9 +81,9 @@ def test_a_submitted_job_has_its_plugins(private_head, home, tmp_path):  # noqa:
 
 
 @pytest.mark.skipif(bool(LACKING), reason=f"not here: {', '.join(LACKING)}; `make setup EXTRAS=storage,services`")
-def test_nodes_that_share_nothing_are_sent_the_plugins(bucket, other_node, tmp_path):  # noqa: F811
+def test_nodes_that_share_nothing_are_sent_the_plugins(bucket, other_node, tmp_path):
     """The node's own disk hides the folder of the plug-ins, and copies of the home: only the bucket is common."""
-    flags = ("--address", other_node, "--no-evaluation", *plugins_in(tmp_path / "cache" / "plugged"))
+    flags = ("--address", other_node, "--home", URL, "--no-evaluation", *plugins_in(tmp_path / "cache" / "plugged"))
     (tmp_path / "plugged.yaml").write_text(SWEEP)
     variables = {storages.COPY_VARIABLE: str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
     with SweepProcess(tmp_path / "plugged.yaml", Home(Path(URL)), tmp_path / "log", flags, variables) as sweep:

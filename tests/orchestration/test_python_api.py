@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -126,6 +127,43 @@ def test_numbers_and_names_that_cannot_be_are_one_sentence(asked, said, tmp_path
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with pytest.raises(UserError, match=said):
         rayndom.evaluate(model, **{"data": "digits", "num_samples": 4, "home": tmp_path} | asked)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(1200)
+def test_a_sweep_to_its_end_is_the_commands(trained, capsys):
+    """In a process of its own, as a script would: its Ray would stay in this one."""
+    folder, _ = trained
+    code = (
+        "import json, sys, rayndom\n"
+        "small = json.loads(sys.argv[1])\n"
+        "found = rayndom.sweep('ctrw_digits', small, num_trials=2, evaluate=False, baselines=[], stopping=None, home=sys.argv[2])\n"
+        "again = rayndom.sweep('ctrw_digits', small, num_trials=2, evaluate=False, baselines=[], stopping=None, home=sys.argv[2])\n"
+        "assert again.winner.fingerprint == found.winner.fingerprint and len(found.study.trials) == 2\n"
+        "assert all(plot.is_file() for plot in found.plots) and found.winner.fingerprint in found._repr_html_()\n"
+        "print(json.dumps([found.trials['state'].tolist(), found.winner.fingerprint, found.summary['name']]))\n"
+    )
+    small = {f"settings.{name}": value for name, value in SMALL.items() if "resources" not in name}
+    command = [sys.executable, "-c", code, json.dumps(small), str(folder / "home")]
+    done = subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    states, winner, name = json.loads(done.stdout.splitlines()[-1])
+    assert states == ["complete", "complete"]
+    assert main(["status", name, "--json", "--home", str(folder / "home")]) == 0
+    assert winner in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(("item", "trainings"), [("red.parameters", 0), ("rna.fig2a", 1)])
+def test_a_table_and_a_figure_are_reproduced_to_their_end(tmp_path, migrated_store, monkeypatch, item, trainings):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    found = rayndom.reproduce(item, home=tmp_path / "home")
+    assert found.outcome.complete and found.problems == ()
+    assert len(found.frame) and {"item", "value", "scale"} <= set(found.frame.columns)
+    assert all(path.is_file() for path in found.files.values()) and item in found._repr_html_()
+    assert len(list((tmp_path / "home").glob("runs/*"))) == trainings, "weights are counted without a training"
 
 
 @pytest.mark.slow

@@ -144,7 +144,7 @@ def test_shared_trainings_are_counted_once(home):
     alone = describe([plan_tables("ctrw.table4")], home)["items"][0]
     second = describe([plan_tables("ctrw.table1"), plan_tables("ctrw.table7")], home)["items"][1]
     assert alone["trainings"] == 4
-    assert (second["trainings"], second["already trained"]) == (4, 0)
+    assert (second["trainings"], second["already_trained"]) == (4, 0)
     assert second["forward_passes"] < describe([plan_tables("ctrw.table7")], home)["items"][0]["forward_passes"]
 
 
@@ -187,7 +187,7 @@ def test_a_dry_run_trains_nothing(scale, capsys, home):
     assert [row["item"] for row in report["items"]] == ["rat.table4", "dcs.fig4b", "ctrw.fig1"]
     assert report["trainings"]["rat.table4"].keys() == {f"{row}|{group}" for row in ("awp", "ours", "surrogate") for group in
                                                         ("CIFAR-10", "CIFAR-100", "SVHN")}  # fmt: skip
-    assert report["items"][2]["nothing to run"]
+    assert report["items"][2]["nothing_to_run"]
     assert not (home.root / "runs").exists()
     assert not (home.root / "reproductions").exists()
 

@@ -107,7 +107,7 @@ def test_a_home_without_sweeps(home, capsys):
 
 def test_of_thousands_of_trials_those_are_shown_that_say_most():
     trials = tuple(
-        TrialStatus(number, "running" if number in (7, 4990) else "finished", 1, (), 0.9, 0.5, (0.5,), 60.0, "f") for number in range(5000)
+        TrialStatus(number, "running" if number in (7, 4990) else "finished", 1, {}, 0.9, 0.5, (0.5,), 60.0, "f") for number in range(5000)
     )
     config = load_sweep("ctrw_bounds_digits")
     status = SweepStatus("key", config, 12, 4998, 5000, (3, 1200), trials, None)
