@@ -11,6 +11,8 @@ import pandas
 from rayndom.notebook import as_html
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from analysis.reproduction.outcome import ItemOutcome
 
 
@@ -34,6 +36,14 @@ class Reproduced:
         from analysis.reproduction.view import view_of
 
         return pandas.DataFrame(list(tidy(Sheet(view_of(self.outcome)))))
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """The panels of a figure by name; none of a table."""
+        from analysis.reproduction.figures import draw
+        from analysis.reproduction.view import view_of
+
+        return draw(view_of(self.outcome))
 
     def _repr_html_(self) -> str:
         from analysis.reproduction.sheet import Sheet

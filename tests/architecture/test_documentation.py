@@ -20,7 +20,7 @@ from tests.architecture.documented_parameters import PAGES, documented_parameter
 from tests.architecture.source import ROOT
 
 DOCS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
-LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"^(?:\$ )?(rayndom (?:[a-z]+)(?: .*)?)$", re.MULTILINE)
 BLOCK = re.compile(r"^```[a-z]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NAMES_OF_RECIPES = ("train", "show")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import textwrap
 from dataclasses import dataclass
 
@@ -125,7 +123,7 @@ def test_each_block_is_one_of_these():
     assert sorted(known) == sorted(
         (page, next(start for of, start in known if of == page and text.startswith(start))) for page, text in written()
     )
-    assert all((ROOT / block.elsewhere).is_file() for block in BLOCKS)
+    assert all((ROOT / block.elsewhere).is_file() for block in BLOCKS if block.elsewhere)
 
 
 @pytest.mark.parametrize(
@@ -136,11 +134,12 @@ def test_each_block_is_one_of_these():
         if not block.elsewhere
     ],
 )
-def test_it_runs(block, tmp_path):
+def test_it_runs(block, tmp_path, monkeypatch):
     (text,) = [text for page, text in written() if page == block.page and text.startswith(block.starts)]
     for long, short in block.smaller:
         assert long in text
         text = text.replace(long, short)
-    code = "\n".join([textwrap.dedent(block.before), text, block.after])
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("RAYNDOM_HOME", raising=False)
+    exec(compile("\n".join([textwrap.dedent(block.before), text, block.after]), block.page, "exec"), {"__name__": "documented"})

@@ -15,11 +15,12 @@ import mlflow
 import numpy as np
 import pytest
 
+from orchestration.cli import main
 from tests.orchestration.browser import Browser
 from tests.orchestration.services import Service, answers, free_port
 from tests.orchestration.sweep_process import ROOT
 from tests.orchestration.test_mlflow_models import SUITE, T1, X, evaluate
-from tests.orchestration.tiny_home import trained_home
+from tests.orchestration.tiny_home import TINY, trained_home
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -37,7 +38,10 @@ def blocks(language: str) -> list[str]:
 def evaluated(tmp_path_factory, migrated_store):
     """A home with a randomized and a deterministic model, evaluated; they need not be good."""
     folder = tmp_path_factory.mktemp("browser")
-    with trained_home(folder, migrated_store, RECIPES) as home:
+    with pytest.MonkeyPatch.context() as patch, trained_home(folder, migrated_store, ()) as home:
+        for recipe in RECIPES:  # as if it were typed
+            patch.setattr(sys, "argv", ["rayndom", "train", recipe, "--threat_model.epsilon", "8/255"])
+            assert main(["train", recipe, *TINY, "--home", str(home.root)]) == 0
         (folder / "short.yaml").write_text(SUITE)
         for recipe in RECIPES:
             assert evaluate(home, recipe, 20) == 0

@@ -142,7 +142,7 @@ def test_a_sweep_to_its_end_is_the_commands(trained, capsys):
         "again = rayndom.sweep('ctrw_digits', small, num_trials=2, evaluate=False, baselines=[], stopping=None, home=sys.argv[2])\n"
         "assert again.winner.fingerprint == found.winner.fingerprint and len(found.study.trials) == 2\n"
         "assert all(plot.is_file() for plot in found.plots) and found.winner.fingerprint in found._repr_html_()\n"
-        "print(json.dumps([found.trials['state'].tolist(), found.winner.fingerprint, found.summary['name']]))\n"
+        "print(json.dumps([found.trials['state'].tolist(), found.winner.fingerprint, found.config.name]))\n"
     )
     small = {f"settings.{name}": value for name, value in SMALL.items() if "resources" not in name}
     command = [sys.executable, "-c", code, json.dumps(small), str(folder / "home")]
@@ -162,7 +162,8 @@ def test_a_table_and_a_figure_are_reproduced_to_their_end(tmp_path, migrated_sto
     found = rayndom.reproduce(item, home=tmp_path / "home")
     assert found.outcome.complete and found.problems == ()
     assert len(found.frame) and {"item", "value", "scale"} <= set(found.frame.columns)
-    assert all(path.is_file() for path in found.files.values()) and item in found._repr_html_()
+    assert all(path.exists() for path in found.files.values()) and item in found._repr_html_()
+    assert all(isinstance(figure, Figure) for figure in found.figures.values()) and bool(found.figures) is ("fig" in item)
     assert len(list((tmp_path / "home").glob("runs/*"))) == trainings, "weights are counted without a training"
 
 
