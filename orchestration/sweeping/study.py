@@ -12,6 +12,7 @@ import contextlib
 import math
 import os
 import sqlite3
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,11 @@ def open_study(config: SweepConfig, folder: Path, known: Sequence[Mapping[str, A
             sampler=sampler_of(config, 0),
             load_if_exists=True,
         )
+        goals = [objective.metric for objective in config.objectives]
+        if study.metric_names != goals:
+            with warnings.catch_warnings():  # that it is experimental
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names(goals)  # what its dashboard and its plots call them
         fresh = not all_trials(study)
         if not fresh:
             study.sampler = sampler_of(config, len(all_trials(study)))

@@ -41,6 +41,7 @@ def states(study):
 
 def test_a_sweep_has_its_number_of_trials_and_then_ends(config, tmp_path):
     study = open_study(config, tmp_path)
+    assert study.metric_names == ["validation/robust_accuracy"], "as Optuna's dashboard shows them"
     search = StudySearch(config, study)
     for index in range(4):
         suggestion = search.suggest(f"t{index}")
