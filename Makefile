@@ -22,7 +22,7 @@ help: ## List these tasks
 	@echo '  PYTHON=3.12 chooses the Python of `make setup`; EXTRAS=server,dashboard adds optional packages to it;'
 	@echo '  ARGS="..." goes on to the command behind demo, test, test-slow, bench, lock and cluster-up.'
 
-setup: $(STAMP) ## Make .venv with the locked packages (about 6 GB, once); a no-op when nothing changed
+setup: $(STAMP) ## Make .venv with the locked packages (about 7 GB, once); a no-op when nothing changed
 ifneq ($(strip $(EXTRAS)),)
 	$(UV) pip install --quiet --python $(PY) --constraint requirements.lock --editable '.[$(EXTRAS)]'
 endif
@@ -104,7 +104,7 @@ $(STAMP): requirements.lock pyproject.toml | $(UV)
 		{ $(UV) python install "$$wanted" && found=$$($(UV) python find "$$wanted"); } || exit 1; \
 	"$$found" -c '$(RECENT)' || { echo "Rayndom needs Python 3.11 or newer; PYTHON=$(PYTHON) is older." >&2; exit 1; }; \
 	rm -rf $(VENV) && $(UV) venv --quiet --python "$$found" $(VENV)
-	@echo 'Installing the locked packages (the first time about 6 GB: minutes)'
+	@echo 'Installing the locked packages (the first time about 7 GB: minutes)'
 	@# Compiled once here: where Python may not write bytecode (many containers), each Ray worker would compile torch anew.
 	$(UV) pip sync --compile-bytecode --python $(PY) requirements.lock
 	$(UV) pip install --quiet --python $(PY) --no-deps --editable .
