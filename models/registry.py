@@ -107,7 +107,8 @@ def defence_model(name: str) -> DefenceModel:
     """Return the entry of a defence; an unknown name is a `UserError` that lists the nearest ones."""
     entries = defence_models()
     if name not in entries:
-        raise unknown_name("defence", name, entries, broken_files("models.defences"))
+        of_others = [] if nearest(name, list(entries)) else ["A plug-in's is known with `--plugin FOLDER` or RAYNDOM_PLUGINS=FOLDER"]
+        raise unknown_name("defence", name, entries, [*of_others, *broken_files("models.defences")])
     return entries[name]
 
 

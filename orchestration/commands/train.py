@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from typing import TYPE_CHECKING
 
@@ -81,7 +82,8 @@ def _run(arguments: argparse.Namespace) -> int | None:
         f"(on {experiment.training.validation.select_on} images, cheap attack)"
     )
     console.say(f"model {result.folder.model}")
-    flag = f" --home {arguments.home}" if arguments.home else ""
+    # What a person copies goes on with what was named here.
+    flag = "".join(f" --plugin {shlex.quote(each)}" for each in arguments.plugin) + (f" --home {arguments.home}" if arguments.home else "")
     # Not to a folder of the recipe's name here: commands that name the recipe would find that folder first.
     exports = workplace.home.shown / "exports" / (experiment.name or experiment.defence.name)
     console.say(f"next:  rayndom evaluate {run_id} --suite quick{flag}")

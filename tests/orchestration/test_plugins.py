@@ -57,6 +57,8 @@ def test_the_example_is_a_defence_like_the_others_and_gone_without_its_flag(clea
         site = model.backbone.taps["0"]
         assert sum(site.configuration_probability(index) for index in range(54)) == pytest.approx(1)
     assert "random_resizing" not in list_defences()
+    with pytest.raises(UserError, match="RAYNDOM_PLUGINS=FOLDER"):
+        build_model("a_defence_of_somebody_else")
     assert main(["show", "random_resizing_digits", "--home", str(home.root)]) == 2
     assert "random_resizing" in capsys.readouterr().err
 
@@ -67,8 +69,10 @@ def test_a_plugin_is_trained_and_changed_code_is_said_and_trained_anew_only_if_a
     capsys.readouterr()
     words = ["train", "plugged_noise_digits", *TINY, "--plugin", str(tmp_path / "mine"), "--home", str(home.root)]
     assert main([*words, "--json"]) == 0
-    first = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    first = json.loads(said.out)
     assert not first["reused"]
+    assert f"rayndom evaluate {first['mlflow_run']} --suite quick --plugin {tmp_path / 'mine'}" in said.err, "what is copied works"
     assert main([*words, "--json"]) == 0
     again = capsys.readouterr()
     assert json.loads(again.out)["reused"] and "changed since" not in again.err
