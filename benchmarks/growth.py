@@ -77,7 +77,7 @@ def fabricate(folder: Path, size: int) -> None:
     study = open_study(config, home.sweep(key))
     (home.sweep(key) / SWEEP_FILE).write_text(json.dumps(load_sweep(str(folder / "growth.yaml")).model_dump(mode="json")))
     tracker = Tracker(home, "rayndom")
-    parent = ParentRun(tracker, tracker.run("sweep", {SWEEP_TAG: key}, config.name), shared_parameters(config))
+    parent = ParentRun(tracker, tracker.run("sweep", {SWEEP_TAG: key}, config.name), shared_parameters(config.base_experiments()))
     remember(study, home.sweep(key), EPOCHS, tracker.link(parent.run_id))
     search = StudySearch(config, study)
     for index in range(spent(study), size):
@@ -138,16 +138,17 @@ def _opened(folder: Path) -> Any:
     from orchestration.home import Home
     from orchestration.sweeping.config import sweep_key
     from orchestration.sweeping.loading import load_sweep
+    from orchestration.sweeping.plan import plan_sweep
     from orchestration.sweeping.search import Search
     from orchestration.sweeping.study import open_study
     from orchestration.tracking.experiment_run import ParentRun
     from orchestration.tracking.tracker import SWEEP_TAG, Tracker
 
     home, config = Home.locate(folder), load_sweep(str(sweep_file(folder, "tpe")))
-    key = sweep_key(config)
+    plan = plan_sweep(config, home.sweep(sweep_key(config)), home)
     tracker = Tracker(home, "rayndom")
-    parent = ParentRun(tracker, tracker.run("sweep", {SWEEP_TAG: key}, config.name))
-    return home, Search(config, open_study(config, home.sweep(key)), parent, home.sweep(key))
+    parent = ParentRun(tracker, tracker.run("sweep", {SWEEP_TAG: plan.key}, config.name))
+    return home, Search(plan, open_study(config, plan.folder), parent)
 
 
 def _start(folder: Path) -> dict[str, float]:

@@ -43,9 +43,10 @@ from benchmarks.timing import describe_hardware, hardware
 from benchmarks.turns import Epoch, Ratios, Turns
 from orchestration.experiment import ExperimentConfig
 from orchestration.home import Home, Workplace
-from orchestration.sweeping.config import SweepConfig
+from orchestration.sweeping.config import SweepConfig, sweep_key
 from orchestration.sweeping.listener import TrialListener
 from orchestration.sweeping.loading import load_sweep
+from orchestration.sweeping.plan import SweepPlan, plan_sweep
 from orchestration.sweeping.search import run_search
 from orchestration.tracking.tracker import Tracker
 
@@ -132,6 +133,11 @@ def images_of_an_epoch(folder: Path) -> int:
     return max(128, min(1280, round(TRIAL_IMAGES * EPOCH_SECONDS / seconds / 64) * 64))
 
 
+def planned(config: SweepConfig, home: Home) -> SweepPlan:
+    """Return the plan of a sweep in a home of its own."""
+    return plan_sweep(config, home.sweep(sweep_key(config)), home)
+
+
 def measure_overhead(folder: Path, pairs: int, images: int) -> dict[str, Any]:
     """Train the same bare and as a trial, in turns."""
     config = sweep_of(folder, pairs + 1, images)
@@ -139,7 +145,7 @@ def measure_overhead(folder: Path, pairs: int, images: int) -> dict[str, Any]:
     try:
         with TakingTurns(bare) as turns:
             home = Home.locate(folder / "home")
-            run_search(config, Workplace(home), Tracker(home, "overhead"), {})
+            run_search(planned(config, home), Workplace(home), Tracker(home, "overhead"))
     finally:
         bare.close()
     return {
@@ -212,7 +218,7 @@ def measure_start(folder: Path, workers: int) -> dict[str, Any]:
     config = SweepConfig(**tree)
     home = Home.locate(folder / "home")
     with Starts() as starts:
-        run_search(config, Workplace(home), Tracker(home, "start"), {})
+        run_search(planned(config, home), Workplace(home), Tracker(home, "start"))
     ray.shutdown()
     return {"first": starts.seconds[0], "later": starts.seconds[1:]}
 

@@ -7,19 +7,20 @@ first ones could not be compared.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from models.errors import UserError
 from orchestration.home import Home
-from orchestration.sweeping.config import SWEEP_FILE, FixedWeights, SweepConfig, sweep_key
+from orchestration.sweeping.config import SWEEP_FILE, FixedWeights, SweepConfig
 from orchestration.sweeping.network_check import ends_of
 from orchestration.sweeping.status import read_sweep
 from orchestration.trained_models.initial_weights import InitialWeights, lasting_name, named_weights
 
 
-def with_fixed_weights(config: SweepConfig, home: Home) -> tuple[SweepConfig, dict[str, InitialWeights]]:
+def with_fixed_weights(config: SweepConfig, folder: Path, home: Home) -> tuple[SweepConfig, dict[str, InitialWeights]]:
     """Return a sweep whose experiments name weights by names that last, and those weights by these names.
 
-    What a sweep of this home has begun with stays; one that an earlier version began has no record, and keeps its names as they are.
+    What a sweep has begun with, as its folder says, stays; one that an earlier version began has no record and keeps its names.
 
     Raises:
         UserError: weights are not there, or a name that has no lasting one means others than when the sweep began.
@@ -29,7 +30,7 @@ def with_fixed_weights(config: SweepConfig, home: Home) -> tuple[SweepConfig, di
     names = sorted({each.training.initial_weights for each in experiments if each.training.initial_weights is not None})
     if not names:
         return config, {}
-    begun = _begun(config, home)
+    begun = _begun(config, folder)
     if begun is None:
         return config, {name: _found(config, name, home) for name in names}
     fixed, weights = {}, {}
@@ -45,9 +46,8 @@ def with_fixed_weights(config: SweepConfig, home: Home) -> tuple[SweepConfig, di
     return config.model_copy(update={"fixed_weights": fixed}), weights
 
 
-def _begun(config: SweepConfig, home: Home) -> Mapping[str, FixedWeights] | None:
+def _begun(config: SweepConfig, folder: Path) -> Mapping[str, FixedWeights] | None:
     """Return what names meant when the sweep began, empty if it has not; None: it began without a record of that."""
-    folder = home.sweep(sweep_key(config))
     if not (folder / SWEEP_FILE).is_file():
         return config.fixed_weights
     begun = read_sweep(folder)

@@ -144,7 +144,7 @@ def _run_on_tune(
         run_trial(jobs[settings["fingerprint"]])
 
     tuner = tune.Tuner(
-        tune.with_resources(trial, tune_resources(experiments[0])),
+        tune.with_resources(trial, tune_resources(experiments[0].resources)),
         param_space={"fingerprint": tune.grid_search(list(jobs))},
         tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True),
         run_config=tune.RunConfig(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,12 @@ from orchestration.sweeping.config import (
     describe_values,
     dimension_cells,
     dimension_titles,
-    sweep_key,
 )
 from orchestration.sweeping.evaluations_ahead import EvaluationsAhead
 from orchestration.sweeping.free_places import FreePlaces
 from orchestration.sweeping.listed_experiments import Listed
 from orchestration.sweeping.listener import TrialListener, TrialRow, TrialsBroke, WhenHopeless
+from orchestration.sweeping.plan import SweepPlan
 from orchestration.sweeping.precedence import Precedence, tell_arbiter
 from orchestration.sweeping.proposals import NEVER, Deadline, StudySearch
 from orchestration.sweeping.schedulers import EarlyStopping
@@ -61,7 +60,6 @@ from orchestration.tracking.background_writer import BackgroundWriter
 from orchestration.tracking.experiment_run import ParentRun
 from orchestration.tracking.system_metrics import system_metrics
 from orchestration.tracking.tracker import SWEEP_TAG, Tracker
-from orchestration.trained_models.initial_weights import InitialWeights
 from orchestration.training import cluster
 from orchestration.training.autoscaling import AskedRoom
 from orchestration.training.job import TrainingJob, new_start
@@ -76,18 +74,26 @@ class Search:
     """The search of a sweep, however far it is.
 
     Attributes:
-        config: of the sweep.
+        plan: of the sweep.
         study: Optuna's, with all trials.
         run: the sweep's MLflow run.
-        folder: of the sweep.
         deadline: of this start.
     """
 
-    config: SweepConfig
+    plan: SweepPlan
     study: optuna.Study
     run: ParentRun
-    folder: Path
     deadline: Deadline = NEVER
+
+    @property
+    def config(self) -> SweepConfig:
+        """The sweep."""
+        return self.plan.config
+
+    @property
+    def folder(self) -> Path:
+        """The sweep's folder."""
+        return self.plan.folder
 
     @property
     def complete(self) -> bool:
@@ -112,17 +118,11 @@ class Search:
         return sum(trial.state == TrialState.PRUNED and trial.number not in again for trial in all_trials(self.study))
 
 
-def run_search(
-    config: SweepConfig,
-    workplace: Workplace,
-    tracker: Tracker,
-    weights: Mapping[str, InitialWeights],
-    ahead: EvaluationsAhead | None = None,
-) -> Search:
+def run_search(plan: SweepPlan, workplace: Workplace, tracker: Tracker, ahead: EvaluationsAhead | None = None) -> Search:
     """Run the search of a sweep, or go on with it.
 
     Args:
-        config: the sweep. workplace: where. tracker: of its record. weights: that trials begin with, by name.
+        plan: of the sweep. workplace: where. tracker: of its record.
         ahead: evaluates baselines while trials train; None: they are evaluated afterwards.
 
     Raises:
@@ -132,29 +132,27 @@ def run_search(
             kept.
         KeyboardInterrupt: Ctrl-C; everything finished is kept.
     """
-    key = sweep_key(config)
-    folder = workplace.home.sweep(key)
+    config, folder, resources = plan.config, plan.folder, plan.resources
     deadline = Deadline.after(config.max_hours)
     known = [] if (folder / SWEEP_FILE).exists() else warm_points(config, workplace.home)
-    resources = config.experiment({}).resources
     reach_study(folder)
     console.say(f"joining Ray at {workplace.address}" if workplace.address else "starting Ray")
     available = cluster.connect(workplace.address, dashboard=resources.most_workers > 1)
     if resources.is_elastic:
         outlive_nodes()
-    asked = _ask_for_room(config, workplace)
+    asked = _ask_for_room(plan, workplace)
     if asked is None:
         at_once = trials_at_once(resources, available, config.max_concurrent_trials, cluster.alive_nodes())
     else:
         at_once = asked.trials
     study = open_study(config, folder, known)
-    run_id = tracker.run("sweep", {SWEEP_TAG: key}, name=config.name)
+    run_id = tracker.run("sweep", {SWEEP_TAG: plan.key}, name=config.name)
     tracker.set_tags(run_id, {"rayndom.recipe": ", ".join(config.all_recipes)} | environment_tags())
     tracker.log_json(run_id, config.model_dump(mode="json"), SWEEP_FILE)
     write_text(folder / SWEEP_FILE, json.dumps(config.model_dump(mode="json"), indent=2))
-    shared = shared_parameters(config)
+    shared = shared_parameters(plan.bases)
     tracker.log_params(run_id, shared)
-    search = Search(config, study, ParentRun(tracker, run_id, shared), folder, deadline)
+    search = Search(plan, study, ParentRun(tracker, run_id, shared), deadline)
     done, wanted = spent(study), num_wanted(config)
     over = f", {done} already over" if done else ""
     console.say(f"sweep {config.name}: {wanted} trials of {', '.join(config.all_recipes)}, {at_once} at a time{over}")
@@ -162,15 +160,15 @@ def run_search(
         console.say(f"warm start: {len(known)} points that something is known of come first")
     for remark in config.remarks:
         console.say(remark)
-    remember(study, folder, max(experiment.training.epochs for experiment in config.base_experiments()), tracker.link(run_id))
+    remember(study, folder, plan.epochs, tracker.link(run_id))
     console.say(f"study {console.without_passwords(storage_url(folder)).removeprefix('sqlite:///')}; MLflow {tracker.link(run_id)}")
     late = complete_trial_runs(config, folder, study, workplace.home, search.run)
     if late:
         console.say(f"logged what an earlier start could not: trials {', '.join(map(str, late))}")
     if done < wanted:
-        watched = system_metrics(tracker, run_id, wanted=config.experiment({}).tracking.system_metrics)
+        watched = system_metrics(tracker, run_id, wanted=plan.tracking.system_metrics)
         with probed(workplace.home.root) as storage, watched:
-            _tune(search, workplace, at_once, storage, asked, weights, ahead)
+            _tune(search, workplace, at_once, storage, asked, ahead)
         fetch(workplace.home.root / "runs", largest=SMALL_BYTES)
         if search.complete and spent(study) < wanted:
             console.say(
@@ -179,18 +177,18 @@ def run_search(
     return search
 
 
-def _ask_for_room(config: SweepConfig, workplace: Workplace) -> AskedRoom | None:
+def _ask_for_room(plan: SweepPlan, workplace: Workplace) -> AskedRoom | None:
     """Ask the cluster's autoscaler for what the sweep says, and wait until the first trial fits; None: nothing is asked.
 
     Raises:
         ClusterLost: no room came.
     """
+    config, need = plan.config, trial_resources(plan.resources)
     if config.autoscale_to is None:
         return None
     if cluster.is_local(workplace.address):
         console.say("autoscale_to is for clusters: a Ray of this machine's own does not grow")
         return None
-    need = trial_resources(config.experiment({}).resources)
     trials = min(config.autoscale_to, config.max_concurrent_trials or MOST_AT_ONCE)
     console.say(f"asking the cluster for room for {trials} trials at a time")
     with contextlib.ExitStack() as unless_it_comes:
@@ -207,13 +205,11 @@ def _tune(
     at_once: int,
     storage: SharedStorage,
     asked: AskedRoom | None,
-    weights: Mapping[str, InitialWeights],
     ahead: EvaluationsAhead | None,
 ) -> None:
     """Run the trials that are missing, `at_once` at a time."""
-    config, study, folder, start = search.config, search.study, search.folder, new_start()
-    bases = config.base_experiments()
-    need = trial_resources(bases[0].resources)
+    plan, config, study, folder, start = search.plan, search.config, search.study, search.folder, new_start()
+    need = trial_resources(plan.resources)
     measure = config.measure if config.needs_protocols else None
 
     def trial(suggestion: dict[str, Any]) -> None:
@@ -222,8 +218,7 @@ def _tune(
             return
         experiment = config.experiment(suggestion["values"])
         name = f"{start}-{suggestion['number']}"
-        given = weights.get(experiment.training.initial_weights or "")
-        initial = None if given is None else given.for_training(experiment.training)
+        initial = plan.initial(experiment)
         run_trial(TrainingJob.at(workplace, experiment, start=name, train_storage=folder / "train", measure=measure, initial=initial))
 
     def row_of(suggestion: dict[str, Any]) -> TrialRow:
@@ -261,9 +256,9 @@ def _tune(
     )
     stopping = None
     if config.stopping is not None:
-        stopping = EarlyStopping(config, max(experiment.training.epochs for experiment in bases), study)
+        stopping = EarlyStopping(config, plan.epochs, study)
     tell = None if cluster.is_local(workplace.address) else tell_arbiter
-    precedence = Precedence(sweep_key(config), config.priority, tell)
+    precedence = Precedence(plan.key, config.priority, tell)
     places = stopping or FreePlaces()
     idle = (lambda: None) if ahead is None else ahead.places_are_free
     searcher = StudySearch(config, study, lambda: listener.hopeless, search.deadline, stopping, asked, idle, places, precedence.has_to_wait)
@@ -272,13 +267,13 @@ def _tune(
     proposals = BesideTrials(searcher, alike, workplace, start)
     jobs_beside = proposals.jobs
     tuner = tune.Tuner(
-        tune.with_resources(trial, tune_resources(bases[0])),
+        tune.with_resources(trial, tune_resources(plan.resources)),
         tune_config=tune.TuneConfig(
             search_alg=proposals,
             scheduler=places,
             num_samples=100 * num_wanted(config) + 1000,  # the searcher says when the sweep has all its trials
             max_concurrent_trials=at_once,
-            reuse_actors=bases[0].resources.most_workers == 1,
+            reuse_actors=plan.resources.most_workers == 1,
         ),
         run_config=tune.RunConfig(
             name=f"start-{start}",

@@ -30,9 +30,9 @@ from orchestration.storage import fetch
 from orchestration.sweeping.config import SweepConfig, sweep_key
 from orchestration.sweeping.evaluations_ahead import EvaluationsAhead
 from orchestration.sweeping.findings import conclude_search, infeasible, show_trials
-from orchestration.sweeping.fixed_weights import with_fixed_weights
 from orchestration.sweeping.listed_experiments import Listed, train_listed
 from orchestration.sweeping.network_check import check_networks
+from orchestration.sweeping.plan import plan_sweep
 from orchestration.sweeping.repeats import repeat_best
 from orchestration.sweeping.search import Search, run_search
 from orchestration.sweeping.study import ENDING_S, all_trials, full_trials, only_driver, storage_url
@@ -55,16 +55,16 @@ def run_sweep(config: SweepConfig, workplace: Workplace, *, evaluate: bool = Tru
     Raises:
         UserError: a mistake, found before any worker starts.
     """
-    with only_driver(workplace.home.sweep(sweep_key(config)), config.name, patience_s=None if wait else ENDING_S):
-        config, weights = with_fixed_weights(config, workplace.home)
-        check_networks(config, workplace.data_root, weights)
-        baselines = [config.baseline_experiment(recipe) for recipe in config.baselines]
-        tracker = Tracker(workplace.home, config.experiment({}).tracking.experiment)
+    folder = workplace.home.sweep(sweep_key(config))
+    with only_driver(folder, config.name, patience_s=None if wait else ENDING_S):
+        plan = plan_sweep(config, folder, workplace.home)
+        check_networks(plan.config, workplace.data_root, plan.weights)
+        tracker = Tracker(workplace.home, plan.tracking.experiment)
         console.say(f"if it is interrupted, however that happens, it goes on with:  {resume_command()}")
         try:
             settings = EvaluationSettings(suite=config.suite, num_samples=config.num_test_examples)
-            with EvaluationsAhead(baselines, settings if evaluate else None, workplace) as ahead:
-                ending = _Ending(run_search(config, workplace, tracker, weights, ahead), baselines, workplace, settings, ahead)
+            with EvaluationsAhead(plan.baselines, settings if evaluate else None, workplace) as ahead:
+                ending = _Ending(run_search(plan, workplace, tracker, ahead), workplace, settings, ahead)
                 return ending.reach(evaluate=evaluate)
         except BaseException as error:
             # Not where the same command would end in the same way; what Ctrl-C leaves is said by whoever answers it.
@@ -79,15 +79,19 @@ class _Ending:
     """What follows the search of a sweep: repeats, baselines, the winner's evaluation and export.
 
     Attributes:
-        search: however far it is. baselines: to be trained and evaluated beside the winner. workplace: where.
+        search: however far it is. workplace: where.
         settings: of the evaluation. ahead: what evaluates baselines already.
     """
 
     search: Search
-    baselines: Sequence[ExperimentConfig]
     workplace: Workplace
     settings: EvaluationSettings
     ahead: EvaluationsAhead
+
+    @property
+    def baselines(self) -> Sequence[ExperimentConfig]:
+        """What is trained and evaluated beside the winner."""
+        return self.search.plan.baselines
 
     @property
     def config(self) -> SweepConfig:

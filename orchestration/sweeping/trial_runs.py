@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import optuna
@@ -103,9 +103,9 @@ class ClosedRuns:
             os.close(file)
 
 
-def shared_parameters(config: SweepConfig) -> dict[str, object]:
-    """Return the parameters that all trials of a sweep have with the same value, and those of the recipe that they vary."""
-    first, *others = [experiment.flatten() for experiment in config.base_experiments()]
+def shared_parameters(bases: Sequence[ExperimentConfig]) -> dict[str, object]:
+    """Return the parameters that all recipes of a sweep have with the same value: its trials share them but for those that they vary."""
+    first, *others = [base.flatten() for base in bases]
     missing = object()
     return {name: value for name, value in first.items() if all(other.get(name, missing) == value for other in others)}
 

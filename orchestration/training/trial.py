@@ -17,7 +17,7 @@ from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from models.errors import UserError
-from orchestration.experiment import ExperimentConfig
+from orchestration.experiment import ResourcesConfig
 from orchestration.storage import keep, storage_of
 from orchestration.training.cluster import PATIENCE_S
 from orchestration.training.final_measures import protocol_metrics
@@ -174,11 +174,11 @@ def _final_metrics(job: TrainingJob, result: RunResult) -> Mapping[str, float]:
     return result.metrics | measured
 
 
-def tune_resources(experiment: ExperimentConfig) -> dict[str, float]:
+def tune_resources(resources: ResourcesConfig) -> dict[str, float]:
     """Return what Tune reserves for the trial's own process: everything with one worker, next to nothing with several."""
-    if experiment.resources.most_workers > 1:
+    if resources.most_workers > 1:
         return dict(DRIVER_BUNDLE)
-    need = trial_resources(experiment.resources)
+    need = trial_resources(resources)
     return {"CPU": need.cpus} | ({"GPU": need.gpus} if need.gpus else {})
 
 

@@ -13,8 +13,8 @@ from orchestration.cli import main
 from orchestration.home import Workplace
 from orchestration.run_folder import RunFolder
 from orchestration.sweeping.config import SWEEP_FILE, sweep_key
-from orchestration.sweeping.fixed_weights import with_fixed_weights
 from orchestration.sweeping.loading import load_sweep
+from orchestration.sweeping.plan import plan_sweep
 from orchestration.sweeping.sweep import run_sweep
 from orchestration.training.job import TrainingJob
 from tests.orchestration.finished_runs import finish
@@ -49,44 +49,46 @@ def a_sweep(folder, place, weights, **fields):
     return load_sweep(str(path))
 
 
-def starts_of(config, weights, home, place):
+def planned(config, home):
+    return plan_sweep(config, home.sweep(sweep_key(config)), home)
+
+
+def starts_of(plan, home, place):
     """What the two trials begin with, as the process of each of them finds it, and the file's SHA-256."""
     found = []
     for steps in (2, 9):
-        chosen = {FIELD: next(iter(config.fixed_weights))} if place == "a choice" else {}
-        experiment = config.experiment({"training.attack.steps": steps} | chosen)
-        given = weights[experiment.training.initial_weights]
-        job = TrainingJob.at(Workplace(home), experiment, initial=given.for_training(experiment.training))
+        chosen = {FIELD: next(iter(plan.config.fixed_weights))} if place == "a choice" else {}
+        experiment = plan.config.experiment({"training.attack.steps": steps} | chosen)
+        job = TrainingJob.at(Workplace(home), experiment, initial=plan.initial(experiment))
         found.append((experiment.training.initial_weights, job.initial.sha256))
     return found
 
 
 def begin(config, home):
     """Plan the sweep and leave what a start leaves, without training."""
-    planned, weights = with_fixed_weights(config, home)
-    folder = home.sweep(sweep_key(config))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SWEEP_FILE).write_text(json.dumps(planned.model_dump(mode="json")))
-    return planned, weights
+    plan = planned(config, home)
+    plan.folder.mkdir(parents=True)
+    (plan.folder / SWEEP_FILE).write_text(json.dumps(plan.config.model_dump(mode="json")))
+    return plan
 
 
 def test_an_alias_means_the_version_of_the_beginning_whatever_it_means_later(home, two, tmp_path):
     places = ("settings", "a choice", "a section")
     configs = {place: a_sweep(tmp_path, place, "models:/at@best", name=place, baselines=["natural_digits"]) for place in places}
-    planned = {place: begin(config, home) for place, config in configs.items()}
-    before = {place: starts_of(*planned[place], home, place) for place in places}
+    plans = {place: begin(config, home) for place, config in configs.items()}
+    before = {place: starts_of(plans[place], home, place) for place in places}
     assert len({start for starts in before.values() for start in starts}) == 1 and before["settings"][0][0] == "models:/at/1"
     export(home, two[1], "--register", "at@best")
     for place, config in configs.items():
-        assert sweep_key(planned[place][0]) == sweep_key(config), "the same command goes on with it"
-        assert starts_of(*planned[place], home, place) == before[place], "amid the sweep"
-        again, weights = with_fixed_weights(config, home)
-        assert starts_of(again, weights, home, place) == before[place], "and when it goes on"
-        assert again.baseline_experiment("natural_digits") == planned[place][0].baseline_experiment("natural_digits")
-    fresh, _ = with_fixed_weights(a_sweep(tmp_path, "settings", "models:/at@best", name="other"), home)
-    assert [each.name for each in fresh.fixed_weights.values()] == ["models:/at/2"], "another sweep begins with what it means now"
+        assert sweep_key(plans[place].config) == sweep_key(config), "the same command goes on with it"
+        assert starts_of(plans[place], home, place) == before[place], "amid the sweep"
+        again = planned(config, home)
+        assert starts_of(again, home, place) == before[place], "and when it goes on"
+        assert again.baselines == plans[place].baselines
+    fresh = planned(a_sweep(tmp_path, "settings", "models:/at@best", name="other"), home)
+    assert [each.name for each in fresh.config.fixed_weights.values()] == ["models:/at/2"], "another sweep begins with what it means now"
     MlflowClient(tracking_uri=home.tracking_uri).delete_registered_model_alias("at", "best")
-    assert starts_of(*with_fixed_weights(configs["settings"], home), home, "settings") == before["settings"], "it is asked for no more"
+    assert starts_of(planned(configs["settings"], home), home, "settings") == before["settings"], "it is asked for no more"
 
 
 def test_a_name_that_came_to_mean_other_weights_is_refused(home, two, tmp_path):
@@ -104,8 +106,8 @@ def test_a_name_that_came_to_mean_other_weights_is_refused(home, two, tmp_path):
     configs = {kind: a_sweep(tmp_path, "settings", name, name=kind) for kind, name in names.items()}
     before = {}
     for kind, config in configs.items():
-        before[kind] = starts_of(*begin(config, home), home, "settings")
-        assert starts_of(*with_fixed_weights(config, home), home, "settings") == before[kind]
+        before[kind] = starts_of(begin(config, home), home, "settings")
+        assert starts_of(planned(config, home), home, "settings") == before[kind]
         assert before[kind][0][0] == names[kind], "names that last stay as they are"
     for folder in copies.values():
         shutil.copytree(second, folder, dirs_exist_ok=True)
@@ -113,8 +115,8 @@ def test_a_name_that_came_to_mean_other_weights_is_refused(home, two, tmp_path):
     (first / "config.json").write_text(text.replace(second.parent.name, first.parent.name))  # a model says whose it is
     for kind in copies:
         with pytest.raises(UserError, match="is not what the sweep has begun with"):
-            with_fixed_weights(configs[kind], home)
-    assert starts_of(*with_fixed_weights(configs["version"], home), home, "settings") == before["version"]
+            planned(configs[kind], home)
+    assert starts_of(planned(configs["version"], home), home, "settings") == before["version"]
 
 
 def test_a_sweep_that_an_earlier_version_began_keeps_its_names(home, tmp_path):
@@ -126,8 +128,8 @@ def test_a_sweep_that_an_earlier_version_began_keeps_its_names(home, tmp_path):
     content = json.loads(path.read_text())
     del content["fixed_weights"]
     path.write_text(json.dumps(content))
-    again, weights = with_fixed_weights(config, home)
-    assert again == config and list(weights) == ["models:/at@best"], "its trials are found by the fingerprints that they were trained under"
+    again = planned(config, home)
+    assert again.config == config and list(again.weights) == ["models:/at@best"], "its trials are found by fingerprints with them"
 
 
 @pytest.mark.slow

@@ -16,11 +16,13 @@ from ray.tune.search import Searcher
 
 from models.errors import UserError
 from orchestration.experiment import ResourcesConfig
+from orchestration.home import Home
 from orchestration.search_space import Dimension, suggest
 from orchestration.sweeping.config import sweep_key
 from orchestration.sweeping.goals import StoppingConfig
 from orchestration.sweeping.grid import grid_points
 from orchestration.sweeping.loading import load_sweep
+from orchestration.sweeping.plan import plan_sweep
 from orchestration.sweeping.proposals import Deadline, StudySearch
 from orchestration.sweeping.schedulers import EarlyStopping
 from orchestration.sweeping.search import Search
@@ -60,16 +62,16 @@ def test_a_sweep_has_its_number_of_trials_and_then_ends(config, tmp_path):
 
 def test_when_its_hours_are_over_no_trial_starts_and_those_that_run_are_waited_for(config, tmp_path):
     study = open_study(config, tmp_path)
-    deadline = Deadline.after(1e-9)
+    plan, deadline = plan_sweep(config, tmp_path, Home(tmp_path)), Deadline.after(1e-9)
     assert deadline.passed and not Deadline.after(1).passed and not Deadline.after(None).passed
     search = StudySearch(config, study)
     search.suggest("a")
     later = StudySearch(config, study, deadline=deadline)
     assert later.suggest("b") == Searcher.FINISHED
-    assert not Search(config, study, None, tmp_path, deadline).complete, "one runs"
+    assert not Search(plan, study, None, deadline).complete, "one runs"
     search.on_trial_complete("a", {"epoch": 2, "finished": True, "validation/robust_accuracy": 0.5})
-    assert Search(config, study, None, tmp_path, deadline).complete
-    assert not Search(config, study, None, tmp_path).complete, "the next start goes on"
+    assert Search(plan, study, None, deadline).complete
+    assert not Search(plan, study, None).complete, "the next start goes on"
     assert sweep_key(load_sweep("ctrw_bounds_digits", {"num_trials": 4, "max_hours": 2})) == sweep_key(config)
 
 

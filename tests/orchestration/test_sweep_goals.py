@@ -15,6 +15,7 @@ from orchestration.sweeping.config import sweep_key
 from orchestration.sweeping.findings import conclude_search, importances, infeasible, proxy_correlations, rungs, show_trials
 from orchestration.sweeping.listener import TrialListener, TrialRow
 from orchestration.sweeping.loading import load_sweep
+from orchestration.sweeping.plan import plan_sweep
 from orchestration.sweeping.plots import write_plots
 from orchestration.sweeping.proposals import StudySearch
 from orchestration.sweeping.repeats import Repeated, choose_by_mean, show_repeats, with_seeds
@@ -218,7 +219,7 @@ def test_the_summary_of_a_search_is_shown_and_kept(tmp_path, home, capsys, monke
     study = run_by_hand(config, tmp_path, OUTCOMES)
     tracker = Tracker(home, "rayndom")
     parent = tracker.run("sweep", {"rayndom.sweep": "x"}, "x")
-    search = Search(config, study, ParentRun(tracker, parent), tmp_path)
+    search = Search(plan_sweep(config, tmp_path, home), study, ParentRun(tracker, parent))
     show_trials(search, 3)
     found = conclude_search(search, 3)
     out = capsys.readouterr().out
@@ -238,7 +239,7 @@ def test_a_trial_that_did_not_learn_is_said_to_be_one(tmp_path, home, capsys):
         search.suggest(name)
         search.on_trial_complete(name, TrialReport(12, {ROBUST: 0.5, CLIPPED_STEPS: clipped}, "", finished=True).to_result())
     tracker = Tracker(home, "rayndom")
-    finished = Search(config, study, ParentRun(tracker, tracker.run("sweep", {"rayndom.sweep": "x"}, "x")), tmp_path)
+    finished = Search(plan_sweep(config, tmp_path, home), study, ParentRun(tracker, tracker.run("sweep", {"rayndom.sweep": "x"}, "x")))
     show_trials(finished, 0)
     assert "warning: trial 1: 95 % of the steps were clipped" in capsys.readouterr().err
     assert [each["trial"] for each in conclude_search(finished, 0)["not_learning"]] == [1]
@@ -264,7 +265,7 @@ def test_accuracies_of_an_invalid_evaluation_carry_their_mark_in_every_table_of_
         search.suggest(name)
         final = {f"{ROBUST}/T1": 0.5, CLEAN: 0.75, MARKED_METRIC: marked}
         search.on_trial_complete(name, TrialReport(12, final, "", finished=True).to_result())
-    show_trials(Search(config, study, ParentRun(Tracker(home, "rayndom"), ""), tmp_path), 0)
+    show_trials(Search(plan_sweep(config, tmp_path, home), study, ParentRun(Tracker(home, "rayndom"), "")), 0)
     lines = capsys.readouterr().out.splitlines()
     shown = [line for line in lines if "0.75" in line]
     assert len(shown) == 4, "two trials, in the table and on the front"

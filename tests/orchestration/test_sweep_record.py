@@ -167,7 +167,7 @@ def test_why_a_trial_broke_is_one_line(stored, local, reason, tmp_path):
 def test_a_trial_costs_the_store_few_rows(home, tmp_path):
     """Parameters that all trials share stand on the sweep's run, most metrics are logged once, and a sign of trouble at every epoch."""
     config = load_sweep("ctrw_bounds_digits", {"num_trials": 2})
-    tracker, shared = Tracker(home, "rayndom"), shared_parameters(config)
+    tracker, shared = Tracker(home, "rayndom"), shared_parameters(config.base_experiments())
     parent = ParentRun(tracker, tracker.run("sweep", {"rayndom.sweep": "key"}, "x"), shared)
     values = {"defence.lower_bound": 300.0, "defence.upper_bound": 900.0}
     run = trial_run(parent, tmp_path / "key", 0, config, values)
