@@ -40,7 +40,9 @@ class BesideTrials(Searcher):
         self.trials = trials
         unfinished = (each for each in baselines if RunFolder(workplace.home.run(each.experiment.fingerprint)).result() is None)
         self.listed = {each.experiment.fingerprint: each for each in unfinished}
-        self.jobs = {name: TrainingJob.at(workplace, each.experiment, start=start) for name, each in self.listed.items()}
+        self.jobs = {
+            name: TrainingJob.at(workplace, each.experiment, start=start, initial=each.initial) for name, each in self.listed.items()
+        }
         for job in self.jobs.values():
             check_initial_weights(job)
         self._waiting = sorted(self.listed, key=lambda name: training_passes(self.listed[name].experiment), reverse=True)

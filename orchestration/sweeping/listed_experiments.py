@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from orchestration.sweeping.listener import TrialListener, TrialRow, WhenHopeles
 from orchestration.sweeping.trial_runs import known_history
 from orchestration.tracking.background_writer import BackgroundWriter
 from orchestration.tracking.experiment_run import FAILED, ParentRun
+from orchestration.trained_models.initial_weights import InitialWeights
 from orchestration.training import cluster
 from orchestration.training.final_measures import kept_protocol_metrics
 from orchestration.training.job import TrainingJob, new_start
@@ -32,10 +34,16 @@ from orchestration.training.trial import run_trial, tune_resources
 
 @dataclass(frozen=True)
 class Listed:
-    """An experiment of the list, and what it is called in lines and in MLflow."""
+    """An experiment of the list.
+
+    Attributes:
+        title: what it is called in lines and in MLflow. experiment: what is trained.
+        initial: the weights that it begins with, where they were looked up before.
+    """
 
     title: str
     experiment: ExperimentConfig
+    initial: InitialWeights | None = None
 
 
 def train_listed(
@@ -92,21 +100,19 @@ def train_all(
     writer = BackgroundWriter(parent.tracker.uri)
     listener = TrialListener(kind, f"{kind}s", (), row_of, writer, None, wanted=len(pending), on_end=ended)
     # Tune reserves the same for every trial of a start.
-    groups: dict[ResourcesConfig, list[ExperimentConfig]] = {}
+    groups: dict[ResourcesConfig, list[Listed]] = {}
     for each in pending:
-        groups.setdefault(each.experiment.resources, []).append(each.experiment)
+        groups.setdefault(each.experiment.resources, []).append(each)
     with writer, listener.board:
         for group in groups.values():
             _train_alike(kind, group, workplace, measure, listener)
-            if any(each.fingerprint not in over for each in group):
+            if any(each.experiment.fingerprint not in over for each in group):
                 raise KeyboardInterrupt  # Tune takes Ctrl-C as a wish to end in good order, and returns
     return listener.failures
 
 
-def _train_alike(
-    kind: str, experiments: Sequence[ExperimentConfig], workplace: Workplace, measure: MeasureConfig | None, listener: TrialListener
-) -> None:
-    wanted = experiments[0].resources
+def _train_alike(kind: str, listed: Sequence[Listed], workplace: Workplace, measure: MeasureConfig | None, listener: TrialListener) -> None:
+    wanted = listed[0].experiment.resources
     cluster.connect(workplace.address, dashboard=wanted.most_workers > 1)
     if wanted.is_elastic:
         outlive_nodes()
@@ -115,7 +121,7 @@ def _train_alike(
         if not local:  # nodes may have gone since the search
             cluster.ClusterWatch(trial_resources(wanted.model_copy(update={"workers": 1})), local=local, storage=storage).wait()
         nodes = cluster.alive_nodes()
-        resources = with_workers_that_fit(wanted, [each.training for each in experiments], nodes) or wanted
+        resources = with_workers_that_fit(wanted, [each.experiment.training for each in listed], nodes) or wanted
         if resources != wanted:
             console.warn(
                 f"the cluster has room for {resources.workers} of {wanted.fewest_workers} workers: the {kind}s are trained with those"
@@ -123,20 +129,23 @@ def _train_alike(
         need = trial_resources(resources)
         at_once = trials_at_once(resources, cluster.connect(workplace.address), None, nodes)
         listener.watch = cluster.ClusterWatch(need, local=local, storage=storage)
-        fitted = [each.model_copy(update={"resources": resources}) for each in experiments]
+        fitted = [dataclasses.replace(each, experiment=each.experiment.model_copy(update={"resources": resources})) for each in listed]
         _run_on_tune(kind, fitted, workplace, measure, listener, at_once)
 
 
 def _run_on_tune(
     kind: str,
-    experiments: Sequence[ExperimentConfig],
+    listed: Sequence[Listed],
     workplace: Workplace,
     measure: MeasureConfig | None,
     listener: TrialListener,
     at_once: int,
 ) -> None:
     start = new_start()
-    jobs = {each.fingerprint: TrainingJob.at(workplace, each, start=start, measure=measure) for each in experiments}
+    jobs = {
+        each.experiment.fingerprint: TrainingJob.at(workplace, each.experiment, start=start, measure=measure, initial=each.initial)
+        for each in listed
+    }
     for job in jobs.values():
         check_initial_weights(job)
 
@@ -144,7 +153,7 @@ def _run_on_tune(
         run_trial(jobs[settings["fingerprint"]])
 
     tuner = tune.Tuner(
-        tune.with_resources(trial, tune_resources(experiments[0].resources)),
+        tune.with_resources(trial, tune_resources(listed[0].experiment.resources)),
         param_space={"fingerprint": tune.grid_search(list(jobs))},
         tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True),
         run_config=tune.RunConfig(

@@ -10,6 +10,7 @@ from orchestration.experiment import ExperimentConfig, ResourcesConfig, Tracking
 from orchestration.home import Home
 from orchestration.sweeping.config import SweepConfig
 from orchestration.sweeping.fixed_weights import with_fixed_weights
+from orchestration.sweeping.listed_experiments import Listed
 from orchestration.trained_models.initial_weights import InitialWeights
 
 
@@ -49,6 +50,10 @@ class SweepPlan:
     def epochs(self) -> int:
         """Epochs of its longest trials."""
         return max(base.training.epochs for base in self.bases)
+
+    def listed_baselines(self) -> list[Listed]:
+        """Return the baselines as a list of experiments to train."""
+        return [Listed(each.name, each, self.initial(each)) for each in self.baselines]
 
     def initial(self, experiment: ExperimentConfig) -> InitialWeights | None:
         """Return the weights that one of its trainings begins with; None: fresh ones."""

@@ -13,6 +13,7 @@ from orchestration.run_folder import RunFolder
 from orchestration.sweeping.config import SweepConfig
 from orchestration.sweeping.goals import RepeatsConfig, format_goal
 from orchestration.sweeping.listed_experiments import Listed, train_listed
+from orchestration.sweeping.plan import SweepPlan
 from orchestration.sweeping.search import Search
 from orchestration.sweeping.study import top_trials
 from orchestration.tracking.experiment_run import ParentRun
@@ -27,7 +28,7 @@ def repeat_best(search: Search, repeats: RepeatsConfig, workplace: Workplace) ->
     """
     config = search.config
     top = {number: search.experiment(number) for number in top_trials(config, search.study, repeats.top)}
-    repeated = run_repeats(config, repeats, top, workplace, search.run)
+    repeated = run_repeats(search.plan, repeats, top, workplace, search.run)
     winner = choose_by_mean(config, repeated)
     show_repeats(config, repeated, winner)
     log_repeats(search.run, repeated, top)
@@ -66,7 +67,7 @@ def with_seeds(experiment: ExperimentConfig, seeds: Sequence[int]) -> list[Exper
 
 
 def run_repeats(
-    config: SweepConfig, repeats: RepeatsConfig, top: Mapping[int, ExperimentConfig], workplace: Workplace, parent: ParentRun
+    plan: SweepPlan, repeats: RepeatsConfig, top: Mapping[int, ExperimentConfig], workplace: Workplace, parent: ParentRun
 ) -> list[Repeated]:
     """Train trials with further seeds, log each training as a child run, and return their values. What is trained already is reused.
 
@@ -76,9 +77,12 @@ def run_repeats(
     Raises:
         RuntimeError: a run failed.
     """
+    config = plan.config
     measure = config.measure if config.needs_protocols else None
     groups = {number: with_seeds(experiment, repeats.seeds) for number, experiment in top.items()}
-    listed = [Listed(f"trial {number} seed {each.seed}", each) for number, group in groups.items() for each in group[1:]]
+    listed = [
+        Listed(f"trial {number} seed {each.seed}", each, plan.initial(each)) for number, group in groups.items() for each in group[1:]
+    ]
     train_listed("repeat", listed, workplace, parent, measure)
     repeated = []
     for number, group in groups.items():

@@ -31,7 +31,6 @@ from orchestration.sweeping.config import (
 )
 from orchestration.sweeping.evaluations_ahead import EvaluationsAhead
 from orchestration.sweeping.free_places import FreePlaces
-from orchestration.sweeping.listed_experiments import Listed
 from orchestration.sweeping.listener import TrialListener, TrialRow, TrialsBroke, WhenHopeless
 from orchestration.sweeping.plan import SweepPlan
 from orchestration.sweeping.precedence import Precedence, tell_arbiter
@@ -262,8 +261,7 @@ def _tune(
     places = stopping or FreePlaces()
     idle = (lambda: None) if ahead is None else ahead.places_are_free
     searcher = StudySearch(config, study, lambda: listener.hopeless, search.deadline, stopping, asked, idle, places, precedence.has_to_wait)
-    baselines = [config.baseline_experiment(recipe) for recipe in config.baselines]
-    alike = [Listed(each.name, each) for each in baselines if each.resources == bases[0].resources]
+    alike = [each for each in plan.listed_baselines() if each.experiment.resources == plan.resources]
     proposals = BesideTrials(searcher, alike, workplace, start)
     jobs_beside = proposals.jobs
     tuner = tune.Tuner(

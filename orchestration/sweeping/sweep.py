@@ -30,7 +30,7 @@ from orchestration.storage import fetch
 from orchestration.sweeping.config import SweepConfig, sweep_key
 from orchestration.sweeping.evaluations_ahead import EvaluationsAhead
 from orchestration.sweeping.findings import conclude_search, infeasible, show_trials
-from orchestration.sweeping.listed_experiments import Listed, train_listed
+from orchestration.sweeping.listed_experiments import train_listed
 from orchestration.sweeping.network_check import check_networks
 from orchestration.sweeping.plan import plan_sweep
 from orchestration.sweeping.repeats import repeat_best
@@ -124,7 +124,7 @@ class _Ending:
             console.warn("training.validation.select_on is test: the winner was chosen on test images, so its test accuracy is too good")
         else:
             console.say(f"trial {winner} wins on validation images; what follows is on test images")
-        train_listed("baseline", [Listed(each.name, each) for each in self.baselines], self.workplace, self.run)
+        train_listed("baseline", search.plan.listed_baselines(), self.workplace, self.run)
         self._track_models(experiment)
         trained = self._folder(experiment).result()
         if trained is None:
