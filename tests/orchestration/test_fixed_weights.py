@@ -84,7 +84,8 @@ def test_an_alias_means_the_version_of_the_beginning_whatever_it_means_later(hom
         assert starts_of(plans[place], home, place) == before[place], "amid the sweep"
         again = planned(config, home)
         assert starts_of(again, home, place) == before[place], "and when it goes on"
-        assert again.baselines == plans[place].baselines
+        assert again.listed_baselines() == plans[place].listed_baselines(), "beside them the same"
+    assert [each.initial.sha256 for each in plans["settings"].listed_baselines()] == [before["settings"][0][1]]
     fresh = planned(a_sweep(tmp_path, "settings", "models:/at@best", name="other"), home)
     assert [each.name for each in fresh.config.fixed_weights.values()] == ["models:/at/2"], "another sweep begins with what it means now"
     MlflowClient(tracking_uri=home.tracking_uri).delete_registered_model_alias("at", "best")
