@@ -44,13 +44,16 @@ def nearest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
     return close or [candidate for candidate in pool if name.lower() in candidate.lower()][:count]
 
 
-def unknown_name(kind: str, name: str, allowed: Iterable[str], unread: Iterable[str] = ()) -> UserError:
+LISTED = "`rayndom list` says how they are listed"
+
+
+def unknown_name(kind: str, name: str, allowed: Iterable[str], unread: Iterable[str] = (), *, listed: str = LISTED) -> UserError:
     """Build the error for a name that does not exist: what it is, what is allowed, which names are nearest.
 
     Of a long list only near names are shown: a page of names hides the one that was meant.
 
     Args:
-        unread: a sentence for each place that may hold the name and could not be read.
+        unread: a sentence for each place that may hold the name and could not be read. listed: where a long list of them is found.
     """
     pool = sorted(allowed)
     close = nearest(name[:200], pool)
@@ -58,5 +61,5 @@ def unknown_name(kind: str, name: str, allowed: Iterable[str], unread: Iterable[
     hint = f" Did you mean {' or '.join(repr(candidate) for candidate in close)}?" if close else ""
     reasons = "".join(f" {sentence[:300]}." for sentence in unread)
     if len(pool) > MOST_NAMES:
-        return UserError(f"unknown {kind} {name!r}.{hint} There are {len(pool)}; `rayndom list` says how they are listed.{reasons}")
+        return UserError(f"unknown {kind} {name!r}.{hint} There are {len(pool)}; {listed}.{reasons}")
     return UserError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(pool) if pool else 'none'}.{reasons}")

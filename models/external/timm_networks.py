@@ -47,7 +47,7 @@ def check_timm_name(name: str) -> None:
     """Raise a `UserError` with near names unless timm has a network of this name."""
     timm = _timm()
     if not timm.is_model(name):
-        raise unknown_name("network of timm", name, timm.list_models())
+        raise unknown_name("network of timm", name, timm.list_models(), listed="`timm.list_models()` names them")
 
 
 def timm_network(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:

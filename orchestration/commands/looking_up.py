@@ -68,6 +68,12 @@ def _suites() -> Described:
     return [(name, paper if name == PAPER else load_suite(name).description) for name in list_suites()]
 
 
+def _attacks() -> Described:
+    from analysis.attacks.registry import attacks
+
+    return [(name, entry.description) for name, entry in sorted(attacks().items())]
+
+
 KINDS: Mapping[str, Callable[[], Described]] = {
     "defences": _defences,
     "backbones": _backbones,
@@ -78,6 +84,7 @@ KINDS: Mapping[str, Callable[[], Described]] = {
     "recipes": _recipes,
     "sweeps": _sweeps,
     "suites": _suites,
+    "attacks": _attacks,
 }
 
 
@@ -94,6 +101,7 @@ WHAT = {
     "recipes": "what can be trained: a matrix of methods and settings",
     "sweeps": "searches that are shipped",
     "suites": "sets of attacks for an evaluation",
+    "attacks": "what suites are made of",
     "runs": "what was trained in this home",
 }
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from analysis.evaluation.suites import AttackItem, Suite
 from analysis.quantities.quantity import quantity
-from analysis.reproduction.papers import Cell, Item, get_item, list_items, list_papers
+from analysis.reproduction.papers import ITEMS_LISTED, Cell, Item, get_item, list_items, list_papers
 from analysis.reproduction.papers.measures import Clean, Measure, Theory, Timing, TransferAccuracy
 from analysis.reproduction.papers.model import Column, Row, Run
 from analysis.reproduction.scale import BUDGETS, Scale
@@ -211,7 +211,7 @@ def find_items(names: Sequence[str]) -> list[Item]:
         else:
             matches = fnmatch.filter(known, name)
         if not matches:
-            raise unknown_name("table or figure", name, [*known, *list_papers(), ALL])
+            raise unknown_name("table or figure", name, [*known, *list_papers(), ALL], listed=ITEMS_LISTED)
         found |= dict.fromkeys(matches)
     return [get_item(name) for name in found]
 

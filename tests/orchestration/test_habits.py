@@ -60,6 +60,18 @@ def test_a_wrong_choice_names_the_nearest(capsys):
     assert "Did you mean 'list'" in refused(capsys, "lst")
 
 
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (["sweep", "zzzzqqqq"], "`rayndom list`"),
+        (["reproduce", "zzzzqqqq"], "`rayndom reproduce`"),
+        (["evaluate", "timm:zzzzqqqq", "--data", "digits"], "`timm.list_models()`"),
+    ],
+)
+def test_names_that_are_not_printed_are_said_to_be_somewhere(capsys, home, words, place):
+    assert place in refused(capsys, *words, "--home", str(home.root))
+
+
 def test_names_far_from_all_others_print_no_page(capsys):
     assert "There are" in refused(capsys, "sweep", "zzzzqqqq")
 

@@ -10,7 +10,9 @@ from models.errors import unknown_name
 from models.plugins import once_for_plugins
 from models.registry_files import broken_files, scan
 
-__all__ = ["Cell", "Item", "Paper", "get_item", "get_paper", "list_items", "list_papers", "papers"]
+__all__ = ["ITEMS_LISTED", "Cell", "Item", "Paper", "get_item", "get_paper", "list_items", "list_papers", "papers"]
+
+ITEMS_LISTED = "`rayndom reproduce` lists them"
 
 
 @once_for_plugins
@@ -44,5 +46,5 @@ def list_items() -> list[str]:
 def get_item(name: str) -> Item:
     """Return a table or figure; an unknown name is a `UserError` with the nearest ones."""
     if name not in _items():
-        raise unknown_name("table or figure", name, _items(), broken_files(__name__))
+        raise unknown_name("table or figure", name, _items(), broken_files(__name__), listed=ITEMS_LISTED)
     return _items()[name]
