@@ -15,7 +15,7 @@ HEAVY = ("torch", "ray", "mlflow", "optuna", "scipy", "matplotlib", "numpy", "pa
 SCHEMAS = {"torch", "numpy", "pydantic"}
 """What the configuration's own classes bring: they stand beside the networks and losses that they set."""
 
-WITH_SCHEMAS = ["list defences", "list backbones", "list datasets", "list objectives", "list suites", "show ctrw_digits"]
+WITH_SCHEMAS = ["list defences", "list backbones", "list datasets", "list objectives", "list suites", "list attacks", "show ctrw_digits"]
 WITH_FIELDS = ["sweep --help", "simulate --help"]
 """They print the fields of a sweep."""
 
