@@ -118,7 +118,7 @@ class StudySearch(Searcher):
         if trial_id not in self.trials:
             if self.deadline.passed:
                 return self._no_more()
-            if self.has_to_wait():
+            if self.begun < self.missing and self.has_to_wait():
                 self._leave_place(True)
                 return None
             trial = self._go_on() or (self.study.ask() if self.begun < self.missing else None)

@@ -84,6 +84,7 @@ def test_a_search_begins_no_trial_while_it_has_to_wait_and_gives_its_place_up(tm
     assert ended == [controller], "its place is taken"
     waits[0] = True
     assert isinstance(search.suggest("a"), dict), "what has begun goes on"
+    assert search.suggest("b") == "FINISHED", "with nothing left to begin there is nothing to wait for"
 
 
 @pytest.mark.ray
