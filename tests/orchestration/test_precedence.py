@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -91,34 +92,40 @@ def test_a_search_begins_no_trial_while_it_has_to_wait_and_gives_its_place_up(tm
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_sweep_with_a_higher_priority_overtakes(tmp_path, migrated_store):
-    """The lower one has all of a cluster of two cores; the higher one begins later and takes every place that becomes free."""
-    import shutil
+    """The lower one has all of a cluster of two cores; the higher one begins later and takes every place that becomes free.
 
+    Each knows of the other within two seconds, in which trials of the lower one may still begin.
+    """
     from ray.cluster_utils import Cluster
 
     from orchestration.home import Home
 
-    processes, homes = [], []
+    homes = [Home.locate(tmp_path / name / "home") for name in ("low", "high")]
+    for home in homes:
+        shutil.copy(migrated_store, home.root / "mlflow.db")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+
+    def sweep(home, trials, priority):
+        path = write_sweep(home.root.parent, trials=trials, epochs=3, train=160, sampler="random")
+        flags = ("--no-evaluation", "--address", cluster.address, "--stopping", "null", "--priority", str(priority))
+        return SweepProcess(path, home, home.root.parent / "log", flags)
+
     try:
-        for name, trials, priority in (("low", 8, 0), ("high", 2, 1)):
-            (tmp_path / name).mkdir()
-            home = Home.locate(tmp_path / name / "home")
-            shutil.copy(migrated_store, home.root / "mlflow.db")
-            path = write_sweep(tmp_path / name, trials=trials, epochs=3, train=160, sampler="random")
-            flags = ("--no-evaluation", "--address", cluster.address, "--stopping", "null", "--priority", str(priority))
-            process = SweepProcess(path, home, tmp_path / name / "log", flags)
-            processes.append(process.__enter__())
-            homes.append(home)
-            process.wait_until(lambda text: "trial 0: started" in text, 600, "its first trial")
-        low, high = processes
-        high.wait_until(lambda text: "2/2 trials over" in text, 900, "the end of the higher one's search")
-        begun = len(re.findall(r"trial \d+: started", low.text))
-        assert begun <= 5, low.text
-        assert low.wait(1200) == 0 and high.wait(300) == 0
+        with sweep(homes[0], 200, 0) as low:
+            low.wait_until(lambda text: "trial 0: started" in text, 600, "its first trial")
+            with sweep(homes[1], 12, 1) as high:
+                high.wait_until(lambda text: "sweep tiny: 12 trials" in text, 600, "its beginning")
+                before = begun(low.text)
+                high.wait_until(lambda text: "12/12 trials over" in text, 900, "the end of its search")
+                meanwhile = begun(low.text) - before
+                assert "200/200" not in low.text, "it was over too early to say anything"
+                assert meanwhile <= 6, low.text
+                low.wait_until(lambda text: begun(text) > before + meanwhile, 300, "a trial after the other sweep's last one")
+                assert high.wait(300) == 0
     finally:
-        for process in processes:
-            process.__exit__()
         cluster.shutdown()
-    for home, trials in zip(homes, (8, 2), strict=True):
-        assert_whole_record(home, "tiny", trials)
+    assert_whole_record(homes[1], "tiny", 12)
+
+
+def begun(text: str) -> int:
+    return len(re.findall(r"trial \d+: started", text))
