@@ -257,7 +257,7 @@ def _tune(
     if config.stopping is not None:
         stopping = EarlyStopping(config, plan.epochs, study)
     tell = None if cluster.is_local(workplace.address) else tell_arbiter
-    precedence = Precedence(plan.key, config.priority, tell)
+    precedence = Precedence(f"{plan.key} {start}", config.priority, tell)  # the same sweep may run in another home
     places = stopping or FreePlaces()
     idle = (lambda: None) if ahead is None else ahead.places_are_free
     searcher = StudySearch(config, study, lambda: listener.hopeless, search.deadline, stopping, asked, idle, places, precedence.has_to_wait)
