@@ -142,7 +142,8 @@ class SweepConfig(Config):
         0,
         ge=-1000,
         le=1000,
-        description="Among sweeps on one cluster: while one with a higher priority has trials that wait for room, this one begins none.",
+        description="Among sweeps on one cluster: while one with a higher priority has trials that wait for room, this one runs one "
+        "trial at a time.",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the search.")
     repeats: RepeatsConfig | None = Field(None, description="Training the best trials with further seeds; none: one seed decides.")

@@ -1,4 +1,5 @@
-"""Several sweeps on one cluster: one with a lower priority begins no trial while one with a higher priority has trials that wait for room.
+"""Several sweeps on one cluster: one with a lower priority runs one trial at a time while one with a higher priority has trials that wait
+for room.
 
 What trains goes on to its end. Sweeps of the same priority share the cluster as Ray does.
 """

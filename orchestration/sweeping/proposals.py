@@ -75,7 +75,8 @@ class StudySearch(Searcher):
         stopping: knows which trials that were stopped should go on.
         asked: room of the cluster, given back when no further trial begins.
         idle: called whenever a place is free and no trial begins.
-        places: told of places that no trial takes. has_to_wait: returns whether no trial shall begin now, for others' sake.
+        places: told of places that no trial takes. has_to_wait: returns whether no trial beside a
+            running one shall begin now, for others' sake.
     """
 
     def __init__(
@@ -118,7 +119,8 @@ class StudySearch(Searcher):
         if trial_id not in self.trials:
             if self.deadline.passed:
                 return self._no_more()
-            if self.begun < self.missing and self.has_to_wait():
+            # One trial goes on for others' sake too: without any, Tune would wait here and hold the places.
+            if self.begun < self.missing and len(self.over) < len(self.trials) and self.has_to_wait():
                 self._leave_place(True)
                 return None
             trial = self._go_on() or (self.study.ask() if self.begun < self.missing else None)
