@@ -66,6 +66,7 @@ class BesideTrials(Searcher):
             if fingerprint is None:
                 return proposed
             self._begun[trial_id] = fingerprint
+            self.trials.take_place()
         return {BASELINE: self._begun[trial_id]}
 
     def _next(self) -> str | None:

@@ -121,17 +121,17 @@ class StudySearch(Searcher):
                 return self._no_more()
             # One trial goes on for others' sake too: without any, Tune would wait here and hold the places.
             if self.begun < self.missing and len(self.over) < len(self.trials) and self.has_to_wait():
-                self._leave_place(True)
+                self._leave_place()
                 return None
             trial = self._go_on() or (self.study.ask() if self.begun < self.missing else None)
             if trial is None:
                 # What still trains may show that one that was stopped is among the best.
                 if self.stopping is not None and len(self.over) < len(self.trials):
                     self.idle()
-                    self._leave_place(True)
+                    self._leave_place()
                     return None
                 return self._no_more()
-            self._leave_place(False)
+            self.take_place()
             self.trials[trial_id] = trial
             self.begun += trial.number not in self.promoted
         trial = self.trials[trial_id]
@@ -143,9 +143,14 @@ class StudySearch(Searcher):
         passed = max((epoch for number in earlier for epoch in proxy_values(self.config, trials[number])), default=0)
         return {"values": values, "number": trial.number, FIRST: first, PASSED: passed}
 
-    def _leave_place(self, free: bool) -> None:
+    def take_place(self) -> None:
+        """Note that a place that was offered is taken, by a trial or by what is trained beside them."""
         if self.places is not None:
-            self.places.place_is_free(free)
+            self.places.place_is_free(False)
+
+    def _leave_place(self) -> None:
+        if self.places is not None:
+            self.places.place_is_free(True)
 
     def _no_more(self) -> str:
         if len(self.over) < len(self.trials):

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from ray.tune.schedulers import TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestration.home import Home, Workplace
@@ -57,6 +57,30 @@ def test_a_finished_baseline_and_one_that_is_a_trial_are_left_out(tmp_path, home
     beside.suggest("0")
     beside.trials.trials["0"].set_user_attr("fingerprint", baselines[1])
     assert beside.suggest("1") == Searcher.FINISHED
+
+
+def test_a_place_that_a_baseline_takes_is_not_given_up(tmp_path, home, monkeypatch):
+    """Else the process that the last trial leaves is ended, and the next baseline waits for a new one."""
+    ended, now = [], [0.0]
+    monkeypatch.setattr("orchestration.sweeping.free_places.end_idle_processes", ended.append)
+    monkeypatch.setattr(FIFOScheduler, "choose_trial_to_run", lambda *_: None)
+    config = load_sweep("ctrw_bounds_digits", {"num_trials": 1})
+    study = open_study(config, tmp_path)
+    places = EarlyStopping(config, 12, study)
+    places.clock = lambda: now[0]
+    search = StudySearch(config, study, stopping=places, places=places)
+    baselines = [config.baseline_experiment(recipe) for recipe in config.baselines]
+    beside = BesideTrials(search, [Listed(each.name, each) for each in baselines], Workplace(home), "start")
+    assert "number" in beside.suggest("0")
+    assert BASELINE in beside.suggest("1"), "the search waits for its trial, whose place is not the only one"
+    now[0] = 60.0
+    places.choose_trial_to_run(None)
+    assert not ended
+    beside.suggest("2")
+    assert beside.suggest("3") is None, "nothing is left to begin"
+    now[0] = 120.0
+    places.choose_trial_to_run(None)
+    assert len(ended) == 1
 
 
 def test_early_stopping_and_the_counts_leave_a_baseline_alone(tmp_path, home, capsys):
