@@ -173,6 +173,14 @@ def rayndom(address, *words, mode=None, environment=None, seconds=200):
     return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=seconds, check=False)
 
 
+def wait_for_jobs(address):
+    """Return once the head at an address takes jobs: its dashboard starts after it does."""
+    deadline = time.monotonic() + 300
+    while "no sweep was submitted" not in rayndom(address, "logs").stderr:
+        assert time.monotonic() < deadline
+        time.sleep(2)
+
+
 def wait_for(address, job, words, seconds):
     deadline = time.monotonic() + seconds
     while True:
@@ -221,10 +229,7 @@ def test_a_sweep_on_a_head_that_asks_for_a_token_is_stopped_and_resumed(private_
 @pytest.mark.timeout(900)
 def test_a_job_says_how_its_sweep_ended_and_a_wrong_token_is_one_message(private_head, home, tmp_path):
     head = private_head.dashboard
-    deadline = time.monotonic() + 200
-    while "no sweep was submitted" not in rayndom(head, "logs").stderr:
-        assert time.monotonic() < deadline
-        time.sleep(2)
+    wait_for_jobs(head)
     path = write_sweep(tmp_path, trials=2, epochs=1)
     program = f"{sys.executable} -m orchestration.cli"
     command = ("submit", str(path), "--no-evaluation", "--home", str(home.root), "--program", program, "--wait", "--stopping", "null")

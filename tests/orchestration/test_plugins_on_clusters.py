@@ -13,7 +13,7 @@ import pytest
 from orchestration import storage as storages
 from orchestration.home import Home
 from tests.orchestration.sweep_process import ROOT, SweepProcess
-from tests.orchestration.test_jobs import private_head, rayndom  # noqa: F401
+from tests.orchestration.test_jobs import private_head, rayndom, wait_for_jobs  # noqa: F401
 from tests.orchestration.test_plugins import EXAMPLE
 from tests.orchestration.test_storage_on_s3 import LACKING, URL, bucket, keys, other_node  # noqa: F401
 
@@ -60,10 +60,7 @@ def plugins_in(folder: Path) -> list[str]:
 
 def test_a_submitted_job_has_its_plugins(private_head, home, tmp_path):
     head = private_head.dashboard
-    deadline = time.monotonic() + 300
-    while "no sweep was submitted" not in rayndom(head, "logs").stderr:
-        assert time.monotonic() < deadline
-        time.sleep(2)
+    wait_for_jobs(head)
     flags = plugins_in(tmp_path / "here")
     (tmp_path / "plugged.yaml").write_text(SWEEP)
     program = f"{sys.executable} -m orchestration.cli"

@@ -54,6 +54,11 @@ class EncodedImages:
         return len(self.names)
 
 
+def missing(data_set: str, package: str, error: ImportError) -> UserError:
+    """Return what to say where the optional library of a data set is not installed."""
+    return UserError(f"data set {data_set!r} needs the package {package} ({error}): `pip install {package}`, or the extra `data`")
+
+
 def named_folder(root: Path, config: DataConfig) -> Path:
     """Return the folder of a data set that has no place of its own.
 

@@ -13,7 +13,7 @@ from models.file_content import read_content
 from trainers.data.array_files import RawImages
 from trainers.data.config import DataConfig
 from trainers.data.decoding import Progress
-from trainers.data.encoded_images import EncodedImages, Label, kinds_in, named_folder, raw_images, train_and_test
+from trainers.data.encoded_images import EncodedImages, Label, kinds_in, missing, named_folder, raw_images, train_and_test
 
 OLDEST = 4
 """Major version; older ones may execute a script of the folder."""
@@ -45,9 +45,7 @@ def _library() -> Any:
     try:
         import datasets  # Imported here: it is optional.
     except ImportError as error:
-        raise UserError(
-            f"data set 'hugging_face' needs the package datasets ({error}): `pip install datasets`, or the extra `data`"
-        ) from None
+        raise missing("hugging_face", "datasets", error) from None
     if int(datasets.__version__.split(".")[0]) < OLDEST:
         raise UserError(f"data set 'hugging_face' needs datasets {OLDEST} or newer, {datasets.__version__} is installed")
     return datasets

@@ -15,7 +15,7 @@ from models.file_content import check_ordinary
 from trainers.data.array_files import RawImages
 from trainers.data.config import DataConfig
 from trainers.data.decoding import Progress
-from trainers.data.encoded_images import EncodedImages, Label, kinds_in, named_folder, raw_images, train_and_test
+from trainers.data.encoded_images import EncodedImages, Label, kinds_in, missing, named_folder, raw_images, train_and_test
 from trainers.data.image_tree import IMAGE_SUFFIXES
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -41,9 +41,7 @@ def _library() -> Any:
     try:
         from webdataset import tariterators  # Imported here: it is optional.
     except ImportError as error:
-        raise UserError(
-            f"data set 'webdataset' needs the package webdataset ({error}): `pip install webdataset`, or the extra `data`"
-        ) from None
+        raise missing("webdataset", "webdataset", error) from None
     return tariterators
 
 
